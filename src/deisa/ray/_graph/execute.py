@@ -1,0 +1,117 @@
+"""Run one bundle: its tasks in order, or in threads where that pays."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+from dask._task_spec import GraphNode
+
+from deisa.ray._graph.bundles import Bundle
+from deisa.ray._graph.leaves import chunk_of
+
+THREADS_PAY_BYTES = 256 * 1024  # chunk bytes read by each task, from which on threads beat one
+THREADS_PAY_TASKS = 8  # tasks in a bundle that reads no chunks, likewise
+
+
+def threads_that_pay(bundle: Bundle, limit: int) -> int:
+    """How many threads a bundle is worth, at most `limit`: NumPy frees the interpreter on large arrays only."""
+    readers = sum(chunk_of(task) is not None for task in bundle.tasks)
+    if readers:
+        return min(limit, readers) if bundle.leaf_bytes >= readers * THREADS_PAY_BYTES else 1
+    return limit if len(bundle.tasks) >= THREADS_PAY_TASKS else 1
+
+
+def run_bundle(
+    tasks: Sequence[GraphNode],
+    given: Mapping[Hashable, Any],
+    outputs: Sequence[Sequence[Hashable]],
+    threads: int,
+) -> list[list[Any]]:
+    """Run tasks (in topological order) and return the groups of values asked for.
+
+    A value is dropped as soon as the last task of the bundle that needs it has run.
+    """
+    wanted = {key for group in outputs for key in group}
+    pending = Counter(key for task in tasks for key in task.dependencies)
+    values = dict(given)
+    if threads > 1:
+        _run_in_threads(tasks, values, pending, wanted, threads)
+    else:
+        for task in tasks:
+            values[task.key] = task({key: values[key] for key in task.dependencies})
+            _drop_used(task, values, pending, wanted)
+    return [[values[key] for key in group] for group in outputs]
+
+
+def _drop_used(
+    task: GraphNode, values: dict[Hashable, Any], pending: Counter[Hashable], wanted: set[Hashable]
+) -> None:
+    for key in task.dependencies:
+        pending[key] -= 1
+        if not pending[key] and key not in wanted:
+            del values[key]
+
+
+def _run_in_threads(
+    tasks: Sequence[GraphNode],
+    values: dict[Hashable, Any],
+    pending: Counter[Hashable],
+    wanted: set[Hashable],
+    threads: int,
+) -> None:
+    """Run tasks as their inputs become ready, the caller being one of the threads."""
+    users: dict[Hashable, list[GraphNode]] = defaultdict(list)
+    lacking: dict[Hashable, int] = {}
+    ready: queue.LifoQueue[GraphNode | None] = (
+        queue.LifoQueue()
+    )  # newest first: use values while they are warm
+    for task in reversed(tasks):
+        absent = [key for key in task.dependencies if key not in values]
+        lacking[task.key] = len(absent)
+        for key in absent:
+            users[key].append(task)
+        if not absent:
+            ready.put(task)
+    lock = threading.Lock()
+    left = len(tasks)
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        nonlocal left
+        while (task := ready.get()) is not None:
+            try:
+                with lock:
+                    inputs = {key: values[key] for key in task.dependencies}
+                value = task(inputs)
+                del inputs
+            except BaseException as error:
+                errors.append(error)
+                for _ in range(threads):
+                    ready.put(None)
+                return
+            with lock:
+                values[task.key] = value
+                _drop_used(task, values, pending, wanted)
+                left -= 1
+                finished = left == 0
+                for user in users.pop(task.key, ()):
+                    lacking[user.key] -= 1
+                    if not lacking[user.key]:
+                        ready.put(user)
+            if finished:
+                for _ in range(threads):
+                    ready.put(None)
+                return
+
+    helpers = [threading.Thread(target=work, name="deisa-bundle", daemon=True) for _ in range(threads - 1)]
+    for helper in helpers:
+        helper.start()
+    work()
+    for helper in helpers:
+        helper.join()
+    if errors:
+        raise errors[0]

@@ -1,0 +1,1 @@
+"""What decides: plain classes that take events and answer; no Ray, no Dask, no sockets."""

@@ -1,0 +1,121 @@
+"""What an agent tells the analytics; one event for a node and a timestep, never one for a chunk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from deisa.ray._state.layout import ArrayDescription
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeStats:
+    """What one bridge did until it closed.
+
+    Attributes
+    ----------
+    chunks : int
+        Chunks handed over.
+    bytes_handed_over : int
+    held_up_s : float
+        Time spent in ``send`` waiting for a free slot.
+    """
+
+    chunks: int = 0
+    bytes_handed_over: int = 0
+    held_up_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeJoined:
+    """A bridge has connected. `regions` numbers its chunks on this node, array by array."""
+
+    bridge_id: int
+    world_size: int
+    arrays: tuple[ArrayDescription, ...]
+    regions: dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class DtypeLearned:
+    """A bridge that announced no dtype for an array has sent its first chunk."""
+
+    bridge_id: int
+    array: str
+    dtype: np.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class StepComplete:
+    """Every chunk that this node owns of `array` has arrived for `timestep`.
+
+    `slots` follows the node's regions of that array, in increasing order of region.
+    """
+
+    array: str
+    timestep: int
+    slots: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OwnersPassed:
+    """Nothing older than `timestep` (None: nothing at all) will come of `array` from this node."""
+
+    array: str
+    timestep: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class StepTorn:
+    """Bridges `missing` moved past `timestep` without `array`, which others on this node sent."""
+
+    array: str
+    timestep: int
+    missing: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SendHeldUp:
+    """A rank waits for a free slot."""
+
+    bridge_id: int
+    array: str
+    timestep: int
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeClosed:
+    """A bridge has closed in order."""
+
+    bridge_id: int
+    stats: BridgeStats
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeLost:
+    """A bridge's connection ended without ``close``, or broke the protocol."""
+
+    bridge_id: int
+    last_timestep: int | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class AgentLost:
+    """The node's agent itself no longer answers."""
+
+    reason: str
+
+
+Event = (
+    BridgeJoined
+    | DtypeLearned
+    | StepComplete
+    | OwnersPassed
+    | StepTorn
+    | SendHeldUp
+    | BridgeClosed
+    | BridgeLost
+    | AgentLost
+)

@@ -1,0 +1,458 @@
+"""What an array is: boxes that tile a global shape, and the ways to say so.
+
+Each bridge describes its chunks by grid position (rows and columns of the grid must line up,
+their sizes may differ) or by offset. `describe_arrays` checks what one bridge can check by itself;
+`resolve_layout` checks the whole and turns positions into offsets.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import operator
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from deisa.ray.errors import (
+    BridgeIdError,
+    DescriptionError,
+    DescriptionMismatchError,
+    HoleError,
+    LayoutError,
+    OverlapError,
+    WorldSizeError,
+)
+
+Shape = tuple[int, ...]
+
+ACCEPTED_KEYS = frozenset(
+    {
+        "global_shape",
+        "chunk_shape",
+        "chunk_position",
+        "nb_chunks_per_dim",
+        "nb_chunks_of_node",
+        "offset",
+        "dtype",
+    }
+)
+MAX_CELLS = 10_000_000
+SHOWN_CULPRITS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkDescription:
+    """One chunk as its bridge describes it: a shape at a grid position or at an offset."""
+
+    shape: Shape
+    position: Shape | None = None
+    offset: Shape | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayDescription:
+    """One array as one bridge describes it.
+
+    Attributes
+    ----------
+    name : str
+    dtype : numpy.dtype or None
+        None when the bridge learns it with the first ``send``.
+    global_shape, grid : tuple of int or None
+        Elements and chunks along each dimension, where the bridge says so.
+    chunks : tuple of ChunkDescription
+        The chunks that this bridge owns, in the order of ``chunk_index``.
+    """
+
+    name: str
+    dtype: np.dtype | None
+    global_shape: Shape | None
+    grid: Shape | None
+    chunks: tuple[ChunkDescription, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A box of an array, owned by one bridge; `index` counts within that bridge's chunks."""
+
+    bridge_id: int
+    index: int
+    offset: Shape
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class ArrayLayout:
+    """A whole array: every chunk, and the grid of cells that Dask will see.
+
+    Where the chunks form a grid, a cell is a chunk; where they do not, a cell is the part
+    of one chunk between two neighbouring cuts of each dimension.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Elements along each dimension.
+    chunks : tuple of Chunk
+    cuts : tuple of tuple of int
+        Sizes of the cells along each dimension, as in ``dask.array.Array.chunks``.
+    cells : numpy.ndarray of int32
+        For each cell of the grid, the position in `chunks` of the chunk that holds it.
+    """
+
+    name: str
+    dtype: np.dtype | None
+    shape: Shape
+    chunks: tuple[Chunk, ...]
+    cuts: tuple[tuple[int, ...], ...]
+    cells: np.ndarray = field(repr=False)
+
+
+def describe_arrays(arrays_metadata: Mapping[str, Any]) -> tuple[ArrayDescription, ...]:
+    """Check one bridge's ``arrays_metadata`` and turn it into descriptions.
+
+    Parameters
+    ----------
+    arrays_metadata : mapping
+        Array name to a mapping (one chunk) or to a sequence of mappings (any number of chunks).
+
+    Raises
+    ------
+    DescriptionError
+        Naming the array and the key at fault.
+    """
+    if not isinstance(arrays_metadata, Mapping):
+        raise DescriptionError(
+            f"arrays_metadata must map array names to descriptions, got {type(arrays_metadata).__name__}"
+        )
+    return tuple(_describe_array(name, metadata) for name, metadata in arrays_metadata.items())
+
+
+def _describe_array(name: object, metadata: Any) -> ArrayDescription:
+    if not isinstance(name, str) or not name:
+        raise DescriptionError(f"array names must be non-empty strings, got {name!r}")
+    entries: Sequence[Any] = [metadata] if isinstance(metadata, Mapping) else metadata
+    if not isinstance(entries, list | tuple):
+        raise DescriptionError(
+            f"array {name!r}: describe it by a dict, or by a list of dicts for several chunks; "
+            f"got {type(metadata).__name__}"
+        )
+    parts = [_describe_chunk(name, entry) for entry in entries]
+    if not parts:
+        return ArrayDescription(name, None, None, None, ())
+    first = parts[0]
+    for other in parts[1:]:
+        for label, mine, theirs in zip(("dtype", "global_shape", "grid"), first, other, strict=False):
+            if mine != theirs:
+                raise DescriptionError(
+                    f"array {name!r}: two chunks of one bridge disagree on {label}: {mine} and {theirs}"
+                )
+    return ArrayDescription(name, *first[:3], tuple(part[3] for part in parts))
+
+
+def _describe_chunk(
+    name: str, entry: Any
+) -> tuple[np.dtype | None, Shape | None, Shape | None, ChunkDescription]:
+    if not isinstance(entry, Mapping):
+        raise DescriptionError(f"array {name!r}: a chunk is described by a dict, got {type(entry).__name__}")
+    unknown = sorted(map(str, entry.keys() - ACCEPTED_KEYS))
+    if unknown:
+        raise DescriptionError(
+            f"array {name!r}: unknown keys {', '.join(unknown)}; known are {', '.join(sorted(ACCEPTED_KEYS))}"
+        )
+    if "chunk_shape" not in entry:
+        raise DescriptionError(f"array {name!r}: 'chunk_shape' is missing")
+    shape = _shape(name, "chunk_shape", entry["chunk_shape"], minimum=1)
+    rank = len(shape)
+
+    def same_rank(key: str, minimum: int) -> Shape | None:
+        if entry.get(key) is None:
+            return None
+        value = _shape(name, key, entry[key], minimum)
+        if len(value) != rank:
+            raise DescriptionError(
+                f"array {name!r}: 'chunk_shape' {shape} has {rank} dimensions, {key!r} {value} has {len(value)}"
+            )
+        return value
+
+    global_shape = same_rank("global_shape", 1)
+    grid = same_rank("nb_chunks_per_dim", 1)
+    position = same_rank("chunk_position", 0)
+    offset = same_rank("offset", 0)
+    if "nb_chunks_of_node" in entry:
+        _index(name, "nb_chunks_of_node", entry["nb_chunks_of_node"], minimum=0)
+    if (position is None) == (offset is None):
+        raise DescriptionError(
+            f"array {name!r}: say where the chunk lies by either 'chunk_position' or 'offset' "
+            f"({'both' if position is not None else 'neither'} given)"
+        )
+    if offset is not None:
+        if global_shape is None:
+            raise DescriptionError(f"array {name!r}: 'offset' needs 'global_shape' beside it")
+        if any(o + s > g for o, s, g in zip(offset, shape, global_shape, strict=True)):
+            raise DescriptionError(
+                f"array {name!r}: chunk of shape {shape} at offset {offset} reaches beyond global_shape {global_shape}"
+            )
+    elif position is not None:
+        if grid is None and global_shape is None:
+            raise DescriptionError(
+                f"array {name!r}: 'chunk_position' needs 'nb_chunks_per_dim' or 'global_shape' beside it"
+            )
+        if grid is not None and any(p >= n for p, n in zip(position, grid, strict=True)):
+            raise DescriptionError(
+                f"array {name!r}: chunk_position {position} lies outside nb_chunks_per_dim {grid}"
+            )
+        if global_shape is not None and any(s > g for s, g in zip(shape, global_shape, strict=True)):
+            raise DescriptionError(
+                f"array {name!r}: chunk_shape {shape} is larger than global_shape {global_shape}"
+            )
+    return _dtype(name, entry.get("dtype")), global_shape, grid, ChunkDescription(shape, position, offset)
+
+
+def _shape(name: str, key: str, value: Any, minimum: int) -> Shape:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise DescriptionError(f"array {name!r}: {key!r} must be a tuple of integers, got {value!r}")
+    return tuple(_index(name, key, item, minimum) for item in value)
+
+
+def _index(name: str, key: str, value: Any, minimum: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError as exc:
+        raise DescriptionError(f"array {name!r}: {key!r} must hold integers, got {value!r}") from exc
+    if number < minimum:
+        hint = "; a bridge without a chunk of it leaves the array out" if key == "chunk_shape" else ""
+        raise DescriptionError(f"array {name!r}: {key!r} holds {number}, at least {minimum} is needed{hint}")
+    return number
+
+
+def _dtype(name: str, value: Any) -> np.dtype | None:
+    if value is None:
+        return None
+    try:
+        dtype = np.dtype(value)
+    except TypeError as exc:
+        raise DescriptionError(f"array {name!r}: {value!r} is not a NumPy dtype") from exc
+    require_fixed_size(name, dtype)
+    return dtype
+
+
+def require_fixed_size(name: str, dtype: np.dtype) -> None:
+    """Raise `DescriptionError` for dtypes whose elements are pointers or have no size."""
+    if dtype.hasobject or dtype.itemsize == 0 or not isinstance(dtype, np.dtype) or dtype.kind == "T":
+        raise DescriptionError(
+            f"array {name!r}: dtype {dtype!r} has no fixed size; use a numeric, datetime, 'S<n>', 'U<n>' "
+            "or structured dtype"
+        )
+
+
+def missing_bridges(registered: Iterable[int], world_size: int) -> str:
+    """Say which bridges are not there yet, as in ``bridges 2 and 3 of 4``."""
+    missing = sorted(set(range(world_size)) - set(registered))
+    return f"{name_bridges(missing)} of {world_size}"
+
+
+def name_bridges(ids: Iterable[int]) -> str:
+    """Write bridge ids for a message: ``bridge 2``, ``bridges 2 and 3``, ``bridges 2, 3, 4 ...``."""
+    listed = sorted(set(ids))
+    shown = [str(i) for i in listed[: SHOWN_CULPRITS * 2]]
+    if len(listed) > len(shown):
+        return f"bridges {', '.join(shown)} ... ({len(listed)} in all)"
+    if len(shown) == 1:
+        return f"bridge {shown[0]}"
+    return f"bridges {', '.join(shown[:-1])} and {shown[-1]}"
+
+
+def check_bridge_ids(bridges: Sequence[tuple[int, int]]) -> None:
+    """Check ``(bridge_id, world_size)`` pairs of the bridges that have registered so far.
+
+    Raises
+    ------
+    WorldSizeError
+        When the bridges announce different world sizes.
+    BridgeIdError
+        When an id is taken twice or lies outside ``0 .. world_size - 1``.
+    """
+    by_size: dict[int, list[int]] = defaultdict(list)
+    for bridge_id, world_size in bridges:
+        by_size[world_size].append(bridge_id)
+    if len(by_size) > 1:
+        said = "; ".join(f"{name_bridges(ids)} said {size}" for size, ids in sorted(by_size.items()))
+        raise WorldSizeError(f"bridges disagree on world_size: {said}")
+    for world_size, ids in by_size.items():
+        duplicates = sorted({i for i in ids if ids.count(i) > 1}) if len(set(ids)) < len(ids) else []
+        if duplicates:
+            raise BridgeIdError(
+                f"bridge_id {duplicates[0]} was registered {ids.count(duplicates[0])} times; "
+                "every Bridge needs an id of its own (usually the rank)"
+            )
+        outside = sorted(i for i in ids if not 0 <= i < world_size)
+        if outside:
+            raise BridgeIdError(
+                f"bridge_id {outside[0]} lies outside 0..{world_size - 1} (world_size is {world_size})"
+            )
+
+
+def resolve_layout(
+    registrations: Mapping[int, Sequence[ArrayDescription]],
+) -> dict[str, ArrayLayout]:
+    """Check that the descriptions of all bridges make whole arrays, and place every chunk.
+
+    Parameters
+    ----------
+    registrations : mapping of int to sequence of ArrayDescription
+        What each bridge announced, by bridge id.
+
+    Raises
+    ------
+    LayoutError
+        `DescriptionMismatchError`, `OverlapError` or `HoleError`, naming bridges and positions.
+    """
+    by_array: dict[str, list[tuple[int, ArrayDescription]]] = defaultdict(list)
+    for bridge_id in sorted(registrations):
+        for description in registrations[bridge_id]:
+            if description.chunks:
+                by_array[description.name].append((bridge_id, description))
+    return {name: _resolve_array(name, described) for name, described in by_array.items()}
+
+
+def _resolve_array(name: str, described: Sequence[tuple[int, ArrayDescription]]) -> ArrayLayout:
+    dtype = _agreed(name, "dtype", [(b, d.dtype) for b, d in described])
+    global_shape = _agreed(name, "global_shape", [(b, d.global_shape) for b, d in described])
+    grid = _agreed(name, "nb_chunks_per_dim", [(b, d.grid) for b, d in described])
+    _agreed(name, "number of dimensions", [(b, len(d.chunks[0].shape)) for b, d in described])
+    _agreed(
+        name,
+        "way to place chunks (chunk_position or offset)",
+        [
+            (b, "chunk_position" if c.position is not None else "offset")
+            for b, d in described
+            for c in d.chunks
+        ],
+    )
+    owned = [(b, i, c) for b, d in described for i, c in enumerate(d.chunks)]
+    if owned[0][2].position is not None:
+        return _from_positions(name, dtype, global_shape, grid, owned)
+    return _from_offsets(name, dtype, global_shape, owned)
+
+
+def _agreed(name: str, what: str, said: Sequence[tuple[int, Any]]) -> Any:
+    values: dict[Any, list[int]] = defaultdict(list)
+    for bridge_id, value in said:
+        values[value].append(bridge_id)
+    if len(values) > 1:
+        told = "; ".join(f"{name_bridges(ids)}: {value}" for value, ids in values.items())
+        raise DescriptionMismatchError(f"array {name!r}: the {what} differs between bridges: {told}")
+    return next(iter(values))
+
+
+_Owned = tuple[int, int, ChunkDescription]
+
+
+def _from_positions(
+    name: str, dtype: np.dtype | None, global_shape: Shape | None, grid: Shape | None, owned: Sequence[_Owned]
+) -> ArrayLayout:
+    rank = len(owned[0][2].shape)
+    positions = [c.position or () for _, _, c in owned]
+    if grid is None:
+        grid = tuple(max(p[d] for p in positions) + 1 for d in range(rank))
+    owner_at: dict[Shape, int] = {}
+    for (bridge_id, _, _), position in zip(owned, positions, strict=True):
+        if position in owner_at:
+            raise OverlapError(
+                f"array {name!r}: chunk position {position} belongs to both bridge {owner_at[position]} "
+                f"and bridge {bridge_id}"
+            )
+        owner_at[position] = bridge_id
+    count = math.prod(grid)
+    if len(owner_at) != count:
+        absent = list(
+            itertools.islice(
+                (p for p in itertools.product(*map(range, grid)) if p not in owner_at), SHOWN_CULPRITS
+            )
+        )
+        raise HoleError(
+            f"array {name!r}: no bridge owns chunk position{'s' if count - len(owner_at) > 1 else ''} "
+            f"{', '.join(map(str, absent))}"
+            f"{' ...' if count - len(owner_at) > len(absent) else ''} of grid {grid}: "
+            f"{len(owner_at)} of {count} chunks are described"
+        )
+    sizes: list[list[int]] = [[0] * n for n in grid]
+    first_at: list[dict[int, int]] = [{} for _ in grid]
+    for (bridge_id, _, chunk), position in zip(owned, positions, strict=True):
+        for d in range(rank):
+            known = sizes[d][position[d]]
+            if known and known != chunk.shape[d]:
+                raise DescriptionMismatchError(
+                    f"array {name!r}: chunks at index {position[d]} of dimension {d} must have one size there: "
+                    f"bridge {first_at[d][position[d]]} says {known}, bridge {bridge_id} says {chunk.shape[d]}"
+                )
+            sizes[d][position[d]] = chunk.shape[d]
+            first_at[d].setdefault(position[d], bridge_id)
+    shape = tuple(sum(s) for s in sizes)
+    if global_shape is not None and shape != global_shape:
+        raise (HoleError if any(s < g for s, g in zip(shape, global_shape, strict=True)) else OverlapError)(
+            f"array {name!r}: the chunks make an array of shape {shape}, global_shape is {global_shape}"
+        )
+    starts = [list(itertools.accumulate(s, initial=0)) for s in sizes]
+    chunks = tuple(
+        Chunk(bridge_id, index, tuple(starts[d][position[d]] for d in range(rank)), chunk.shape)
+        for (bridge_id, index, chunk), position in zip(owned, positions, strict=True)
+    )
+    cells = np.empty(grid, dtype=np.int32)
+    for number, position in enumerate(positions):
+        cells[position] = number
+    return ArrayLayout(name, dtype, shape, chunks, tuple(map(tuple, sizes)), cells)
+
+
+def _from_offsets(
+    name: str, dtype: np.dtype | None, shape: Shape | None, owned: Sequence[_Owned]
+) -> ArrayLayout:
+    chunks = tuple(Chunk(bridge_id, index, c.offset or (), c.shape) for bridge_id, index, c in owned)
+    shape = shape or ()
+    rank = len(shape)
+    edges = [
+        np.unique([0, shape[d], *(c.offset[d] for c in chunks), *(c.offset[d] + c.shape[d] for c in chunks)])
+        for d in range(rank)
+    ]
+    grid = tuple(len(e) - 1 for e in edges)
+    if math.prod(grid) > MAX_CELLS:
+        raise LayoutError(
+            f"array {name!r}: {len(chunks)} chunks cut the array into {math.prod(grid)} cells, more than "
+            f"{MAX_CELLS}; align the chunks' edges"
+        )
+    cells = np.full(grid, -1, dtype=np.int32)
+    for number, chunk in enumerate(chunks):
+        region = tuple(
+            slice(*np.searchsorted(edges[d], (chunk.offset[d], chunk.offset[d] + chunk.shape[d])))
+            for d in range(rank)
+        )
+        taken = cells[region]
+        if np.any(taken >= 0):
+            other = chunks[int(np.max(taken))]
+            raise OverlapError(
+                f"array {name!r}: bridge {other.bridge_id}'s chunk at offset {other.offset} of shape {other.shape} "
+                f"overlaps bridge {chunk.bridge_id}'s at offset {chunk.offset} of shape {chunk.shape}"
+            )
+        cells[region] = number
+    if np.any(cells < 0):
+        hole = np.argwhere(cells < 0)[0]
+        start = tuple(int(edges[d][hole[d]]) for d in range(rank))
+        stop = tuple(int(edges[d][hole[d] + 1]) for d in range(rank))
+        raise HoleError(
+            f"array {name!r}: no chunk covers elements {start} to {stop} of global_shape {shape} "
+            f"({name_bridges(c.bridge_id for c in chunks)} described {len(chunks)} chunks)"
+        )
+    cuts = tuple(tuple(int(n) for n in np.diff(e)) for e in edges)
+    return ArrayLayout(name, dtype, shape, chunks, cuts, cells)
+
+
+def check_whole(bridges: Mapping[int, int]) -> None:
+    """Check that ids (mapped to their world sizes) are exactly ``0 .. world_size - 1``."""
+    check_bridge_ids(list(bridges.items()))
+    world_size = next(iter(bridges.values()), 0)
+    if len(bridges) != world_size:
+        raise BridgeIdError(f"waiting for {missing_bridges(bridges, world_size)}")

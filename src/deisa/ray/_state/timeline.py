@@ -1,0 +1,224 @@
+"""Which callback runs for which timestep, and with which windows.
+
+The nodes' events go in; `next_firing` says what to run now. Two facts about an array decide
+everything: its complete timesteps, which come in increasing order because every bridge sends in
+order, and how far it is *resolved*: at a timestep at or before which nothing more can
+become complete. A callback that has something to look at in timestep t is a *candidate* at t
+until it fires or can no longer fire.
+
+Ready callbacks run earliest timestep first, then in the order of registration. A callback is
+never held up for another one that is not ready: bridges that send one array only now and then
+must not stop the others.
+"""
+
+from __future__ import annotations
+
+import bisect
+import heapq
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from deisa.ray._state.events import OwnersPassed, StepComplete, StepTorn
+from deisa.ray._state.layout import name_bridges
+from deisa.ray.errors import IncompleteTimestepError
+
+When = Literal["AND", "OR"]
+NEVER = -math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """What one callback asked for: ``(array, window size)`` pairs, and AND or OR."""
+
+    windows: tuple[tuple[str, int], ...]
+    when: When
+
+
+@dataclass(frozen=True, slots=True)
+class Firing:
+    """Run callback number `callback` for `timestep`; `windows` are timesteps, oldest first."""
+
+    callback: int
+    timestep: int
+    windows: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CompleteStep:
+    """A whole array at a timestep, with the slots of each node that hold it."""
+
+    array: str
+    timestep: int
+    slots: Mapping[str, tuple[int, ...]]
+
+
+@dataclass(slots=True)
+class _Array:
+    owners: Mapping[str, tuple[int, ...]]  # node -> bridges on it that own chunks of this array
+    passed: dict[str, float]  # node -> nothing older comes from it
+    arrived: dict[int, dict[str, tuple[int, ...]]] = field(default_factory=dict)  # not complete yet
+    complete: list[int] = field(default_factory=list)  # those that a window may still need
+    first: float = math.inf
+    resolved: float = NEVER  # the last timestep at which nothing more can become complete
+    seen: int = 0
+
+
+class Timeline:
+    """Turns what the nodes report into callbacks to run.
+
+    Parameters
+    ----------
+    owners : mapping of str to mapping of str to tuple of int
+        For each array and node, the bridges that own chunks of it there.
+    subscriptions : sequence of Subscription
+        In the order of registration; only arrays in `owners` may be named.
+    """
+
+    def __init__(
+        self, owners: Mapping[str, Mapping[str, tuple[int, ...]]], subscriptions: Sequence[Subscription]
+    ) -> None:
+        self._subscriptions = tuple(subscriptions)
+        self._arrays = {
+            name: _Array(by_node, dict.fromkeys(by_node, NEVER)) for name, by_node in owners.items()
+        }
+        self._users: dict[str, list[int]] = defaultdict(list)
+        for number, subscription in enumerate(self._subscriptions):
+            for name in {array for array, _ in subscription.windows}:
+                self._users[name].append(number)
+        self._candidates: list[set[int]] = [set() for _ in self._subscriptions]
+        self._ready: list[tuple[int, int]] = []
+
+    def step_complete(self, node: str, event: StepComplete) -> CompleteStep | None:
+        """A node has all its chunks; returns the step when every node has, else None."""
+        array = self._arrays[event.array]
+        by_node = array.arrived.setdefault(event.timestep, {})
+        by_node[node] = event.slots
+        if len(by_node) < len(array.owners):
+            return None
+        del array.arrived[event.timestep]
+        array.complete.append(event.timestep)
+        array.first = min(array.first, event.timestep)
+        array.resolved = max(array.resolved, event.timestep)
+        array.seen += 1
+        for number in self._users[event.array]:
+            self._candidates[number].add(event.timestep)
+        self._decide(event.array)
+        return CompleteStep(event.array, event.timestep, by_node)
+
+    def owners_passed(self, node: str, event: OwnersPassed) -> None:
+        """Nothing older than the event's timestep comes of an array from a node.
+
+        Raises
+        ------
+        IncompleteTimestepError
+            When another node has chunks of a timestep that this node has skipped.
+        """
+        array = self._arrays[event.array]
+        before = array.passed[node]
+        array.passed[node] = passed = math.inf if event.timestep is None else event.timestep
+        for timestep in sorted(array.arrived):
+            if timestep < passed and node not in array.arrived[timestep]:
+                raise self._torn(event.array, timestep, array.owners[node])
+        if before < array.resolved + 1:  # this node may have been the last one
+            resolved = min(array.passed.values()) - 1
+            if resolved > array.resolved:
+                array.resolved = resolved
+                self._decide(event.array)
+
+    def step_torn(self, event: StepTorn) -> IncompleteTimestepError:
+        """Build the error for bridges that skipped a timestep which their neighbours sent."""
+        return self._torn(event.array, event.timestep, event.missing)
+
+    @staticmethod
+    def _torn(array: str, timestep: int, missing: Iterable[int]) -> IncompleteTimestepError:
+        return IncompleteTimestepError(
+            f"array {array!r} at timestep {timestep}: {name_bridges(missing)} moved on without sending it, "
+            "other bridges sent it; every bridge that owns a chunk of an array must send it at the same timesteps"
+        )
+
+    def _decide(self, array: str) -> None:
+        for number in self._users[array]:
+            subscription = self._subscriptions[number]
+            for timestep in sorted(self._candidates[number]):
+                verdict = self._verdict(subscription, timestep)
+                if verdict is None:
+                    continue
+                self._candidates[number].discard(timestep)
+                if verdict:
+                    heapq.heappush(self._ready, (timestep, number))
+
+    def _verdict(self, subscription: Subscription, timestep: int) -> bool | None:
+        """Whether a callback fires at a timestep: yes, no, or (None) not known yet."""
+        arrays = [self._arrays[name] for name, _ in subscription.windows]
+        complete = [_contains(array.complete, timestep) for array in arrays]
+        if all(complete):
+            return True
+        resolved = [array.resolved >= timestep for array in arrays]
+        if subscription.when == "AND":
+            skipped = any(done and not whole for whole, done in zip(complete, resolved, strict=True))
+            return False if skipped else None
+        return all(array.first <= timestep for array in arrays) if all(resolved) else None
+
+    def next_firing(self) -> Firing | None:
+        """Take the callback to run now, or None when nothing is ready."""
+        if not self._ready:
+            return None
+        timestep, number = heapq.heappop(self._ready)
+        windows = []
+        for name, size in self._subscriptions[number].windows:
+            complete = self._arrays[name].complete
+            end = bisect.bisect_right(complete, timestep)
+            windows.append(tuple(complete[max(0, end - size) : end]))
+        return Firing(number, timestep, tuple(windows))
+
+    def forget(self) -> list[tuple[str, int]]:
+        """Drop the complete timesteps that no window can need any more, and return them."""
+        dropped = []
+        for name, array in self._arrays.items():
+            keep = len(array.complete)
+            for number in self._users[name]:
+                keep = min(keep, self._oldest_needed(name, array, number))
+            dropped += [(name, timestep) for timestep in array.complete[:keep]]
+            del array.complete[:keep]
+        return dropped
+
+    def _oldest_needed(self, name: str, array: _Array, number: int) -> int:
+        """Position in `array.complete` of the first timestep that a callback may still be given."""
+        subscription = self._subscriptions[number]
+        size = max(size for array_name, size in subscription.windows if array_name == name)
+        # An AND callback fires next with a timestep of this array that is still to come.
+        needed = len(array.complete) - (size if subscription.when == "OR" else size - 1)
+        waiting = [*self._candidates[number], *(t for t, n in self._ready if n == number)]
+        for timestep in waiting:
+            needed = min(needed, bisect.bisect_right(array.complete, timestep) - size)
+        return max(0, needed)
+
+    @property
+    def resolved_entirely(self) -> bool:
+        """Whether nothing more can become complete and nothing is left to run."""
+        return not self._ready and all(array.resolved == math.inf for array in self._arrays.values())
+
+    def arrays_of(self, callback: int) -> tuple[str, ...]:
+        """The arrays of a callback's windows, in their order."""
+        return tuple(name for name, _ in self._subscriptions[callback].windows)
+
+    def timesteps_seen(self) -> dict[str, int]:
+        """How many complete timesteps each array has had."""
+        return {name: array.seen for name, array in self._arrays.items()}
+
+    def waiting_for(self) -> str:
+        """Say which arrays lack which nodes' chunks, for a log line."""
+        parts = []
+        for name, array in self._arrays.items():
+            for timestep, by_node in sorted(array.arrived.items()):
+                absent = [b for node, bridges in array.owners.items() if node not in by_node for b in bridges]
+                parts.append(f"{name!r} at timestep {timestep} from {name_bridges(absent)}")
+        return "; ".join(parts) or "the next timestep"
+
+
+def _contains(ordered: Sequence[int], value: int) -> bool:
+    position = bisect.bisect_left(ordered, value)
+    return position < len(ordered) and ordered[position] == value

@@ -1,0 +1,136 @@
+"""Chunk memory: sealed memfds, and the slots laid out in them."""
+
+from __future__ import annotations
+
+import fcntl
+import math
+import mmap
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from deisa.ray._state.layout import Shape
+from deisa.ray._transport.messages import RegionSpec
+from deisa.ray.errors import MemoryBoundError, ProtocolError
+
+PAGE_BYTES = mmap.PAGESIZE
+
+
+def create_segment(name: str, nbytes: int) -> int:
+    """Create anonymous shared memory that can never change size; returns its descriptor."""
+    descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(descriptor, nbytes)
+        fcntl.fcntl(
+            descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+        )
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def lay_out(
+    chunks: Sequence[tuple[int, Shape, np.dtype, int]], segment: int = 0
+) -> tuple[list[RegionSpec], int]:
+    """Place the slots of several chunks, given as (region, shape, dtype, slots), in one segment.
+
+    Every slot starts on a page of its own. Returns the regions and the segment's size in bytes.
+    """
+    regions = []
+    base = 0
+    for region, shape, dtype, slots in chunks:
+        slot_bytes = slot_size(shape, dtype)
+        strides = tuple(int(n) for n in contiguous_strides(shape, dtype.itemsize))
+        regions.append(RegionSpec(region, segment, base, slot_bytes, slots, shape, strides, dtype))
+        base += slot_bytes * slots
+    return regions, base
+
+
+def slot_size(shape: Shape, dtype: np.dtype) -> int:
+    """Bytes of one slot: the chunk, rounded up to whole pages."""
+    return -(-math.prod(shape) * dtype.itemsize // PAGE_BYTES) * PAGE_BYTES
+
+
+def contiguous_strides(shape: Shape, itemsize: int) -> Shape:
+    """Strides in bytes of a C-contiguous array."""
+    strides = []
+    step = itemsize
+    for n in reversed(shape):
+        strides.append(step)
+        step *= n
+    return tuple(reversed(strides))
+
+
+def map_segment(descriptor: int, nbytes: int, *, writable: bool) -> mmap.mmap:
+    """Map a whole segment; the descriptor can be closed afterwards.
+
+    Raises
+    ------
+    ProtocolError
+        When the segment is smaller than announced: touching it would kill the process.
+    """
+    actual = os.fstat(descriptor).st_size
+    if actual < nbytes:
+        raise ProtocolError(f"a memory segment has {actual} bytes, {nbytes} were announced")
+    protection = mmap.PROT_READ | mmap.PROT_WRITE if writable else mmap.PROT_READ
+    return mmap.mmap(descriptor, nbytes, flags=mmap.MAP_SHARED, prot=protection)
+
+
+def slot_view(memory: object, spec: RegionSpec, slot: int) -> np.ndarray:
+    """Return one slot of a region as an array over mapped memory."""
+    return np.ndarray(
+        spec.shape,
+        spec.dtype,
+        buffer=memory,  # type: ignore[arg-type]
+        offset=spec.base + slot * spec.slot_bytes,
+        strides=spec.strides,
+    )
+
+
+def touch(memory: mmap.mmap) -> None:
+    """Fault every page in, so that no later copy pays for it and pages lie near the caller."""
+    np.frombuffer(memory, dtype=np.uint8)[::PAGE_BYTES] = 0
+
+
+def available_bytes() -> int:
+    """Memory that this node can still give: the kernel's estimate, or less under a cgroup limit."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            available = int(line.split()[1]) * 1024
+            break
+    else:
+        available = os.sysconf("SC_AVPHYS_PAGES") * PAGE_BYTES
+    for limit_file, used_file in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            limit, used = Path(limit_file).read_text().strip(), Path(used_file).read_text().strip()
+        except OSError:
+            continue
+        if limit.isdigit():
+            available = min(available, int(limit) - int(used))
+    return max(0, available)
+
+
+def check_fits(needed: int, fraction: float, what: str) -> None:
+    """Raise `MemoryBoundError` when `needed` bytes exceed the allowed part of this node's memory."""
+    available = available_bytes()
+    if needed > available * fraction:
+        raise MemoryBoundError(
+            f"{what} needs {human_bytes(needed)} of chunk memory, but only {human_bytes(available * fraction)} may "
+            f"be used on this node ({fraction:.0%} of {human_bytes(available)} available); use smaller windows, "
+            "a smaller max_simulation_ahead, fewer ranks per node, or raise memory_fraction"
+        )
+
+
+def human_bytes(count: float) -> str:
+    """Write a number of bytes for people, as in ``1.5 GiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"

@@ -1,0 +1,406 @@
+"""The messages between rank and agent, and how they become bytes.
+
+On the wire a message is a little-endian 32-bit length and a msgpack array: a message code and the
+fields in the order of the class. File descriptors travel beside the first byte of the message that
+counts them. Nothing received is ever unpickled; every field is checked before it is used, so a
+message that has been decoded is valid in form.
+
+::
+
+    rank -> agent                         agent -> rank
+    -------------                         -------------
+    Hello      who, and which chunks      Progress   still waiting, for whom
+    Learned    dtype of an array          Slots      regions of memory, with descriptors
+    Put        a chunk lies in a slot     Start      the arrays asked for
+    HeldUp     no slot free               Free       slots to use again
+    Advance    nothing older will come    Fail       the session is over, and why
+    Close      the end
+
+    reader -> agent                       agent -> reader
+    ---------------                       ---------------
+    Attach     map the chunk memory       Slots, then Attached
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import msgpack
+import numpy as np
+
+from deisa.ray._state.events import BridgeStats
+from deisa.ray._state.layout import ArrayDescription, ChunkDescription, Shape, require_fixed_size
+from deisa.ray.errors import LayoutError, ProtocolError
+
+PROTOCOL_VERSION = 1
+MAX_MESSAGE_BYTES = 16 * 2**20
+MAX_CHUNKS_PER_MESSAGE = 100_000
+_LENGTH = struct.Struct("<I")
+_INT64 = range(-(2**63), 2**63)
+
+
+@dataclass(frozen=True, slots=True)
+class RegionSpec:
+    """Where the slots of one chunk lie.
+
+    The chunk at slot ``s`` starts at byte ``base + s * slot_bytes`` of descriptor number
+    `segment`, with the given strides (bytes): a chunk may lie inside a larger box.
+    """
+
+    region: int
+    segment: int
+    base: int
+    slot_bytes: int
+    slots: int
+    shape: Shape
+    strides: Shape
+    dtype: np.dtype
+
+
+class Message:
+    """Base of all messages; `code` is its number on the wire."""
+
+    code: ClassVar[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Hello(Message):
+    code: ClassVar[int] = 1
+    version: int
+    bridge_id: int
+    world_size: int
+    arrays: tuple[ArrayDescription, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Learned(Message):
+    code: ClassVar[int] = 2
+    array: str
+    dtype: np.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Put(Message):
+    code: ClassVar[int] = 3
+    region: int
+    timestep: int
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class HeldUp(Message):
+    code: ClassVar[int] = 4
+    region: int
+    timestep: int
+
+
+@dataclass(frozen=True, slots=True)
+class Advance(Message):
+    code: ClassVar[int] = 5
+    timestep: int
+
+
+@dataclass(frozen=True, slots=True)
+class Close(Message):
+    code: ClassVar[int] = 6
+    stats: BridgeStats
+
+
+@dataclass(frozen=True, slots=True)
+class Attach(Message):
+    code: ClassVar[int] = 7
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progress(Message):
+    code: ClassVar[int] = 16
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Slots(Message):
+    """Regions of memory; their `segment` numbers count the descriptors that come along."""
+
+    code: ClassVar[int] = 17
+    descriptors: int
+    sizes: tuple[int, ...]
+    regions: tuple[RegionSpec, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Start(Message):
+    """The session has started; `regions` gives this bridge's region numbers by array."""
+
+    code: ClassVar[int] = 18
+    regions: dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Free(Message):
+    code: ClassVar[int] = 19
+    slots: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fail(Message):
+    code: ClassVar[int] = 20
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Attached(Message):
+    """Everything is mapped; `quiet_s` says how long the agent has not heard from its analytics."""
+
+    code: ClassVar[int] = 21
+    agent_id: str
+    quiet_s: float
+
+
+MESSAGES: dict[int, type[Message]] = {
+    cls.code: cls
+    for cls in (
+        Hello, Learned, Put, HeldUp, Advance, Close, Attach,
+        Progress, Slots, Start, Free, Fail, Attached,
+    )
+}  # fmt: skip
+
+
+def encode(message: Message) -> bytes:
+    """Turn a message into a frame: length, code, fields."""
+    fields = [_plain(getattr(message, f.name)) for f in dataclasses.fields(message)]  # type: ignore[arg-type]
+    return frame([message.code, *fields])
+
+
+def frame(payload: list[Any]) -> bytes:
+    """Pack a message that is already plain lists and numbers; the hot path of `send` uses this."""
+    body = msgpack.packb(payload)
+    if len(body) > MAX_MESSAGE_BYTES:
+        raise ProtocolError(
+            f"a message of {len(body)} bytes is larger than the limit of {MAX_MESSAGE_BYTES}; "
+            "the bridge describes too many chunks"
+        )
+    return _LENGTH.pack(len(body)) + body
+
+
+def decode(body: bytes | memoryview) -> Message:
+    """Turn the bytes of one message into a checked message.
+
+    Raises
+    ------
+    ProtocolError
+        For anything that is not exactly one well-formed message.
+    """
+    try:
+        payload = msgpack.unpackb(body, use_list=True, raw=False, strict_map_key=True)
+    except Exception as exc:  # msgpack raises many kinds; all of them mean the same here
+        raise ProtocolError(f"received bytes that are no message: {exc}") from exc
+    if not isinstance(payload, list) or not payload or not isinstance(payload[0], int):
+        raise ProtocolError("received bytes that are no message: expected a code and fields")
+    cls = MESSAGES.get(payload[0])
+    if cls is None:
+        raise ProtocolError(f"received a message with unknown code {payload[0]}")
+    names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    if len(payload) - 1 != len(names):
+        raise ProtocolError(f"{cls.__name__} has {len(names)} fields, received {len(payload) - 1}")
+    try:
+        return cls(*[_READ[cls.__name__, n](v) for n, v in zip(names, payload[1:], strict=True)])
+    except (TypeError, ValueError, OverflowError, RecursionError, LayoutError) as exc:
+        raise ProtocolError(f"received a malformed {cls.__name__}: {exc}") from exc
+
+
+class FrameBuffer:
+    """Cuts a stream of bytes into messages, holding at most one unfinished message."""
+
+    def __init__(self) -> None:
+        self._pending = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[Message]:
+        """Add received bytes and yield every message that is whole."""
+        self._pending += data
+        start = 0
+        try:
+            while len(self._pending) - start >= _LENGTH.size:
+                (length,) = _LENGTH.unpack_from(self._pending, start)
+                if length > MAX_MESSAGE_BYTES:
+                    raise ProtocolError(
+                        f"a message of {length} bytes exceeds the limit of {MAX_MESSAGE_BYTES}"
+                    )
+                end = start + _LENGTH.size + length
+                if len(self._pending) < end:
+                    break
+                body = bytes(self._pending[start + _LENGTH.size : end])
+                start = end
+                yield decode(body)
+        finally:
+            del self._pending[:start]
+
+
+# Writing: dataclasses become lists of their fields, dtypes their NumPy description.
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.dtype):
+        return _plain(np.lib.format.dtype_to_descr(value))
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if dataclasses.is_dataclass(value):
+        return [_plain(getattr(value, f.name)) for f in dataclasses.fields(value)]
+    return value
+
+
+# Reading: one small function for each kind of field.
+
+
+def _integer(value: Any) -> int:
+    if type(value) is not int or value not in _INT64:
+        raise TypeError(f"expected an integer, got {value!r:.60}")
+    return value
+
+
+def _natural(value: Any) -> int:
+    if _integer(value) < 0:
+        raise ValueError(f"expected a number of at least 0, got {value}")
+    return value
+
+
+def _seconds(value: Any) -> float:
+    if type(value) is not float or not value >= 0:
+        raise TypeError(f"expected seconds, got {value!r:.60}")
+    return value
+
+
+def _text(value: Any) -> str:
+    if type(value) is not str:
+        raise TypeError(f"expected a string, got {value!r:.60}")
+    return value
+
+
+def _items(value: Any) -> list[Any]:
+    if type(value) is not list or len(value) > MAX_CHUNKS_PER_MESSAGE:
+        raise TypeError(f"expected a list of at most {MAX_CHUNKS_PER_MESSAGE} items")
+    return value
+
+
+def _naturals(value: Any) -> tuple[int, ...]:
+    return tuple(map(_natural, _items(value)))
+
+
+def _integers(value: Any) -> tuple[int, ...]:
+    return tuple(map(_integer, _items(value)))
+
+
+def _fields(value: Any, count: int) -> list[Any]:
+    if len(_items(value)) != count:
+        raise ValueError(f"expected {count} fields, got {len(value)}")
+    return value
+
+
+def _dtype(value: Any) -> np.dtype:
+    dtype = np.lib.format.descr_to_dtype(_descr(value, depth=0))
+    require_fixed_size("received", dtype)
+    return dtype
+
+
+def _descr(value: Any, depth: int) -> Any:
+    """Give a dtype's description back the tuples that msgpack turned into lists."""
+    if type(value) is str:
+        return value
+    if depth > 8:
+        raise ValueError("a dtype is nested too deeply")
+    items = _items(value)
+    if len(items) == 2 and type(items[1]) is list and all(type(n) is int for n in items[1]):
+        return (_descr(items[0], depth + 1), tuple(map(_natural, items[1])))  # a subarray
+    described = []
+    for item in items:
+        name, *rest = _items(item)
+        title = tuple(map(_text, name)) if type(name) is list else _text(name)
+        if not 1 <= len(rest) <= 2:
+            raise ValueError("a dtype's field needs a name, a type and perhaps a shape")
+        described.append((title, _descr(rest[0], depth + 1), *(_naturals(s) for s in rest[1:])))
+    return described
+
+
+def _optional(read: Any) -> Any:
+    return lambda value: None if value is None else read(value)
+
+
+def _chunk(value: Any) -> ChunkDescription:
+    shape, position, offset = _fields(value, 3)
+    return ChunkDescription(_naturals(shape), _optional(_naturals)(position), _optional(_naturals)(offset))
+
+
+def _array(value: Any) -> ArrayDescription:
+    name, dtype, global_shape, grid, chunks = _fields(value, 5)
+    described = ArrayDescription(
+        _text(name),
+        _optional(_dtype)(dtype),
+        _optional(_naturals)(global_shape),
+        _optional(_naturals)(grid),
+        tuple(map(_chunk, _items(chunks))),
+    )
+    for chunk in described.chunks:
+        placed = [p for p in (chunk.position, chunk.offset) if p is not None]
+        shapes = [s for s in (described.global_shape, described.grid, *placed) if s is not None]
+        if len(placed) != 1 or any(len(s) != len(chunk.shape) for s in shapes):
+            raise ValueError(f"array {described.name!r:.60}: a chunk's position does not fit its shape")
+    return described
+
+
+def _region(value: Any) -> RegionSpec:
+    region, segment, base, slot_bytes, slots, shape, strides, dtype = _fields(value, 8)
+    return RegionSpec(
+        _natural(region), _natural(segment), _natural(base), _natural(slot_bytes), _natural(slots),
+        _naturals(shape), _integers(strides), _dtype(dtype),
+    )  # fmt: skip
+
+
+def _stats(value: Any) -> BridgeStats:
+    chunks, handed_over, held_up_s = _fields(value, 3)
+    return BridgeStats(_natural(chunks), _natural(handed_over), _seconds(held_up_s))
+
+
+def _region_numbers(value: Any) -> dict[str, tuple[int, ...]]:
+    if type(value) is not dict:
+        raise TypeError("expected a map of arrays to regions")
+    return {_text(name): _naturals(regions) for name, regions in value.items()}
+
+
+def _slot_pairs(value: Any) -> tuple[tuple[int, int], ...]:
+    pairs = [_fields(item, 2) for item in _items(value)]
+    return tuple((_natural(region), _natural(slot)) for region, slot in pairs)
+
+
+_READ: dict[tuple[str, str], Any] = {
+    ("Hello", "version"): _integer,
+    ("Hello", "bridge_id"): _integer,
+    ("Hello", "world_size"): _integer,
+    ("Hello", "arrays"): lambda value: tuple(map(_array, _items(value))),
+    ("Learned", "array"): _text,
+    ("Learned", "dtype"): _dtype,
+    ("Put", "region"): _natural,
+    ("Put", "timestep"): _integer,
+    ("Put", "slot"): _natural,
+    ("HeldUp", "region"): _natural,
+    ("HeldUp", "timestep"): _integer,
+    ("Advance", "timestep"): _integer,
+    ("Close", "stats"): _stats,
+    ("Attach", "version"): _integer,
+    ("Progress", "text"): _text,
+    ("Slots", "descriptors"): _natural,
+    ("Slots", "sizes"): _naturals,
+    ("Slots", "regions"): lambda value: tuple(map(_region, _items(value))),
+    ("Start", "regions"): _region_numbers,
+    ("Free", "slots"): _slot_pairs,
+    ("Fail", "kind"): _text,
+    ("Fail", "text"): _text,
+    ("Attached", "agent_id"): _text,
+    ("Attached", "quiet_s"): _seconds,
+}

@@ -1,0 +1,468 @@
+"""The agent's end: serves the ranks and readers of one node.
+
+One thread waits on all sockets. The analytics calls the public methods from other threads; one
+lock guards the account of arrivals and the connections. Nothing a peer sends can block the
+thread: sockets are non-blocking, and what does not fit into a socket waits in a queue.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import selectors
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from deisa.ray._state.arrivals import NodeArrivals
+from deisa.ray._state.events import BridgeJoined, DtypeLearned, Event
+from deisa.ray._state.layout import ArrayDescription, Shape
+from deisa.ray._transport import messages
+from deisa.ray._transport.address import agent_address, check_same_user, shown
+from deisa.ray._transport.descriptors import RECEIVE_BYTES
+from deisa.ray._transport.memory import check_fits, create_segment, lay_out, slot_size
+from deisa.ray._transport.messages import FrameBuffer, Message, RegionSpec
+from deisa.ray._transport.reader import probe
+from deisa.ray.config import Settings
+from deisa.ray.errors import (
+    AnalyticsLostError,
+    BridgeIdError,
+    DeisaError,
+    PeerError,
+    ProtocolError,
+    SessionInUseError,
+)
+
+logger = logging.getLogger("deisa.ray.agent")
+
+DESCRIPTORS_PER_MESSAGE = 64
+TICK_S = 0.5
+DRIVER_QUIET_S = 5.0
+FLUSH_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class StartPlan:
+    """What the analytics asks of an agent: how many slots each chunk of an array gets."""
+
+    slots: Mapping[str, int]
+    dtypes: Mapping[str, np.dtype | None]
+    consumers: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class _Segment:
+    descriptor: int
+    nbytes: int
+    regions: list[RegionSpec]
+
+
+@dataclass(slots=True, eq=False)
+class _Connection:
+    socket: socket.socket
+    pid: int
+    frames: FrameBuffer = field(default_factory=FrameBuffer)
+    outgoing: deque[tuple[memoryview, list[int]]] = field(default_factory=deque)
+    bridge_id: int | None = None
+    arrays: dict[str, ArrayDescription] = field(default_factory=dict)
+    closed: bool = False
+
+
+class AgentServer:
+    """The memory, the sockets and the account of arrivals of one node.
+
+    Parameters
+    ----------
+    settings : Settings
+    run_id, node_id : str
+        Which analytics this agent belongs to, and which node it serves.
+    """
+
+    def __init__(self, settings: Settings, run_id: str, node_id: str) -> None:
+        self._settings = settings
+        self._run_id = run_id
+        self.agent_id = f"{run_id}:{node_id}"
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._arrivals = NodeArrivals()
+        self._bridges: dict[int, _Connection] = {}
+        self._connections: set[_Connection] = set()
+        self._segments: list[_Segment] = []
+        self._plan: StartPlan | None = None
+        self._progress = "the analytics is up but has not called execute_callbacks() yet"
+        self._joined: list[Event] = []
+        self._heard_from_driver = time.monotonic()
+        self._polls = 0
+        self.closed = threading.Event()
+        self._selector = selectors.DefaultSelector()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC)
+        self._selector.register(self._wake, selectors.EVENT_READ)
+        self._listener = self._bind(agent_address(settings))
+        self.serving = self._listener is not None
+        if self._listener is not None:
+            self._selector.register(self._listener, selectors.EVENT_READ)
+        self._thread = threading.Thread(target=self._serve, name="deisa-agent", daemon=True)
+        self._thread.start()
+
+    def _bind(self, address: str) -> socket.socket | None:
+        deadline = time.monotonic() + self._settings.driver_timeout_s + DRIVER_QUIET_S
+        while True:
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                listener.bind(address)
+                listener.listen(4096)
+                listener.setblocking(False)
+                return listener
+            except OSError:
+                listener.close()
+            try:
+                other, quiet_s = probe(address)
+            except ConnectionRefusedError:
+                if not address.startswith("\0"):
+                    Path(address).unlink(missing_ok=True)  # left behind by an agent that was killed
+                continue
+            except (OSError, PeerError):
+                other, quiet_s = "", 0.0
+            if other.split(":")[0] == self._run_id:
+                return None  # another node of this cluster is on this host and serves its ranks
+            if quiet_s < DRIVER_QUIET_S or time.monotonic() > deadline:
+                raise SessionInUseError(
+                    f"session {self._settings.session!r} is in use on this host by another analytics "
+                    f"({shown(address)}); end it, or choose another name: Deisa(session=...) and Bridge(session=...), "
+                    "or DEISA_RAY_SESSION on both sides"
+                )
+            time.sleep(TICK_S)  # its analytics has died; it will end itself
+
+    # What the analytics calls.
+
+    def poll(self, timeout_s: float) -> list[Event]:
+        """Wait for events for at most `timeout_s`; also the analytics' sign of life."""
+        with self._changed:
+            self._polls += 1
+            deadline = time.monotonic() + timeout_s
+            try:
+                while not (events := self._take_events()) and not self.closed.is_set():
+                    remaining = deadline - time.monotonic()
+                    if remaining <= 0:
+                        break
+                    self._changed.wait(remaining)
+            finally:
+                self._polls -= 1
+                self._heard_from_driver = time.monotonic()
+            return events
+
+    def _take_events(self) -> list[Event]:
+        joined, self._joined = self._joined, []
+        return [*joined, *self._arrivals.take_events()]
+
+    def report_progress(self, text: str) -> None:
+        """Pass on to the waiting ranks what the analytics waits for."""
+        with self._lock:
+            self._progress = text
+            for connection in self._bridges.values():
+                self._post(connection, messages.Progress(text))
+
+    def bound_bytes(self, plan: StartPlan) -> int:
+        """Chunk memory this node needs for `plan`.
+
+        Raises
+        ------
+        MemoryBoundError
+            When that is more than the node may give.
+        """
+        with self._lock:
+            needed = sum(
+                slot_size(chunk.shape, dtype) * plan.slots[name]
+                for connection in self._bridges.values()
+                for name, described in connection.arrays.items()
+                if name in plan.slots and (dtype := plan.dtypes[name]) is not None
+                for chunk in described.chunks
+            )
+        check_fits(needed, self._settings.memory_fraction, f"session {self._settings.session!r}")
+        return needed
+
+    def start(self, plan: StartPlan) -> None:
+        """Create the slots and let the ranks go."""
+        with self._lock:
+            self._plan = plan
+            self._arrivals.subscribe(plan.slots, plan.consumers)
+            for bridge_id, connection in self._bridges.items():
+                regions = self._arrivals.regions_of(bridge_id)
+                known = [name for name in regions if plan.dtypes.get(name) is not None]
+                self._provide(connection, {name: plan.dtypes[name] for name in known})  # type: ignore[misc]
+                wanted = {name: tuple(numbers) for name, numbers in regions.items() if name in plan.slots}
+                self._post(connection, messages.Start(wanted))
+
+    def release(self, consumer: str, steps: Sequence[tuple[str, int]]) -> None:
+        """End a consumer's leases on (array, timestep) pairs, and give free slots back to the ranks."""
+        with self._lock:
+            for array, timestep in steps:
+                for bridge_id, slots in self._arrivals.release(consumer, array, timestep).items():
+                    connection = self._bridges.get(bridge_id)
+                    if connection is not None and not connection.closed:
+                        self._post(connection, messages.Free(tuple(slots)))
+
+    def close(self, error: DeisaError | None = None) -> None:
+        """End the session on this node: tell the ranks why, close every socket, free the memory."""
+        with self._lock:
+            if self.closed.is_set():
+                return
+            if error is not None:
+                for connection in [c for c in self._connections if c.bridge_id is not None]:
+                    self._fail(connection, error)
+            self.closed.set()
+            os.eventfd_write(self._wake, 1)
+            self._changed.notify_all()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    # The thread that serves the sockets.
+
+    def _serve(self) -> None:
+        try:
+            while not self.closed.is_set():
+                ready = self._selector.select(TICK_S)
+                with self._lock:
+                    if not self.closed.is_set():
+                        for key, mask in ready:
+                            self._serve_one(key, mask)
+                        self._check_driver()
+        finally:
+            self._shut()
+
+    def _serve_one(self, key: selectors.SelectorKey, mask: int) -> None:
+        if key.fileobj is self._listener:
+            self._accept()
+            return
+        connection: _Connection = key.data
+        try:
+            if mask & selectors.EVENT_WRITE:
+                self._flush(connection)
+            if mask & selectors.EVENT_READ:
+                self._receive(connection)
+        except DeisaError as error:
+            logger.warning("refused a peer (pid %d): %s", connection.pid, error)
+            self._fail(connection, error)
+        except OSError as error:
+            self._drop(connection, f"its connection failed ({error})")
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        try:
+            accepted, _ = self._listener.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            logger.error("cannot accept a connection: %s (is the limit on open files too small?)", error)
+            time.sleep(0.05)
+            return
+        try:
+            pid = check_same_user(accepted)
+        except PeerError as error:
+            logger.warning("%s", error)
+            accepted.close()
+            return
+        accepted.setblocking(False)
+        connection = _Connection(accepted, pid)
+        self._connections.add(connection)
+        self._selector.register(accepted, selectors.EVENT_READ, connection)
+
+    def _receive(self, connection: _Connection) -> None:
+        try:
+            data = connection.socket.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        if not data:
+            self._drop(connection, "its process ended without close()")
+            return
+        for message in connection.frames.feed(data):
+            self._handle(connection, message)
+        self._changed.notify_all()
+
+    def _handle(self, connection: _Connection, message: Message) -> None:
+        match message:
+            case messages.Hello():
+                self._welcome(connection, message)
+                return
+            case messages.Attach(version):
+                self._check_version(version)
+                self._attach(connection)
+                return
+        bridge_id = connection.bridge_id
+        if bridge_id is None or connection.closed or self._plan is None:
+            raise ProtocolError(f"a {type(message).__name__} is out of place here")
+        match message:
+            case messages.Put(region, timestep, slot):
+                self._arrivals.put(bridge_id, region, timestep, slot)
+            case messages.HeldUp(region, timestep):
+                self._arrivals.hold_up(bridge_id, region, timestep)
+            case messages.Advance(timestep):
+                self._arrivals.advance(bridge_id, timestep)
+            case messages.Learned(array, dtype):
+                self._learn(connection, array, dtype)
+            case messages.Close(stats):
+                connection.closed = True
+                self._arrivals.close(bridge_id, stats)
+            case _:
+                raise ProtocolError(f"a {type(message).__name__} is not for an agent")
+
+    @staticmethod
+    def _check_version(version: int) -> None:
+        if version != messages.PROTOCOL_VERSION:
+            raise ProtocolError(
+                f"the peer speaks protocol version {version}, this agent {messages.PROTOCOL_VERSION}; "
+                "install the same deisa-ray on both sides"
+            )
+
+    def _welcome(self, connection: _Connection, hello: messages.Hello) -> None:
+        self._check_version(hello.version)
+        if connection.bridge_id is not None:
+            raise ProtocolError("a bridge said hello twice")
+        if self._plan is not None:
+            if all(c.closed for c in self._bridges.values()):
+                self._drop(connection, "")  # this run is over: let the rank look for the next agent
+                return
+            raise BridgeIdError(
+                f"bridge {hello.bridge_id} came after session {self._settings.session!r} had started with all its "
+                "bridges; is a second simulation using the same session name?"
+            )
+        names = [described.name for described in hello.arrays]
+        if len(set(names)) < len(names):
+            raise ProtocolError("a bridge described an array twice")
+        connection.bridge_id = hello.bridge_id
+        self._post(connection, messages.Progress(self._progress))
+        if hello.bridge_id in self._bridges:  # the analytics will find it twice, and tell every rank
+            self._joined.append(BridgeJoined(hello.bridge_id, hello.world_size, (), {}))
+            return
+        connection.arrays = {described.name: described for described in hello.arrays}
+        self._bridges[hello.bridge_id] = connection
+        counts = {name: len(described.chunks) for name, described in connection.arrays.items()}
+        regions = self._arrivals.join(hello.bridge_id, counts)
+        self._joined.append(BridgeJoined(hello.bridge_id, hello.world_size, hello.arrays, regions))
+
+    def _learn(self, connection: _Connection, array: str, dtype: np.dtype) -> None:
+        bridge_id = connection.bridge_id
+        assert bridge_id is not None and self._plan is not None
+        regions = self._arrivals.regions_of(bridge_id).get(array, ())
+        has_memory = {spec.region for segment in self._segments for spec in segment.regions}
+        if array not in self._plan.slots or not regions or regions[0] in has_memory:
+            raise ProtocolError(f"bridge {bridge_id} need not tell the dtype of array {array!r:.60}")
+        chunks = connection.arrays[array].chunks
+        needed = sum(slot_size(c.shape, dtype) for c in chunks) * self._plan.slots[array]
+        check_fits(needed, self._settings.memory_fraction, f"array {array!r} of bridge {bridge_id}")
+        self._joined.append(DtypeLearned(bridge_id, array, dtype))
+        self._provide(connection, {array: dtype})
+
+    def _provide(self, connection: _Connection, arrays: Mapping[str, np.dtype]) -> None:
+        """Create one segment with the slots of a bridge's chunks of some arrays, and hand it over."""
+        assert connection.bridge_id is not None and self._plan is not None
+        numbers = self._arrivals.regions_of(connection.bridge_id)
+        chunks: list[tuple[int, Shape, np.dtype, int]] = [
+            (region, chunk.shape, dtype, self._plan.slots[name])
+            for name, dtype in arrays.items()
+            for region, chunk in zip(numbers[name], connection.arrays[name].chunks, strict=True)
+        ]
+        if not chunks:
+            return
+        regions, nbytes = lay_out(chunks)
+        segment = _Segment(create_segment(f"deisa-{self._settings.session}", nbytes), nbytes, regions)
+        self._segments.append(segment)
+        self._post(connection, messages.Slots(1, (nbytes,), tuple(regions)), [segment.descriptor])
+
+    def _attach(self, connection: _Connection) -> None:
+        for start in range(0, len(self._segments), DESCRIPTORS_PER_MESSAGE):
+            batch = self._segments[start : start + DESCRIPTORS_PER_MESSAGE]
+            regions = [
+                RegionSpec(r.region, i, r.base, r.slot_bytes, r.slots, r.shape, r.strides, r.dtype)
+                for i, segment in enumerate(batch)
+                for r in segment.regions
+            ]
+            sizes = tuple(segment.nbytes for segment in batch)
+            self._post(
+                connection, messages.Slots(len(batch), sizes, tuple(regions)), [s.descriptor for s in batch]
+            )
+        quiet_s = 0.0 if self._polls else time.monotonic() - self._heard_from_driver
+        self._post(connection, messages.Attached(self.agent_id, quiet_s))
+
+    def _check_driver(self) -> None:
+        quiet_s = time.monotonic() - self._heard_from_driver
+        if self._polls == 0 and quiet_s > self._settings.driver_timeout_s:
+            error = AnalyticsLostError(
+                f"the analytics of session {self._settings.session!r} has not been heard of for {quiet_s:.0f} s"
+            )
+            logger.warning("%s; the agent ends", error)
+            self.close(error)
+
+    # Sending and dropping.
+
+    def _post(self, connection: _Connection, message: Message, descriptors: Sequence[int] = ()) -> None:
+        connection.outgoing.append((memoryview(messages.encode(message)), list(descriptors)))
+        with suppress(OSError):  # a dead peer shows when it is read from
+            self._flush(connection)
+
+    def _flush(self, connection: _Connection) -> None:
+        outgoing = connection.outgoing
+        try:
+            while outgoing:
+                data, descriptors = outgoing[0]
+                if descriptors:
+                    sent = socket.send_fds(connection.socket, [data], descriptors)
+                else:
+                    sent = connection.socket.send(data)
+                if sent < len(data):
+                    outgoing[0] = (data[sent:], [])
+                else:
+                    outgoing.popleft()
+        except BlockingIOError:
+            pass
+        if connection in self._connections:
+            wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if outgoing else 0)
+            self._selector.modify(connection.socket, wanted, connection)
+
+    def _fail(self, connection: _Connection, error: DeisaError) -> None:
+        if not connection.closed:
+            self._post(connection, messages.Fail(type(error).__name__, str(error)))
+            if connection.outgoing:
+                with suppress(OSError):
+                    connection.socket.settimeout(FLUSH_S)
+                    connection.socket.sendall(b"".join(data for data, _ in connection.outgoing))
+        self._drop(connection, str(error))
+
+    def _drop(self, connection: _Connection, reason: str) -> None:
+        if connection not in self._connections:
+            return
+        self._connections.discard(connection)
+        self._selector.unregister(connection.socket)
+        connection.socket.close()
+        bridge_id = connection.bridge_id
+        if bridge_id is not None and self._bridges.get(bridge_id) is connection and not connection.closed:
+            self._arrivals.lose(bridge_id, reason)
+            if self._plan is None:
+                del self._bridges[bridge_id]
+                self._arrivals.leave(bridge_id)
+        self._changed.notify_all()
+
+    def _shut(self) -> None:
+        with self._lock:
+            for connection in list(self._connections):
+                self._selector.unregister(connection.socket)
+                connection.socket.close()
+            self._connections.clear()
+            if self._listener is not None:
+                self._listener.close()
+                if self._settings.socket_path:
+                    Path(self._settings.socket_path).unlink(missing_ok=True)
+            self._selector.close()
+            os.close(self._wake)
+            for segment in self._segments:
+                os.close(segment.descriptor)
+            self._segments.clear()
+            self.closed.set()
+            self._changed.notify_all()

@@ -1,0 +1,421 @@
+"""What a simulation rank calls: describe chunks once, send them at each timestep.
+
+Importing this module imports NumPy and msgpack, neither Ray nor Dask.
+"""
+
+from __future__ import annotations
+
+import logging
+import operator
+import threading
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+
+from deisa.ray._state.events import BridgeStats
+from deisa.ray._state.layout import ArrayDescription, describe_arrays, require_fixed_size
+from deisa.ray._transport.client import RankChannel
+from deisa.ray.config import Settings
+from deisa.ray.errors import (
+    BridgeIdError,
+    ChunkDtypeError,
+    ChunkIndexError,
+    ChunkShapeError,
+    ClosedError,
+    ConfigurationError,
+    DescriptionError,
+    DeviceMemoryError,
+    DuplicateChunkError,
+    TimestepError,
+    UnknownArrayError,
+)
+
+logger = logging.getLogger("deisa.ray.bridge")
+
+_DLPACK_HOST_DEVICES = {1, 3, 11}  # kDLCPU, kDLCUDAHost, kDLROCMHost
+
+
+class Communicator(Protocol):
+    """What a Bridge needs of an MPI communicator, as mpi4py's has it."""
+
+    def Get_rank(self) -> int: ...  # noqa: D102
+    def Get_size(self) -> int: ...  # noqa: D102
+
+
+class Bridge:
+    """A rank's bridge to the analytics.
+
+    Creating one announces the rank's chunks and waits until the bridges of all ranks have done so
+    and the analytics runs ``execute_callbacks``. From then on `send` costs about one copy of the
+    chunk. Every rank that will ever send data needs a Bridge of its own.
+
+    Parameters
+    ----------
+    comm : Communicator, optional
+        An mpi4py communicator, or anything with ``Get_rank`` and ``Get_size``. Gives `bridge_id`
+        and the number of bridges; the alternative is `bridge_id` with `system_metadata`.
+    arrays_metadata : mapping
+        Array name to the description of the chunk that this rank owns, or to a list of
+        descriptions for several chunks (an empty list, or leaving the array out, for none):
+
+        - ``chunk_shape`` (elements), with ``chunk_position`` in the grid of chunks and
+          ``nb_chunks_per_dim`` and/or ``global_shape``. Chunks may differ in shape so long as rows
+          and columns of the grid line up;
+        - or ``global_shape``, ``offset`` (elements) and ``chunk_shape``: any tiling by boxes;
+        - ``dtype``, a fixed-size NumPy dtype; if left out, that of the first chunk sent.
+
+        ``nb_chunks_of_node`` is accepted and not needed.
+    system_metadata : mapping, optional
+        ``world_size``, the number of bridges; ``master_address`` and ``master_port`` are accepted
+        and not needed.
+    bridge_id : int, optional
+        Unique id, 0 to ``world_size - 1``.
+    session : str, optional
+        Name of the session, ``"default"`` unless ``DEISA_RAY_SESSION`` says otherwise.
+    settings : Settings, optional
+        Timeouts and the rest; by default from the environment.
+
+    Raises
+    ------
+    DescriptionError, LayoutError
+        When this description, or all bridges' descriptions together, do not make whole arrays.
+    NoAnalyticsError, WaitTimeoutError
+        When no agent answers on this host, or others do not come in time.
+
+    Examples
+    --------
+    >>> bridge = Bridge(
+    ...     bridge_id=0,
+    ...     arrays_metadata={
+    ...         "temperature": {
+    ...             "chunk_shape": (64, 64),
+    ...             "nb_chunks_per_dim": (2, 2),
+    ...             "chunk_position": (0, 0),
+    ...             "dtype": float,
+    ...         }
+    ...     },
+    ...     system_metadata={"world_size": 4},
+    ... )  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        comm: Communicator | None = None,
+        arrays_metadata: Mapping[str, Any] | None = None,
+        system_metadata: Mapping[str, Any] | None = None,
+        *,
+        bridge_id: int | None = None,
+        session: str | None = None,
+        settings: Settings | None = None,
+    ) -> None:
+        self._open = False
+        self._id, self._world_size = _identity(comm, bridge_id, system_metadata)
+        if arrays_metadata is None:
+            raise DescriptionError("arrays_metadata is missing: describe the chunks this rank will send")
+        self._arrays = {described.name: described for described in describe_arrays(arrays_metadata)}
+        self._dtypes = {name: described.dtype for name, described in self._arrays.items()}
+        if settings is None:
+            settings = Settings.from_environment(session=session)
+        elif session is not None and session != settings.session:
+            raise ConfigurationError(f"session={session!r}, but settings.session is {settings.session!r}")
+        self._lock = threading.Lock()
+        self._timestep: int | None = None
+        self._sent: set[tuple[str, int]] = set()  # (array, chunk index) of the current timestep
+        self._lent: dict[tuple[str, int], tuple[int, np.ndarray]] = {}
+        self._chunks = self._bytes = 0
+        self._held_up_s = 0.0
+        self._channel = RankChannel(settings)
+        try:
+            self._channel.start(self._id, self._world_size, list(self._arrays.values()))
+        except BaseException:
+            self._channel.abort()
+            raise
+        self._open = True
+
+    @property
+    def bridge_id(self) -> int:
+        """The bridge's id."""
+        return self._id
+
+    @property
+    def stats(self) -> BridgeStats:
+        """Chunks and bytes handed over so far, and the time spent waiting for free slots."""
+        return BridgeStats(self._chunks, self._bytes, self._held_up_s)
+
+    def send(self, array_name: str, chunk: Any, timestep: int, *, chunk_index: int | None = None) -> None:
+        """Hand one chunk over; afterwards the caller may overwrite its buffer.
+
+        Waits only when the analytics is more than ``max_simulation_ahead`` timesteps behind. An
+        array that no callback asks for is not copied.
+
+        Parameters
+        ----------
+        array_name : str
+        chunk : array_like
+            A NumPy array of the announced shape and dtype (any strides), anything with
+            ``__array__`` or ``__dlpack__`` on the CPU, or the array that `slot` gave out,
+            which is handed over without a copy.
+        timestep : int
+            At least that of the last `send`.
+        chunk_index : int, optional
+            Which of this bridge's chunks of the array, where it has several.
+
+        Raises
+        ------
+        ContractError
+            `UnknownArrayError`, `ChunkShapeError`, `ChunkDtypeError`, `DeviceMemoryError`,
+            `TimestepError`, `DuplicateChunkError` or `ChunkIndexError`; nothing has been sent.
+        ClosedError
+            After `close`.
+        WaitTimeoutError
+            When no slot becomes free in time.
+        AnalyticsLostError
+            When the analytics has ended.
+        """
+        with self._lock:
+            timestep, index = self._check_send(array_name, timestep, chunk_index)
+            described = self._arrays[array_name]
+            lent = self._lent.get((array_name, index))
+            data = chunk if type(chunk) is np.ndarray else _on_host(array_name, chunk)
+            shape = described.chunks[index].shape
+            if data.shape != shape:
+                raise ChunkShapeError(
+                    f"bridge {self._id}, array {array_name!r}, timestep {timestep}: declared chunk shape {shape}, "
+                    f"got {data.shape}"
+                )
+            dtype = self._dtypes[array_name]
+            if dtype is None:
+                dtype = self._learn_dtype(array_name, data.dtype)
+            if data.dtype != dtype:
+                raise ChunkDtypeError(
+                    f"bridge {self._id}, array {array_name!r}, timestep {timestep}: declared dtype {dtype}, "
+                    f"got {data.dtype}; send chunk.astype({dtype.str!r}) or declare the other dtype"
+                )
+            regions = self._channel.wanted.get(array_name)
+            if regions is None:
+                if self._timestep != timestep:
+                    self._channel.advance(timestep)
+                self._note_sent(array_name, index, timestep)
+                return
+            region = regions[index]
+            if lent is not None and lent[1] is chunk:
+                slot, view = lent
+                view.flags.writeable = False
+                del self._lent[array_name, index]
+                self._channel.receive()
+            else:
+                slot, view = self._take_slot(array_name, region, index, dtype, timestep)
+                view[...] = data
+            self._channel.put(region, timestep, slot)
+            self._note_sent(array_name, index, timestep)
+            self._chunks += 1
+            self._bytes += view.nbytes
+
+    def slot(self, array_name: str, timestep: int, *, chunk_index: int | None = None) -> np.ndarray:
+        """Give out the memory that the next `send` of a chunk will hand over, to compute into directly.
+
+        Fill it and pass it to `send` as `chunk`: nothing is copied then. It holds old values at first
+        and becomes read-only when it is sent.
+
+        Returns
+        -------
+        numpy.ndarray
+            Of the announced chunk shape and dtype.
+
+        Raises
+        ------
+        ContractError, ClosedError, WaitTimeoutError, AnalyticsLostError
+            As `send` does.
+        """
+        with self._lock:
+            timestep, index = self._check_send(array_name, timestep, chunk_index)
+            key = (array_name, index)
+            if key in self._lent:
+                return self._lent[key][1]
+            dtype = self._dtypes[array_name]
+            if dtype is None:
+                raise ChunkDtypeError(
+                    f"bridge {self._id}, array {array_name!r}: a slot needs the dtype; declare it in arrays_metadata"
+                )
+            regions = self._channel.wanted.get(array_name)
+            if regions is None:  # no callback asks for the array: any memory will do
+                return np.empty(self._arrays[array_name].chunks[index].shape, dtype)
+            slot, view = self._take_slot(array_name, regions[index], index, dtype, timestep)
+            given = view.view()
+            self._lent[key] = (slot, given)
+            return given
+
+    def close(self, timestep: int | None = None) -> None:
+        """Say that this rank sends nothing more. What it sent stays with the agent; closing twice is fine.
+
+        Parameters
+        ----------
+        timestep : int, optional
+            The timestep at which the simulation ended; only checked.
+        """
+        with self._lock:
+            if not self._open:
+                return
+            if (
+                timestep is not None
+                and self._timestep is not None
+                and operator.index(timestep) < self._timestep
+            ):
+                logger.warning(
+                    "bridge %d closes at timestep %d, having sent timestep %d",
+                    self._id,
+                    timestep,
+                    self._timestep,
+                )
+            self._open = False
+            self._lent.clear()
+            self._channel.close(self.stats)
+
+    def __enter__(self) -> Bridge:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close in order; after an exception, end as a dying rank does, so that the analytics knows."""
+        if kind is None:
+            self.close()
+        else:
+            self._open = False
+            self._channel.abort()
+
+    def __repr__(self) -> str:
+        state = "open" if self._open else "closed"
+        return (
+            f"<Bridge {self._id} of {self._world_size}, {state}, arrays: {', '.join(self._arrays) or 'none'}>"
+        )
+
+    def _check_send(self, array_name: str, timestep: int, chunk_index: int | None) -> tuple[int, int]:
+        if not self._open:
+            raise ClosedError(f"bridge {self._id} is closed; nothing can be sent after close()")
+        described = self._arrays.get(array_name)
+        if described is None:
+            raise UnknownArrayError(
+                f"bridge {self._id} described no array {array_name!r}; it has "
+                f"{', '.join(map(repr, self._arrays)) or 'none'}"
+            )
+        index = self._chunk_index(described, chunk_index)
+        try:
+            step = operator.index(timestep)
+        except TypeError as exc:
+            raise TimestepError(
+                f"bridge {self._id}, array {array_name!r}: timesteps are integers, got {timestep!r}"
+            ) from exc
+        if not -(2**63) <= step < 2**63:
+            raise TimestepError(f"bridge {self._id}, array {array_name!r}: timestep {step} exceeds 64 bits")
+        if self._timestep is not None:
+            if step < self._timestep:
+                raise TimestepError(
+                    f"bridge {self._id}, array {array_name!r}: timestep {step} comes after timestep {self._timestep} "
+                    "was sent; timesteps must not decrease"
+                )
+            if step == self._timestep and (array_name, index) in self._sent:
+                raise DuplicateChunkError(
+                    f"bridge {self._id} has already sent chunk {index} of array {array_name!r} for timestep {step}"
+                )
+        return step, index
+
+    def _chunk_index(self, described: ArrayDescription, chunk_index: int | None) -> int:
+        count = len(described.chunks)
+        if chunk_index is None and count == 1:
+            return 0
+        if chunk_index is None and count > 1:
+            raise ChunkIndexError(
+                f"bridge {self._id} owns {count} chunks of array {described.name!r}; say which with chunk_index="
+            )
+        if count == 0 or not isinstance(chunk_index, int | np.integer) or not 0 <= chunk_index < count:
+            raise ChunkIndexError(
+                f"bridge {self._id} owns {count} chunks of array {described.name!r}, there is no chunk {chunk_index}"
+            )
+        return int(chunk_index)
+
+    def _learn_dtype(self, array_name: str, dtype: np.dtype) -> np.dtype:
+        require_fixed_size(array_name, dtype)
+        self._dtypes[array_name] = dtype
+        return dtype
+
+    def _take_slot(
+        self, array_name: str, region: int, index: int, dtype: np.dtype, timestep: int
+    ) -> tuple[int, np.ndarray]:
+        if (array_name, index) in self._lent:
+            slot, view = self._lent.pop((array_name, index))
+            return slot, view
+        if not self._channel.has_memory(region):
+            self._channel.learn(array_name, region, dtype)
+        slot, view, held_up_s = self._channel.take_slot(array_name, region, timestep)
+        self._held_up_s += held_up_s
+        return slot, view
+
+    def _note_sent(self, array_name: str, index: int, timestep: int) -> None:
+        if timestep != self._timestep:
+            self._timestep = timestep
+            self._sent.clear()
+        self._sent.add((array_name, index))
+
+
+def _identity(
+    comm: Communicator | None, bridge_id: int | None, system_metadata: Mapping[str, Any] | None
+) -> tuple[int, int]:
+    """Return this bridge's id and the number of bridges."""
+    if comm is not None:
+        try:
+            rank, size = comm.Get_rank(), comm.Get_size()
+        except AttributeError as exc:
+            raise ConfigurationError(
+                f"comm must have Get_rank() and Get_size(), as mpi4py's communicators do; got {type(comm).__name__}"
+            ) from exc
+        if bridge_id is not None and bridge_id != rank:
+            raise BridgeIdError(f"bridge_id is {bridge_id}, but comm says rank {rank}; give one of them")
+        return int(rank), int(size)
+    if bridge_id is None or system_metadata is None:
+        raise ConfigurationError(
+            "who is this bridge? Give comm=, or bridge_id= and system_metadata={'world_size': ...}"
+        )
+    if not isinstance(system_metadata, Mapping) or "world_size" not in system_metadata:
+        raise ConfigurationError("system_metadata must be a dict with 'world_size'")
+    try:
+        identity, world_size = operator.index(bridge_id), operator.index(system_metadata["world_size"])
+    except TypeError as exc:
+        raise ConfigurationError("bridge_id and world_size must be integers") from exc
+    if world_size < 1:
+        raise ConfigurationError(f"world_size is {world_size}; it must be at least 1")
+    if not 0 <= identity < world_size:
+        raise BridgeIdError(
+            f"bridge_id {identity} lies outside 0..{world_size - 1} (world_size is {world_size})"
+        )
+    return identity, world_size
+
+
+def _on_host(array_name: str, chunk: Any) -> np.ndarray:
+    """Turn what is not exactly a NumPy array into one, if it lies in host memory."""
+    if isinstance(chunk, np.ma.MaskedArray) and np.ma.is_masked(chunk):
+        raise ChunkDtypeError(
+            f"array {array_name!r}: a masked array would lose its mask; send chunk.filled(...)"
+        )
+    if isinstance(chunk, np.ndarray):
+        return np.asarray(chunk)
+    on_device = hasattr(chunk, "__cuda_array_interface__")
+    if not on_device and hasattr(chunk, "__dlpack_device__"):
+        on_device = int(chunk.__dlpack_device__()[0]) not in _DLPACK_HOST_DEVICES
+    if on_device:
+        raise DeviceMemoryError(
+            f"array {array_name!r}: the chunk ({type(chunk).__name__}) lies in the memory of an accelerator; copy it "
+            "to the host first (CuPy: chunk.get(), PyTorch: chunk.cpu(), JAX: jax.device_get(chunk))"
+        )
+    if hasattr(chunk, "__array__") or hasattr(chunk, "__array_interface__"):
+        return np.asarray(chunk)
+    if hasattr(chunk, "__dlpack__"):
+        return np.from_dlpack(chunk)
+    if isinstance(chunk, bool | int | float | complex | list | tuple):
+        return np.asarray(chunk)
+    raise ChunkDtypeError(
+        f"array {array_name!r}: a chunk must be a NumPy array or offer __array__ or __dlpack__, "
+        f"got {type(chunk).__name__}"
+    )

@@ -1,0 +1,101 @@
+"""Settings: one frozen object, built once and passed down; the environment is read here only."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from deisa.ray.errors import ConfigurationError
+
+ENVIRONMENT_PREFIX = "DEISA_RAY_"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a session behaves; every field is also an environment variable ``DEISA_RAY_<FIELD>``.
+
+    Attributes
+    ----------
+    session : str
+        Name of the session. Analytics and simulation meet under it; several sessions run
+        side by side on one cluster under different names.
+    socket_path : str or None
+        Where the agent listens. By default an address in the abstract namespace made of user
+        and session, which needs no file. Give a path where abstract sockets cannot serve
+        (containers with separate network namespaces).
+    max_simulation_ahead : int
+        Timesteps that the simulation may be ahead of the analytics, at least 1. Each costs
+        one more slot for each chunk.
+    memory_fraction : float
+        Largest part of a node's available memory that chunk slots may take, in (0, 1].
+    connect_timeout_s : float
+        How long a `Bridge` looks for the agent of its host.
+    start_timeout_s : float
+        How long either side waits for all bridges to register and the analytics to start.
+    send_timeout_s : float
+        How long ``send`` waits for a free slot.
+    data_timeout_s : float
+        How long the analytics waits for the simulation's next sign of life.
+    driver_timeout_s : float
+        How long an agent goes on when it no longer hears from its analytics.
+    warn_every_s : float
+        How often a long wait says what it waits for.
+    threads_per_bundle : int or None
+        Threads, and Ray CPUs, that one bundle of tasks uses at most; by default all of its node's
+        (with the local engine: one, the caller's).
+    """
+
+    session: str = "default"
+    socket_path: str | None = None
+    max_simulation_ahead: int = 1
+    memory_fraction: float = 0.8
+    connect_timeout_s: float = 120.0
+    start_timeout_s: float = 300.0
+    send_timeout_s: float = 1800.0
+    data_timeout_s: float = 3600.0
+    driver_timeout_s: float = 60.0
+    warn_every_s: float = 10.0
+    threads_per_bundle: int | None = None
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", self.session):
+            raise ConfigurationError(
+                f"session name {self.session!r}: use 1 to 64 letters, digits, '.', '_' or '-'"
+            )
+        if self.max_simulation_ahead < 1:
+            raise ConfigurationError(
+                f"max_simulation_ahead is {self.max_simulation_ahead}; it must be at least 1"
+            )
+        if not 0 < self.memory_fraction <= 1:
+            raise ConfigurationError(f"memory_fraction is {self.memory_fraction}; it must lie in (0, 1]")
+        if self.threads_per_bundle is not None and self.threads_per_bundle < 1:
+            raise ConfigurationError(
+                f"threads_per_bundle is {self.threads_per_bundle}; it must be at least 1"
+            )
+        for field in dataclasses.fields(self):
+            if field.name.endswith("_s") and not getattr(self, field.name) > 0:
+                raise ConfigurationError(f"{field.name} is {getattr(self, field.name)}; it must be positive")
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
+        """Read ``DEISA_RAY_*`` variables; an override that is not None wins over its variable."""
+        environment = os.environ if environment is None else environment
+        values: dict[str, Any] = {}
+        for field in dataclasses.fields(cls):
+            variable = ENVIRONMENT_PREFIX + field.name.upper()
+            if variable in environment:
+                values[field.name] = _parse(variable, environment[variable], str(field.type))
+        values.update({name: value for name, value in overrides.items() if value is not None})
+        return cls(**values)
+
+
+def _parse(variable: str, text: str, annotation: str) -> Any:
+    kind = annotation.split("|")[0].strip()
+    try:
+        return {"int": int, "float": float, "str": str}[kind](text)
+    except ValueError as exc:
+        raise ConfigurationError(f"{variable}={text!r} is not a valid {kind}") from exc

@@ -1,0 +1,193 @@
+"""Every error deisa-ray raises, each also being the standard error a caller would catch.
+
+::
+
+    DeisaError
+    ├── ConfigurationError (ValueError)        a setting or an environment variable makes no sense
+    ├── LayoutError (ValueError)               the bridges' descriptions do not make whole arrays
+    │   ├── DescriptionError                       one bridge's own description is malformed
+    │   ├── DescriptionMismatchError               two bridges describe one array differently
+    │   ├── OverlapError                           two chunks cover the same elements
+    │   ├── HoleError                              elements that no chunk covers
+    │   ├── BridgeIdError                          ids are not exactly 0..world_size-1
+    │   └── WorldSizeError                         bridges disagree on how many they are
+    ├── ContractError (ValueError)             a rank sent what it did not announce
+    │   ├── UnknownArrayError (KeyError)
+    │   ├── ChunkIndexError (IndexError)
+    │   ├── ChunkShapeError
+    │   ├── ChunkDtypeError (TypeError)
+    │   ├── DeviceMemoryError (TypeError)          the chunk lies on a GPU
+    │   ├── TimestepError                          older than one already sent, or no integer
+    │   ├── DuplicateChunkError
+    │   └── IncompleteTimestepError                some bridges skipped a timestep that others sent
+    ├── ClosedError (RuntimeError)             the bridge or the analytics was closed before
+    ├── RegistrationError (ValueError)         a callback or its windows make no sense
+    │   ├── WindowError
+    │   └── NoCallbacksError
+    ├── MemoryBoundError (MemoryError)         the slots would not fit into a node
+    ├── WaitTimeoutError (TimeoutError)        a wait ran out; the message names who is missing
+    │   └── NoAnalyticsError (ConnectionError)     no agent answers on this host
+    ├── SessionError (RuntimeError)
+    │   ├── SessionInUseError                      another analytics has this session
+    │   └── SessionEndedError                      the memory of the chunk is gone with its session
+    ├── PeerError (ConnectionError)
+    │   ├── ProtocolError                          bytes that are no message, or one out of place
+    │   └── PeerIdentityError (PermissionError)    the other end belongs to another user
+    └── LostError (ConnectionError)            a party that was there has gone
+        ├── BridgeLostError
+        ├── AgentLostError
+        └── AnalyticsLostError
+"""
+
+from __future__ import annotations
+
+
+class DeisaError(Exception):
+    """Base of every error that deisa-ray raises on purpose."""
+
+    def __str__(self) -> str:  # KeyError would show the message in quotes
+        return str(self.args[0]) if self.args else ""
+
+
+class ConfigurationError(DeisaError, ValueError):
+    """A setting or an environment variable has a value that makes no sense."""
+
+
+class LayoutError(DeisaError, ValueError):
+    """The bridges' descriptions do not make whole arrays."""
+
+
+class DescriptionError(LayoutError):
+    """One bridge's description of an array is malformed."""
+
+
+class DescriptionMismatchError(LayoutError):
+    """Two bridges describe the same array differently."""
+
+
+class OverlapError(LayoutError):
+    """Two chunks cover the same elements of an array."""
+
+
+class HoleError(LayoutError):
+    """Some elements of an array belong to no chunk."""
+
+
+class BridgeIdError(LayoutError):
+    """The bridge ids are not exactly ``0 .. world_size - 1``."""
+
+
+class WorldSizeError(LayoutError):
+    """The bridges disagree on how many they are."""
+
+
+class ContractError(DeisaError, ValueError):
+    """A rank sent something other than it announced."""
+
+
+class UnknownArrayError(ContractError, KeyError):
+    """The bridge's metadata has no array of that name."""
+
+
+class ChunkIndexError(ContractError, IndexError):
+    """The bridge has no chunk of that index, or has several and none was named."""
+
+
+class ChunkShapeError(ContractError):
+    """The chunk has another shape than announced."""
+
+
+class ChunkDtypeError(ContractError, TypeError):
+    """The chunk has another dtype than announced."""
+
+
+class DeviceMemoryError(ContractError, TypeError):
+    """The chunk lies in the memory of an accelerator."""
+
+
+class TimestepError(ContractError):
+    """A timestep is older than one already sent, or is not an integer."""
+
+
+class DuplicateChunkError(ContractError):
+    """The same chunk was sent twice for one timestep."""
+
+
+class IncompleteTimestepError(ContractError):
+    """Some bridges skipped an array at a timestep at which others sent it."""
+
+
+class ClosedError(DeisaError, RuntimeError):
+    """The bridge or the analytics has been closed."""
+
+
+class RegistrationError(DeisaError, ValueError):
+    """A callback or its windows make no sense."""
+
+
+class WindowError(RegistrationError):
+    """A window's name or size is invalid."""
+
+
+class NoCallbacksError(RegistrationError):
+    """``execute_callbacks`` was called with no callback registered."""
+
+
+class MemoryBoundError(DeisaError, MemoryError):
+    """The chunk memory that the run needs would not fit into a node."""
+
+
+class WaitTimeoutError(DeisaError, TimeoutError):
+    """A wait ran out of time; the message names what was missing."""
+
+
+class NoAnalyticsError(WaitTimeoutError, ConnectionError):
+    """No agent of the session answers on this host."""
+
+
+class SessionError(DeisaError, RuntimeError):
+    """Something is wrong with the session as a whole."""
+
+
+class SessionInUseError(SessionError):
+    """Another analytics process already has a session of this name."""
+
+
+class SessionEndedError(SessionError):
+    """The chunk memory is gone because its session has ended."""
+
+
+class PeerError(DeisaError, ConnectionError):
+    """The other end of a connection does not behave."""
+
+
+class ProtocolError(PeerError):
+    """Received bytes are no message, or a message that is out of place."""
+
+
+class PeerIdentityError(PeerError, PermissionError):
+    """The other end of a connection belongs to another user."""
+
+
+class LostError(DeisaError, ConnectionError):
+    """A party that was there has gone."""
+
+
+class BridgeLostError(LostError):
+    """A rank ended without closing its bridge."""
+
+
+class AgentLostError(LostError):
+    """The agent of a node has gone."""
+
+
+class AnalyticsLostError(LostError):
+    """The analytics has ended or stopped answering."""
+
+
+def named_error(kind: str, message: str) -> DeisaError:
+    """Build the error whose class is called `kind`, as received from another process."""
+    candidate = globals().get(kind)
+    if isinstance(candidate, type) and issubclass(candidate, DeisaError):
+        return candidate(message)
+    return DeisaError(message)
