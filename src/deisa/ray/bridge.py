@@ -195,21 +195,22 @@ class Bridge:
                 )
             regions = self._channel.wanted.get(array_name)
             if regions is None:
-                if self._timestep != timestep:
-                    self._channel.advance(timestep)
-                self._note_sent(array_name, index, timestep)
+                self._advance(timestep)
+                self._sent.add((array_name, index))
                 return
             region = regions[index]
+            self._begin(timestep)
             if lent is not None and lent[1] is chunk:
                 slot, view = lent
                 view.flags.writeable = False
                 del self._lent[array_name, index]
-                self._channel.receive()
             else:
                 slot, view = self._take_slot(array_name, region, index, dtype, timestep)
                 view[...] = data
+                if lent is not None:  # whoever still has it must not write into what is handed over
+                    view.flags.writeable = False
             self._channel.put(region, timestep, slot)
-            self._note_sent(array_name, index, timestep)
+            self._sent.add((array_name, index))
             self._chunks += 1
             self._bytes += view.nbytes
 
@@ -242,6 +243,7 @@ class Bridge:
             regions = self._channel.wanted.get(array_name)
             if regions is None:  # no callback asks for the array: any memory will do
                 return np.empty(self._arrays[array_name].chunks[index].shape, dtype)
+            self._advance(timestep)
             slot, view = self._take_slot(array_name, regions[index], index, dtype, timestep)
             given = view.view()
             self._lent[key] = (slot, given)
@@ -303,7 +305,7 @@ class Bridge:
             )
         index = self._chunk_index(described, chunk_index)
         try:
-            step = operator.index(timestep)
+            step = int(operator.index(timestep))
         except TypeError as exc:
             raise TimestepError(
                 f"bridge {self._id}, array {array_name!r}: timesteps are integers, got {timestep!r}"
@@ -313,8 +315,8 @@ class Bridge:
         if self._timestep is not None:
             if step < self._timestep:
                 raise TimestepError(
-                    f"bridge {self._id}, array {array_name!r}: timestep {step} comes after timestep {self._timestep} "
-                    "was sent; timesteps must not decrease"
+                    f"bridge {self._id}, array {array_name!r}: timestep {step} comes after timestep {self._timestep}; "
+                    "timesteps must not decrease"
                 )
             if step == self._timestep and (array_name, index) in self._sent:
                 raise DuplicateChunkError(
@@ -337,7 +339,10 @@ class Bridge:
         return int(chunk_index)
 
     def _learn_dtype(self, array_name: str, dtype: np.dtype) -> np.dtype:
-        require_fixed_size(array_name, dtype)
+        try:
+            require_fixed_size(array_name, dtype)
+        except DescriptionError as exc:
+            raise ChunkDtypeError(f"bridge {self._id}, {exc}") from exc
         self._dtypes[array_name] = dtype
         return dtype
 
@@ -353,11 +358,16 @@ class Bridge:
         self._held_up_s += held_up_s
         return slot, view
 
-    def _note_sent(self, array_name: str, index: int, timestep: int) -> None:
+    def _advance(self, timestep: int) -> None:
+        if timestep != self._timestep:
+            self._channel.advance(timestep)
+            self._begin(timestep)
+
+    def _begin(self, timestep: int) -> None:
+        """From here on nothing older may come: the agent may have been told already."""
         if timestep != self._timestep:
             self._timestep = timestep
             self._sent.clear()
-        self._sent.add((array_name, index))
 
 
 def _identity(
@@ -381,7 +391,10 @@ def _identity(
     if not isinstance(system_metadata, Mapping) or "world_size" not in system_metadata:
         raise ConfigurationError("system_metadata must be a dict with 'world_size'")
     try:
-        identity, world_size = operator.index(bridge_id), operator.index(system_metadata["world_size"])
+        identity, world_size = (
+            int(operator.index(bridge_id)),
+            int(operator.index(system_metadata["world_size"])),
+        )
     except TypeError as exc:
         raise ConfigurationError("bridge_id and world_size must be integers") from exc
     if world_size < 1:

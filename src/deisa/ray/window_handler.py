@@ -8,8 +8,10 @@ import inspect
 import logging
 import threading
 import time
+import traceback
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
@@ -217,13 +219,7 @@ class Deisa:
                 [Subscription(tuple((w.name, w.window_size) for w in r.windows), r.when) for r in runnable]
             )
             started = time.monotonic()
-            with dask.config.set(
-                {
-                    "scheduler": self._scheduler,
-                    "optimization.fuse.active": False,
-                    "split_every": SPLIT_EVERY,
-                }
-            ):
+            with _dask_uses(self._scheduler):
                 self._session.run(
                     lambda firing, windows: run.call(runnable[firing.callback], firing, windows)
                 )
@@ -303,8 +299,71 @@ class _Run:
             self.failures += 1
             error.add_note(f"in callback {registration.name!r} at timestep {firing.timestep}")
             registration.exception_handler(error)
+            _clear_frames(error)
+            windows.clear()  # this frame is one of the traceback's
         finally:
             self.seconds += time.monotonic() - started
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    """Let go of the windows that an exception holds, lest a handler that keeps it stall the simulation."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
+class _RunningSchedulers:
+    """The schedulers of the runs in this process, behind the one that Dask's configuration names.
+
+    That configuration is the whole process's, and runs in several threads may end in any order: the first
+    run sets it, the last one restores it, and each thread computes with the scheduler of its own run.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: list[BundleScheduler] = []
+        self._own = threading.local()
+        self._configured: Any = None
+
+    @contextmanager
+    def use(self, scheduler: BundleScheduler) -> Iterator[None]:
+        """Have Dask compute with `scheduler` in this thread, and in threads without a run of their own."""
+        with self._lock:
+            if not self._running:
+                self._configured = dask.config.set(
+                    {
+                        "scheduler": self,
+                        "optimization.fuse.active": False,
+                        "split_every": SPLIT_EVERY,
+                    }
+                )
+            self._running.append(scheduler)
+        outer, self._own.scheduler = getattr(self._own, "scheduler", None), scheduler
+        try:
+            yield
+        finally:
+            self._own.scheduler = outer
+            with self._lock:
+                self._running.remove(scheduler)
+                if not self._running:
+                    self._configured.__exit__(None, None, None)
+
+    def __call__(self, dsk: Any, keys: Any, **options: Any) -> Any:
+        """Compute the values of `keys`."""
+        return self._current(dsk, keys, **options)
+
+    def persist(self, collections: Sequence[Any], **options: Any) -> list[Any]:
+        """Start computing collections."""
+        return self._current.persist(collections, **options)
+
+    @property
+    def _current(self) -> BundleScheduler:
+        return getattr(self._own, "scheduler", None) or self._running[-1]
+
+
+_dask_uses = _RunningSchedulers().use
 
 
 def _close(reference: weakref.ref[Deisa]) -> None:

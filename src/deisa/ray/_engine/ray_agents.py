@@ -114,14 +114,10 @@ class RayAgents:
         polls = {self._poll(node_id): node_id for node_id in self._actors}
         looked = time.monotonic()
         while not self._closing.is_set():
-            ready, _ = ray.wait(list(polls), num_returns=1, timeout=POLL_S)
-            more, _ = (
-                ray.wait([p for p in polls if p not in ready], num_returns=len(polls) - len(ready), timeout=0)
-                if len(polls) > len(ready)
-                else ([], [])
-            )
+            ray.wait(list(polls), num_returns=1, timeout=POLL_S)
+            answered, _ = ray.wait(list(polls), num_returns=len(polls), timeout=0)
             events: list[tuple[str, Event]] = []
-            for reference in [*ready, *more]:
+            for reference in answered:
                 node_id = polls.pop(reference)
                 try:
                     events += [(node_id, event) for event in ray.get(reference)]

@@ -31,6 +31,7 @@ from deisa.ray._state.layout import (
     ArrayLayout,
     check_bridge_ids,
     missing_bridges,
+    name_bridges,
     resolve_layout,
 )
 from deisa.ray._state.timeline import CompleteStep, Firing, Subscription, Timeline
@@ -129,7 +130,15 @@ class Session:
             case events.BridgeLost(bridge_id, _, reason):
                 raise BridgeLostError(f"bridge {bridge_id} left before the session started: {reason}")
             case events.AgentLost(reason):
-                raise AgentLostError(f"the agent of node {node_id} has gone: {reason}")
+                self._lose_agent(node_id, reason)
+
+    def _lose_agent(self, node_id: str, reason: str) -> None:
+        ranks = sorted(bridge_id for bridge_id, (node, _) in self._joined.items() if node == node_id)
+        if ranks:
+            raise AgentLostError(
+                f"the agent of node {node_id}, with {name_bridges(ranks)}, has gone: {reason}"
+            )
+        logger.warning("the agent of node %s, which has no bridges, has gone: %s", node_id, reason)
 
     # The start.
 
@@ -278,6 +287,9 @@ class Session:
             case events.StepComplete():
                 step = timeline.step_complete(node_id, event)
                 if step is not None:
+                    self._held_up = {
+                        b: held for b, held in self._held_up.items() if held.timestep > step.timestep
+                    }
                     self._assemble(step)
             case events.OwnersPassed():
                 timeline.owners_passed(node_id, event)
@@ -299,7 +311,7 @@ class Session:
                 )
                 raise BridgeLostError(f"bridge {bridge_id} on node {node_id} was lost {last}: {reason}")
             case events.AgentLost(reason):
-                raise AgentLostError(f"the agent of node {node_id} has gone: {reason}")
+                self._lose_agent(node_id, reason)
 
     def _assemble(self, step: CompleteStep) -> None:
         name, timestep = step.array, step.timestep

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 import dask.array as da
 import numpy as np
-from dask._task_spec import Task
 
-from deisa.ray._graph.leaves import AgentAddress, ChunkRef, Lease, read_chunk
+from deisa.ray._graph.leaves import AgentAddress, ChunkRef, Leaf, Lease, read_chunk
 from deisa.ray._state.layout import ArrayLayout, Chunk
 
 
@@ -57,7 +56,7 @@ def assemble(
         nbytes = int(np.prod(cell_shape, dtype=np.int64)) * dtype.itemsize
         slot = slots[home.agent.node_id][home.place]
         key = (name, *position)
-        graph[key] = Task(key, read_chunk, ChunkRef(home.agent, home.region, slot, nbytes, within, lease))
+        graph[key] = Leaf(key, read_chunk, ChunkRef(home.agent, home.region, slot, nbytes, within, lease))
     return da.Array(graph, name, layout.cuts, dtype=dtype, shape=layout.shape)
 
 

@@ -16,6 +16,17 @@ from dask._task_spec import GraphNode, Task
 from deisa.ray._transport.reader import attach
 
 
+class Leaf(Task):
+    """A task without inputs that Dask's optimisations leave alone: inside a fused task nobody would find it."""
+
+    __slots__ = ()
+
+    @property
+    def block_fusion(self) -> bool:
+        """Whether Dask must not fuse it with its users."""
+        return True
+
+
 class Lease:
     """Keeps the slots of one (array, timestep) from being used again, for as long as anyone has it.
 
@@ -115,13 +126,13 @@ def fetch_kept(result: KeptResult) -> Any:
 
 def chunk_of(task: GraphNode) -> ChunkRef | None:
     """Return the chunk that a task reads, if it is such a leaf."""
-    if type(task) is Task and task.func is read_chunk:
+    if isinstance(task, Task) and task.func is read_chunk:
         return task.args[0]
     return None
 
 
 def kept_of(task: GraphNode) -> KeptResult | None:
     """Return the kept result that a task fetches, if it is such a leaf."""
-    if type(task) is Task and task.func is fetch_kept:
+    if isinstance(task, Task) and task.func is fetch_kept:
         return task.args[0]
     return None

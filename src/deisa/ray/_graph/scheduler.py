@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from dask._task_spec import GraphNode, Task, convert_legacy_graph
+from dask._task_spec import GraphNode, convert_legacy_graph
 from dask.base import collections_to_expr, flatten
 
 from deisa.ray._graph.bundles import Bundle, partition
-from deisa.ray._graph.leaves import Handle, KeptResult, fetch_kept, kept_of
+from deisa.ray._graph.leaves import Handle, KeptResult, Leaf, fetch_kept, kept_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class BundleScheduler:
         rebuilt = []
         for collection, keys in zip(collections, keys_of, strict=True):
             rebuild, state = collection.__dask_postpersist__()
-            rebuilt.append(rebuild({key: Task(key, fetch_kept, kept[key]) for key in keys}, *state))
+            rebuilt.append(rebuild({key: Leaf(key, fetch_kept, kept[key]) for key in keys}, *state))
         return rebuilt
 
     def _run(self, dsk: Any, wanted: Sequence[Hashable]) -> dict[Hashable, KeptResult]:
@@ -98,9 +98,13 @@ def _materialize(dsk: Any) -> dict[Hashable, GraphNode]:
 
 
 def _writable(value: Any) -> Any:
-    """Copy an array that still lies in shared memory: callers may write into what they computed."""
+    """Copy arrays that still lie in shared memory: callers may write into what they computed."""
     if type(value) is np.ndarray and not value.flags.writeable and not value.flags.owndata:
         return value.copy()
+    if type(value) in (list, tuple):
+        return type(value)(map(_writable, value))
+    if type(value) is dict:
+        return {key: _writable(item) for key, item in value.items()}
     return value
 
 

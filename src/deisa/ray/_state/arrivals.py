@@ -1,9 +1,8 @@
 """What has arrived on one node, and which slots hold it.
 
 A *region* is one chunk on this node; it has K *slots*, each holding the chunk at one timestep.
-A slot is free, or holds a chunk that has arrived and is not released yet. The rank and the
-agent keep the same account of free slots: the rank takes one when it copies, the agent gives it
-back when every consumer's lease on that (array, timestep) has ended.
+A slot is free, or holds a chunk that has arrived and is not released yet: the rank takes a free one
+when it copies, the agent frees it when every consumer's lease on that (array, timestep) has ended.
 """
 
 from __future__ import annotations
@@ -43,6 +42,7 @@ class _Array:
     place: dict[int, int]  # region -> position in `regions`
     owners: tuple[int, ...]  # bridges that own a region of it
     slots: int
+    last: list[float]  # timestep sent last, by position
     passed: float = NOT_STARTED
     arriving: dict[int, list[int]] = field(default_factory=dict)  # timestep -> slot by position
     missing: dict[int, int] = field(default_factory=dict)  # timestep -> chunks still to come
@@ -90,7 +90,7 @@ class NodeArrivals:
             if regions:
                 owners = tuple(sorted({self._owner[r][0] for r in regions}))
                 place = {region: position for position, region in enumerate(regions)}
-                self._arrays[array] = _Array(regions, place, owners, count)
+                self._arrays[array] = _Array(regions, place, owners, count, [NOT_STARTED] * len(regions))
                 self._busy.update((region, set()) for region in regions)
 
     def put(self, bridge_id: int, region: int, timestep: int, slot: int) -> None:
@@ -108,14 +108,15 @@ class NodeArrivals:
             raise ProtocolError(f"bridge {bridge_id} has no region {region} to send")
         if not 0 <= slot < array.slots or slot in self._busy[region]:
             raise ProtocolError(f"bridge {bridge_id}: slot {slot} of region {region} is not free")
+        place = array.place[region]
+        if array.last[place] == timestep:
+            raise ProtocolError(f"bridge {bridge_id} sent region {region} twice for timestep {timestep}")
         self.advance(bridge_id, timestep)
+        array.last[place] = timestep
         if timestep not in array.arriving:
             array.arriving[timestep] = [EMPTY] * len(array.regions)
             array.missing[timestep] = len(array.regions)
         arriving = array.arriving[timestep]
-        place = array.place[region]
-        if arriving[place] != EMPTY:
-            raise ProtocolError(f"bridge {bridge_id} sent region {region} twice for timestep {timestep}")
         arriving[place] = slot
         self._busy[region].add(slot)
         self._bridges[bridge_id].last_sent = timestep
@@ -155,10 +156,14 @@ class NodeArrivals:
     def hold_up(self, bridge_id: int, region: int, timestep: int) -> None:
         """A rank has no free slot for a chunk of `timestep`."""
         owner, name = self._owner.get(region, (None, ""))
-        if owner != bridge_id:
+        if owner != bridge_id or name not in self._arrays:
             raise ProtocolError(f"bridge {bridge_id} has no region {region} to wait for")
         self.advance(bridge_id, timestep)
         self._events.append(SendHeldUp(bridge_id, name, timestep))
+
+    def has_free_slot(self, region: int) -> bool:
+        """Whether a slot of the region holds nothing."""
+        return len(self._busy[region]) < self._arrays[self._owner[region][1]].slots
 
     def close(self, bridge_id: int, stats: BridgeStats) -> None:
         """A bridge has closed: nothing more comes from it."""

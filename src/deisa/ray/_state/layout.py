@@ -11,7 +11,7 @@ import itertools
 import math
 import operator
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -184,6 +184,14 @@ def _describe_chunk(
     offset = same_rank("offset", 0)
     if "nb_chunks_of_node" in entry:
         _index(name, "nb_chunks_of_node", entry["nb_chunks_of_node"], minimum=0)
+    chunk = ChunkDescription(shape, position, offset)
+    check_place(name, chunk, global_shape, grid)
+    return _dtype(name, entry.get("dtype")), global_shape, grid, chunk
+
+
+def check_place(name: str, chunk: ChunkDescription, global_shape: Shape | None, grid: Shape | None) -> None:
+    """Raise `DescriptionError` where a chunk's place is not said, or lies outside of its array."""
+    shape, position, offset = chunk.shape, chunk.position, chunk.offset
     if (position is None) == (offset is None):
         raise DescriptionError(
             f"array {name!r}: say where the chunk lies by either 'chunk_position' or 'offset' "
@@ -209,7 +217,6 @@ def _describe_chunk(
             raise DescriptionError(
                 f"array {name!r}: chunk_shape {shape} is larger than global_shape {global_shape}"
             )
-    return _dtype(name, entry.get("dtype")), global_shape, grid, ChunkDescription(shape, position, offset)
 
 
 def _shape(name: str, key: str, value: Any, minimum: int) -> Shape:
@@ -220,7 +227,7 @@ def _shape(name: str, key: str, value: Any, minimum: int) -> Shape:
 
 def _index(name: str, key: str, value: Any, minimum: int) -> int:
     try:
-        number = operator.index(value)
+        number = int(operator.index(value))  # bool is an index, too
     except TypeError as exc:
         raise DescriptionError(f"array {name!r}: {key!r} must hold integers, got {value!r}") from exc
     if number < minimum:
@@ -369,11 +376,7 @@ def _from_positions(
         owner_at[position] = bridge_id
     count = math.prod(grid)
     if len(owner_at) != count:
-        absent = list(
-            itertools.islice(
-                (p for p in itertools.product(*map(range, grid)) if p not in owner_at), SHOWN_CULPRITS
-            )
-        )
+        absent = list(itertools.islice((p for p in _positions(grid) if p not in owner_at), SHOWN_CULPRITS))
         raise HoleError(
             f"array {name!r}: no bridge owns chunk position{'s' if count - len(owner_at) > 1 else ''} "
             f"{', '.join(map(str, absent))}"
@@ -406,6 +409,16 @@ def _from_positions(
     for number, position in enumerate(positions):
         cells[position] = number
     return ArrayLayout(name, dtype, shape, chunks, tuple(map(tuple, sizes)), cells)
+
+
+def _positions(grid: Shape) -> Iterator[Shape]:
+    """Walk over a grid of any size; `itertools.product` would write every dimension out first."""
+    for number in itertools.takewhile(math.prod(grid).__gt__, itertools.count()):
+        position = []
+        for n in reversed(grid):
+            number, index = divmod(number, n)
+            position.append(index)
+        yield tuple(reversed(position))
 
 
 def _from_offsets(

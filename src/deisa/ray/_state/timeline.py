@@ -92,10 +92,19 @@ class Timeline:
         self._ready: list[tuple[int, int]] = []
 
     def step_complete(self, node: str, event: StepComplete) -> CompleteStep | None:
-        """A node has all its chunks; returns the step when every node has, else None."""
+        """A node has all its chunks; returns the step when every node has, else None.
+
+        Raises
+        ------
+        IncompleteTimestepError
+            When another node has skipped the timestep.
+        """
         array = self._arrays[event.array]
         by_node = array.arrived.setdefault(event.timestep, {})
         by_node[node] = event.slots
+        skipped = [n for n in array.owners if n not in by_node and array.passed[n] > event.timestep]
+        if skipped:
+            raise self._torn(event.array, event.timestep, (b for n in skipped for b in array.owners[n]))
         if len(by_node) < len(array.owners):
             return None
         del array.arrived[event.timestep]
@@ -122,7 +131,7 @@ class Timeline:
         for timestep in sorted(array.arrived):
             if timestep < passed and node not in array.arrived[timestep]:
                 raise self._torn(event.array, timestep, array.owners[node])
-        if before < array.resolved + 1:  # this node may have been the last one
+        if before <= array.resolved + 1:  # this node may have been the last one
             resolved = min(array.passed.values()) - 1
             if resolved > array.resolved:
                 array.resolved = resolved
@@ -189,8 +198,11 @@ class Timeline:
         """Position in `array.complete` of the first timestep that a callback may still be given."""
         subscription = self._subscriptions[number]
         size = max(size for array_name, size in subscription.windows if array_name == name)
-        # An AND callback fires next with a timestep of this array that is still to come.
-        needed = len(array.complete) - (size if subscription.when == "OR" else size - 1)
+        if subscription.when == "AND":  # it fires next with a timestep of this array that is still to come
+            needed = len(array.complete) - (size - 1)
+        else:  # it fires next with one of any of its arrays, which may be behind this one
+            settled = min(self._arrays[other].resolved for other, _ in subscription.windows)
+            needed = bisect.bisect_right(array.complete, settled) - size
         waiting = [*self._candidates[number], *(t for t, n in self._ready if n == number)]
         for timestep in waiting:
             needed = min(needed, bisect.bisect_right(array.complete, timestep) - size)

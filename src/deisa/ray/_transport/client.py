@@ -8,7 +8,7 @@ import select
 import socket
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from deisa.ray._state.layout import ArrayDescription
 from deisa.ray._transport import messages
 from deisa.ray._transport.address import agent_address, check_same_user, shown
 from deisa.ray._transport.descriptors import receive_with_descriptors
-from deisa.ray._transport.memory import map_segment, slot_view, touch
+from deisa.ray._transport.memory import FREE, TAKEN, map_segment, slot_view, touch
 from deisa.ray._transport.messages import FrameBuffer, Message
 from deisa.ray.config import Settings
 from deisa.ray.errors import (
@@ -37,7 +37,14 @@ FIRST_RETRY_S, LAST_RETRY_S = 0.01, 0.25
 @dataclass(slots=True)
 class _Region:
     slots: list[np.ndarray]
-    free: list[int] = field(default_factory=list)
+    marks: memoryview  # one byte for each slot; the agent frees, this rank takes
+
+    def take(self) -> int:
+        """Take a free slot; -1 when there is none."""
+        slot = self.marks.tobytes().find(FREE)
+        if slot >= 0:
+            self.marks[slot] = TAKEN
+        return slot
 
 
 class RankChannel:
@@ -174,9 +181,8 @@ class RankChannel:
 
     def _handle(self, message: Message) -> None:
         match message:
-            case messages.Free(slots):
-                for region, slot in slots:
-                    self._regions[region].free.append(slot)
+            case messages.Free():
+                pass  # the slot is marked free
             case messages.Progress(text):
                 self._progress = text
             case messages.Slots():
@@ -211,7 +217,8 @@ class RankChannel:
             touch(segment)
         for spec in message.regions:
             views = [slot_view(memory[spec.segment], spec, slot) for slot in range(spec.slots)]
-            self._regions[spec.region] = _Region(views, list(range(spec.slots)))
+            marks = memoryview(memory[spec.segment])[spec.marks : spec.marks + spec.slots]
+            self._regions[spec.region] = _Region(views, marks)
 
     def has_memory(self, region: int) -> bool:
         """Whether the region has its slots; not before `learn` where the dtype was left open."""
@@ -235,24 +242,24 @@ class RankChannel:
         slot, view, held_up_s
             Its number, the memory as an array, and the seconds spent waiting.
         """
-        self.receive()
-        slots = self._regions[region]
+        memory = self._regions[region]
         held_up_s = 0.0
-        if not slots.free:
+        slot = memory.take()
+        if slot < 0:
             started = time.perf_counter()
             self._send(messages.encode(messages.HeldUp(region, timestep)))
             self._wait(
-                lambda: slots.free,
+                lambda: FREE in memory.marks.tobytes(),
                 self._settings.send_timeout_s,
                 lambda: (
-                    f"all {len(slots.slots)} slots of array {array!r} are in use: timestep {timestep} waits for the "
+                    f"all {len(memory.slots)} slots of array {array!r} are in use: timestep {timestep} waits for the "
                     "analytics (slower than the simulation, or keeping arrays alive)"
                 ),
                 "DEISA_RAY_SEND_TIMEOUT_S",
             )
             held_up_s = time.perf_counter() - started
-        slot = slots.free.pop()
-        return slot, slots.slots[slot], held_up_s
+            slot = memory.take()
+        return slot, memory.slots[slot], held_up_s
 
     def put(self, region: int, timestep: int, slot: int) -> None:
         """Hand a filled slot over."""

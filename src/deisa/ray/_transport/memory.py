@@ -16,6 +16,7 @@ from deisa.ray._transport.messages import RegionSpec
 from deisa.ray.errors import MemoryBoundError, ProtocolError
 
 PAGE_BYTES = mmap.PAGESIZE
+FREE, TAKEN = 0, 1  # the mark of a slot
 
 
 def create_segment(name: str, nbytes: int) -> int:
@@ -37,16 +38,24 @@ def lay_out(
 ) -> tuple[list[RegionSpec], int]:
     """Place the slots of several chunks, given as (region, shape, dtype, slots), in one segment.
 
-    Every slot starts on a page of its own. Returns the regions and the segment's size in bytes.
+    The segment starts with the marks of all slots; every slot starts on a page of its own. Returns
+    the regions and the segment's size in bytes.
     """
     regions = []
-    base = 0
+    marks = 0
+    base = marks_size(sum(slots for *_, slots in chunks))
     for region, shape, dtype, slots in chunks:
         slot_bytes = slot_size(shape, dtype)
         strides = tuple(int(n) for n in contiguous_strides(shape, dtype.itemsize))
-        regions.append(RegionSpec(region, segment, base, slot_bytes, slots, shape, strides, dtype))
+        regions.append(RegionSpec(region, segment, marks, base, slot_bytes, slots, shape, strides, dtype))
+        marks += slots
         base += slot_bytes * slots
     return regions, base
+
+
+def marks_size(slots: int) -> int:
+    """Bytes at the start of a segment for the marks of so many slots: whole pages."""
+    return -(-slots // PAGE_BYTES) * PAGE_BYTES
 
 
 def slot_size(shape: Shape, dtype: np.dtype) -> int:

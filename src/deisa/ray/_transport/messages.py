@@ -12,7 +12,7 @@ message that has been decoded is valid in form.
     Hello      who, and which chunks      Progress   still waiting, for whom
     Learned    dtype of an array          Slots      regions of memory, with descriptors
     Put        a chunk lies in a slot     Start      the arrays asked for
-    HeldUp     no slot free               Free       slots to use again
+    HeldUp     no slot free               Free       a slot, for a rank that was held up
     Advance    nothing older will come    Fail       the session is over, and why
     Close      the end
 
@@ -33,8 +33,14 @@ import msgpack
 import numpy as np
 
 from deisa.ray._state.events import BridgeStats
-from deisa.ray._state.layout import ArrayDescription, ChunkDescription, Shape, require_fixed_size
-from deisa.ray.errors import LayoutError, ProtocolError
+from deisa.ray._state.layout import (
+    ArrayDescription,
+    ChunkDescription,
+    Shape,
+    check_place,
+    require_fixed_size,
+)
+from deisa.ray.errors import ProtocolError
 
 PROTOCOL_VERSION = 1
 MAX_MESSAGE_BYTES = 16 * 2**20
@@ -48,11 +54,13 @@ class RegionSpec:
     """Where the slots of one chunk lie.
 
     The chunk at slot ``s`` starts at byte ``base + s * slot_bytes`` of descriptor number
-    `segment`, with the given strides (bytes): a chunk may lie inside a larger box.
+    `segment`, with the given strides (bytes): a chunk may lie inside a larger box. Byte
+    ``marks + s`` of the segment is 1 from when the rank takes the slot until the agent frees it.
     """
 
     region: int
     segment: int
+    marks: int
     base: int
     slot_bytes: int
     slots: int
@@ -142,8 +150,10 @@ class Start(Message):
 
 @dataclass(frozen=True, slots=True)
 class Free(Message):
+    """A rank that was held up can go on: one of the region's slots is marked free."""
+
     code: ClassVar[int] = 19
-    slots: tuple[tuple[int, int], ...]
+    region: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +220,7 @@ def decode(body: bytes | memoryview) -> Message:
         raise ProtocolError(f"{cls.__name__} has {len(names)} fields, received {len(payload) - 1}")
     try:
         return cls(*[_READ[cls.__name__, n](v) for n, v in zip(names, payload[1:], strict=True)])
-    except (TypeError, ValueError, OverflowError, RecursionError, LayoutError) as exc:
+    except Exception as exc:  # NumPy, too, raises many kinds, for descriptions of dtypes
         raise ProtocolError(f"received a malformed {cls.__name__}: {exc}") from exc
 
 
@@ -349,15 +359,16 @@ def _array(value: Any) -> ArrayDescription:
     for chunk in described.chunks:
         placed = [p for p in (chunk.position, chunk.offset) if p is not None]
         shapes = [s for s in (described.global_shape, described.grid, *placed) if s is not None]
-        if len(placed) != 1 or any(len(s) != len(chunk.shape) for s in shapes):
+        if 0 in chunk.shape or any(len(s) != len(chunk.shape) for s in shapes):
             raise ValueError(f"array {described.name!r:.60}: a chunk's position does not fit its shape")
+        check_place(described.name, chunk, described.global_shape, described.grid)
     return described
 
 
 def _region(value: Any) -> RegionSpec:
-    region, segment, base, slot_bytes, slots, shape, strides, dtype = _fields(value, 8)
+    region, segment, marks, base, slot_bytes, slots, shape, strides, dtype = _fields(value, 9)
     return RegionSpec(
-        _natural(region), _natural(segment), _natural(base), _natural(slot_bytes), _natural(slots),
+        _natural(region), _natural(segment), _natural(marks), _natural(base), _natural(slot_bytes), _natural(slots),
         _naturals(shape), _integers(strides), _dtype(dtype),
     )  # fmt: skip
 
@@ -371,11 +382,6 @@ def _region_numbers(value: Any) -> dict[str, tuple[int, ...]]:
     if type(value) is not dict:
         raise TypeError("expected a map of arrays to regions")
     return {_text(name): _naturals(regions) for name, regions in value.items()}
-
-
-def _slot_pairs(value: Any) -> tuple[tuple[int, int], ...]:
-    pairs = [_fields(item, 2) for item in _items(value)]
-    return tuple((_natural(region), _natural(slot)) for region, slot in pairs)
 
 
 _READ: dict[tuple[str, str], Any] = {
@@ -398,7 +404,7 @@ _READ: dict[tuple[str, str], Any] = {
     ("Slots", "sizes"): _naturals,
     ("Slots", "regions"): lambda value: tuple(map(_region, _items(value))),
     ("Start", "regions"): _region_numbers,
-    ("Free", "slots"): _slot_pairs,
+    ("Free", "region"): _natural,
     ("Fail", "kind"): _text,
     ("Fail", "text"): _text,
     ("Attached", "agent_id"): _text,

@@ -7,7 +7,9 @@ thread: sockets are non-blocking, and what does not fit into a socket waits in a
 
 from __future__ import annotations
 
+import errno
 import logging
+import mmap
 import os
 import selectors
 import socket
@@ -16,24 +18,33 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from deisa.ray._state.arrivals import NodeArrivals
-from deisa.ray._state.events import BridgeJoined, DtypeLearned, Event
+from deisa.ray._state.events import AgentLost, BridgeJoined, DtypeLearned, Event
 from deisa.ray._state.layout import ArrayDescription, Shape
 from deisa.ray._transport import messages
 from deisa.ray._transport.address import agent_address, check_same_user, shown
 from deisa.ray._transport.descriptors import RECEIVE_BYTES
-from deisa.ray._transport.memory import check_fits, create_segment, lay_out, slot_size
+from deisa.ray._transport.memory import (
+    FREE,
+    check_fits,
+    create_segment,
+    lay_out,
+    map_segment,
+    marks_size,
+    slot_size,
+)
 from deisa.ray._transport.messages import FrameBuffer, Message, RegionSpec
 from deisa.ray._transport.reader import probe
 from deisa.ray.config import Settings
 from deisa.ray.errors import (
     AnalyticsLostError,
     BridgeIdError,
+    ConfigurationError,
     DeisaError,
     PeerError,
     ProtocolError,
@@ -62,6 +73,7 @@ class _Segment:
     descriptor: int
     nbytes: int
     regions: list[RegionSpec]
+    marks: mmap.mmap
 
 
 @dataclass(slots=True, eq=False)
@@ -95,6 +107,8 @@ class AgentServer:
         self._bridges: dict[int, _Connection] = {}
         self._connections: set[_Connection] = set()
         self._segments: list[_Segment] = []
+        self._marks: dict[int, tuple[mmap.mmap, int]] = {}  # region -> where the marks of its slots are
+        self._held_up: set[int] = set()  # regions whose rank waits for a slot
         self._plan: StartPlan | None = None
         self._progress = "the analytics is up but has not called execute_callbacks() yet"
         self._joined: list[Event] = []
@@ -120,8 +134,10 @@ class AgentServer:
                 listener.listen(4096)
                 listener.setblocking(False)
                 return listener
-            except OSError:
+            except OSError as exc:
                 listener.close()
+                if exc.errno != errno.EADDRINUSE:
+                    raise ConfigurationError(f"cannot listen at {shown(address)}: {exc}") from exc
             try:
                 other, quiet_s = probe(address)
             except ConnectionRefusedError:
@@ -192,6 +208,9 @@ class AgentServer:
         """Create the slots and let the ranks go."""
         with self._lock:
             self._plan = plan
+            for connection in [c for c in self._connections if c.bridge_id is not None]:
+                if self._bridges[connection.bridge_id] is not connection:  # the analytics saw only the first
+                    self._fail(connection, BridgeIdError(f"bridge_id {connection.bridge_id} is taken"))
             self._arrivals.subscribe(plan.slots, plan.consumers)
             for bridge_id, connection in self._bridges.items():
                 regions = self._arrivals.regions_of(bridge_id)
@@ -205,9 +224,17 @@ class AgentServer:
         with self._lock:
             for array, timestep in steps:
                 for bridge_id, slots in self._arrivals.release(consumer, array, timestep).items():
-                    connection = self._bridges.get(bridge_id)
-                    if connection is not None and not connection.closed:
-                        self._post(connection, messages.Free(tuple(slots)))
+                    for region, slot in slots:
+                        marks, offset = self._marks[region]
+                        marks[offset + slot] = FREE
+                        if region in self._held_up:
+                            self._let_go(bridge_id, region)
+
+    def _let_go(self, bridge_id: int, region: int) -> None:
+        self._held_up.discard(region)
+        connection = self._bridges.get(bridge_id)
+        if connection is not None:
+            self._post(connection, messages.Free(region))
 
     def close(self, error: DeisaError | None = None) -> None:
         """End the session on this node: tell the ranks why, close every socket, free the memory."""
@@ -234,6 +261,11 @@ class AgentServer:
                         for key, mask in ready:
                             self._serve_one(key, mask)
                         self._check_driver()
+        except Exception as error:
+            logger.exception("the agent has failed")
+            with self._lock:
+                self._joined.append(AgentLost(f"{type(error).__name__}: {error}"))
+            raise
         finally:
             self._shut()
 
@@ -244,7 +276,8 @@ class AgentServer:
         connection: _Connection = key.data
         try:
             if mask & selectors.EVENT_WRITE:
-                self._flush(connection)
+                with suppress(OSError):  # what a dead peer said before is still to be read
+                    self._flush(connection)
             if mask & selectors.EVENT_READ:
                 self._receive(connection)
         except DeisaError as error:
@@ -279,6 +312,8 @@ class AgentServer:
             data = connection.socket.recv(RECEIVE_BYTES)
         except BlockingIOError:
             return
+        except ConnectionResetError:  # it left without having read everything
+            data = b""
         if not data:
             self._drop(connection, "its process ended without close()")
             return
@@ -303,6 +338,9 @@ class AgentServer:
                 self._arrivals.put(bridge_id, region, timestep, slot)
             case messages.HeldUp(region, timestep):
                 self._arrivals.hold_up(bridge_id, region, timestep)
+                self._held_up.add(region)
+                if self._arrivals.has_free_slot(region):  # it became free while the message was on its way
+                    self._let_go(bridge_id, region)
             case messages.Advance(timestep):
                 self._arrivals.advance(bridge_id, timestep)
             case messages.Learned(array, dtype):
@@ -372,18 +410,17 @@ class AgentServer:
         if not chunks:
             return
         regions, nbytes = lay_out(chunks)
-        segment = _Segment(create_segment(f"deisa-{self._settings.session}", nbytes), nbytes, regions)
+        descriptor = create_segment(f"deisa-{self._settings.session}", nbytes)
+        marks = map_segment(descriptor, marks_size(sum(r.slots for r in regions)), writable=True)
+        segment = _Segment(descriptor, nbytes, regions, marks)
         self._segments.append(segment)
+        self._marks.update((r.region, (marks, r.marks)) for r in regions)
         self._post(connection, messages.Slots(1, (nbytes,), tuple(regions)), [segment.descriptor])
 
     def _attach(self, connection: _Connection) -> None:
         for start in range(0, len(self._segments), DESCRIPTORS_PER_MESSAGE):
             batch = self._segments[start : start + DESCRIPTORS_PER_MESSAGE]
-            regions = [
-                RegionSpec(r.region, i, r.base, r.slot_bytes, r.slots, r.shape, r.strides, r.dtype)
-                for i, segment in enumerate(batch)
-                for r in segment.regions
-            ]
+            regions = [replace(r, segment=i) for i, segment in enumerate(batch) for r in segment.regions]
             sizes = tuple(segment.nbytes for segment in batch)
             self._post(
                 connection, messages.Slots(len(batch), sizes, tuple(regions)), [s.descriptor for s in batch]
@@ -398,6 +435,7 @@ class AgentServer:
                 f"the analytics of session {self._settings.session!r} has not been heard of for {quiet_s:.0f} s"
             )
             logger.warning("%s; the agent ends", error)
+            self._joined.append(AgentLost(str(error)))
             self.close(error)
 
     # Sending and dropping.
@@ -462,7 +500,9 @@ class AgentServer:
             self._selector.close()
             os.close(self._wake)
             for segment in self._segments:
+                segment.marks.close()
                 os.close(segment.descriptor)
             self._segments.clear()
+            self._marks.clear()
             self.closed.set()
             self._changed.notify_all()

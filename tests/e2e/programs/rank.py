@@ -1,0 +1,29 @@
+"""A rank without MPI. Arguments: its number, the number of ranks, timesteps, elements of its chunk,
+and how it ends: `close`, or `die` without a word."""
+
+import os
+import sys
+
+import numpy as np
+
+from deisa.ray import Bridge
+
+rank, size, timesteps, elements = map(int, sys.argv[1:5])
+bridge = Bridge(
+    bridge_id=rank,
+    arrays_metadata={
+        "x": {
+            "chunk_shape": (elements,),
+            "nb_chunks_per_dim": (size,),
+            "chunk_position": (rank,),
+            "dtype": np.float64,
+        }
+    },
+    system_metadata={"world_size": size},
+)
+start = np.arange(rank * elements, (rank + 1) * elements, dtype=float)
+for t in range(timesteps):
+    bridge.send("x", start + t, t)
+if sys.argv[5] == "die":
+    os._exit(3)
+bridge.close()

@@ -1,0 +1,342 @@
+"""The account of chunks and slots of one node."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from typing import Any
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+)
+
+from deisa.ray._state.arrivals import NodeArrivals
+from deisa.ray._state.events import (
+    BridgeClosed,
+    BridgeLost,
+    BridgeStats,
+    OwnersPassed,
+    SendHeldUp,
+    StepComplete,
+    StepTorn,
+)
+from deisa.ray.errors import ProtocolError
+
+
+def node(
+    *chunk_counts: dict[str, int], slots: dict[str, int], consumers: tuple[str, ...] = ("c",)
+) -> NodeArrivals:
+    arrivals = NodeArrivals()
+    for bridge_id, counts in enumerate(chunk_counts):
+        arrivals.join(bridge_id, counts)
+    arrivals.subscribe(slots, consumers)
+    return arrivals
+
+
+def test_regions_are_numbered_as_bridges_join() -> None:
+    arrivals = NodeArrivals()
+    assert arrivals.join(7, {"a": 2, "b": 1}) == {"a": (0, 1), "b": (2,)}
+    assert arrivals.join(3, {"a": 1, "c": 0}) == {"a": (3,), "c": ()}
+    arrivals.leave(7)
+    assert arrivals.join(7, {"a": 1}) == {"a": (4,)}  # a number is never used again
+    arrivals.subscribe({"a": 2}, ["c"])
+    arrivals.put(7, 4, 0, 0)
+    arrivals.put(3, 3, 0, 1)
+    assert StepComplete("a", 0, (1, 0)) in arrivals.take_events()
+    assert arrivals.slots_of("a") == 2
+    assert arrivals.slots_of("c") == 0
+    assert arrivals.regions_of(3) == {"a": (3,), "c": ()}
+
+
+def test_a_step_is_complete_when_every_chunk_is_in() -> None:
+    arrivals = node({"a": 2}, {"a": 1}, slots={"a": 3})
+    arrivals.put(0, 0, 5, 2)
+    arrivals.put(1, 2, 5, 0)
+    assert arrivals.take_events() == [OwnersPassed("a", 5)]
+    arrivals.put(0, 1, 5, 1)
+    assert arrivals.take_events() == [StepComplete("a", 5, (2, 1, 0))]
+    assert arrivals.take_events() == []
+
+
+def test_bridges_of_another_array_do_not_hold_an_array_back() -> None:
+    arrivals = node({"a": 1}, {"b": 1}, slots={"a": 1, "b": 1})
+    arrivals.put(0, 0, 3, 0)
+    assert arrivals.take_events() == [OwnersPassed("a", 3), StepComplete("a", 3, (0,))]
+
+
+def test_slots_come_back_when_every_consumer_has_let_go() -> None:
+    arrivals = node({"a": 1}, {"a": 1}, slots={"a": 2}, consumers=("one", "two"))
+    arrivals.put(0, 0, 1, 0)
+    arrivals.put(1, 1, 1, 1)
+    assert arrivals.release("one", "a", 1) == {}
+    with pytest.raises(ProtocolError, match="slot 0 of region 0 is not free"):
+        arrivals.put(0, 0, 2, 0)
+    assert arrivals.release("two", "a", 1) == {0: [(0, 0)], 1: [(1, 1)]}
+    arrivals.put(0, 0, 2, 0)
+
+
+def test_torn_step_names_those_who_skipped_it() -> None:
+    arrivals = node({"a": 1}, {"a": 1}, {"a": 2}, slots={"a": 3})
+    arrivals.put(1, 1, 4, 0)
+    arrivals.put(2, 2, 4, 0)  # one of its two
+    arrivals.advance(0, 5)
+    arrivals.put(1, 1, 5, 1)
+    assert arrivals.take_events() == [OwnersPassed("a", 4)]
+    arrivals.put(2, 2, 5, 1)
+    assert arrivals.take_events() == [StepTorn("a", 4, (0, 2)), OwnersPassed("a", 5)]
+
+
+def test_closing_tears_what_is_unfinished() -> None:
+    arrivals = node({"a": 1}, {"a": 1}, slots={"a": 2})
+    arrivals.close(1, BridgeStats())
+    arrivals.put(0, 0, 0, 0)
+    assert not arrivals.is_finished(0)
+    arrivals.close(0, BridgeStats(chunks=1))
+    assert arrivals.is_finished(0)
+    assert arrivals.take_events() == [
+        BridgeClosed(1, BridgeStats()),
+        OwnersPassed("a", 0),
+        StepTorn("a", 0, (1,)),
+        OwnersPassed("a", None),
+        BridgeClosed(0, BridgeStats(chunks=1)),
+    ]
+
+
+def test_waiting_for_a_slot_says_how_far_the_bridge_is() -> None:
+    arrivals = node({"a": 1, "b": 1}, slots={"a": 1, "b": 1})
+    arrivals.hold_up(0, 0, 9)
+    assert arrivals.take_events() == [
+        OwnersPassed("a", 9),
+        OwnersPassed("b", 9),
+        SendHeldUp(0, "a", 9),
+    ]
+
+
+def test_a_lost_bridge_reports_its_last_timestep() -> None:
+    arrivals = node({"a": 1}, {"a": 1}, slots={"a": 1})
+    arrivals.put(0, 0, -3, 0)
+    arrivals.take_events()
+    arrivals.lose(0, "gone")
+    arrivals.lose(1, "gone too")
+    assert arrivals.take_events() == [BridgeLost(0, -3, "gone"), BridgeLost(1, None, "gone too")]
+
+
+@pytest.mark.parametrize(
+    ("put", "message"),
+    [
+        ((0, 1, 5, 1), "bridge 0 has no region 1 to send"),  # bridge 1's
+        ((0, 99, 5, 1), "bridge 0 has no region 99 to send"),
+        ((2, 2, 5, 1), "bridge 2 has no region 2 to send"),  # of an array that nobody asked for
+        ((0, 0, 5, 2), "slot 2 of region 0 is not free"),
+        ((0, 0, 5, -1), "slot -1 of region 0 is not free"),
+        ((0, 0, 6, 0), "slot 0 of region 0 is not free"),
+        ((0, 0, 4, 1), "bridge 0 went back from timestep 5 to 4"),
+        ((0, 0, 5, 1), "bridge 0 sent region 0 twice for timestep 5"),
+    ],
+)
+@pytest.mark.parametrize("complete", [False, True], ids=["arriving", "complete"])
+def test_a_broken_account_is_refused_and_changes_nothing(put: Any, message: str, complete: bool) -> None:
+    arrivals = NodeArrivals()
+    arrivals.join(0, {"a": 1})
+    arrivals.join(1, {"a": 1})
+    arrivals.join(2, {"unwanted": 1})
+    arrivals.subscribe({"a": 2}, ["c"])
+    arrivals.put(0, 0, 5, 0)
+    if complete:
+        arrivals.put(1, 1, 5, 1)
+    arrivals.take_events()
+    with pytest.raises(ProtocolError, match=message):
+        arrivals.put(*put)
+    assert arrivals.take_events() == []
+    if not complete:
+        arrivals.put(1, 1, 5, 1)
+        assert StepComplete("a", 5, (0, 1)) in arrivals.take_events()
+    arrivals.release("c", "a", 5)
+    arrivals.put(0, 0, 6, 0)
+
+
+def test_nothing_comes_after_closing() -> None:
+    arrivals = node({"a": 1}, slots={"a": 2})
+    arrivals.close(0, BridgeStats())
+    arrivals.take_events()
+    for attempt in (
+        lambda: arrivals.put(0, 0, 0, 0),
+        lambda: arrivals.advance(0, 0),
+        lambda: arrivals.hold_up(0, 0, 0),
+    ):
+        with pytest.raises(ProtocolError, match="bridge 0 went back"):
+            attempt()
+    assert arrivals.take_events() == []
+
+
+def test_waiting_for_another_bridges_slot_is_refused() -> None:
+    arrivals = node({"a": 1, "unwanted": 1}, {"a": 1}, slots={"a": 1})
+    for region in (1, 2, 3):
+        with pytest.raises(ProtocolError, match=f"bridge 0 has no region {region} to wait for"):
+            arrivals.hold_up(0, region, 0)
+    assert arrivals.take_events() == []
+
+
+class Account(RuleBasedStateMachine):
+    """Any bridges that keep to the rules, one that does not, and a model of what the node must say."""
+
+    steps = Bundle("steps")  # complete and not released
+
+    @initialize(
+        counts=st.lists(
+            st.fixed_dictionaries({}, optional={"a": st.integers(0, 2), "b": st.integers(1, 2)}),
+            min_size=1,
+            max_size=3,
+        ),
+        slots=st.fixed_dictionaries({}, optional={"a": st.integers(1, 3), "b": st.integers(1, 3)}),
+        consumers=st.integers(1, 2),
+    )
+    def start(self, counts: list[dict[str, int]], slots: dict[str, int], consumers: int) -> None:
+        self.arrivals = NodeArrivals()
+        self.owner: dict[int, tuple[int, str]] = {}
+        for bridge, chunks in enumerate(counts):
+            for array, regions in self.arrivals.join(bridge, chunks).items():
+                assert len(regions) == chunks[array]
+                self.owner |= {region: (bridge, array) for region in regions}
+        self.slots = slots
+        self.consumers = [f"c{i}" for i in range(consumers)]
+        self.arrivals.subscribe(slots, self.consumers)
+        self.wanted = [r for r, (_, array) in self.owner.items() if array in slots]
+        self.regions = {array: sorted(r for r in self.wanted if self.owner[r][1] == array) for array in slots}
+        self.at: list[float] = [-math.inf] * len(counts)
+        self.free = {r: set(range(slots[self.owner[r][1]])) for r in self.wanted}
+        self.sent: dict[tuple[str, int], dict[int, int]] = defaultdict(dict)
+        self.held: dict[tuple[str, int], set[str]] = {}
+        self.passed: dict[str, float] = dict.fromkeys(slots, -math.inf)
+        self.torn: set[tuple[str, int]] = set()
+
+    def told(self, bridge: int | None = None, t: float | None = None) -> list[Any]:
+        """Check the events of one action that brought `bridge` to `t`; returns those left over."""
+        if bridge is not None and t is not None:
+            self.at[bridge] = t
+        expected: list[Any] = []
+        for array, regions in self.regions.items():
+            owners = {self.owner[r][0] for r in regions}
+            if not owners or bridge not in owners:
+                continue
+            passed = min(self.at[b] for b in owners)
+            if passed > self.passed[array]:
+                self.passed[array] = passed
+                for (name, step), sent in sorted(self.sent.items()):
+                    torn = name == array and step < passed and len(sent) < len(regions)
+                    if torn and (name, step) not in self.torn:
+                        self.torn.add((name, step))
+                        missing = {self.owner[r][0] for r in regions if r not in sent}
+                        expected.append(StepTorn(array, step, tuple(sorted(missing))))
+                expected.append(OwnersPassed(array, None if passed == math.inf else int(passed)))
+        events = self.arrivals.take_events()
+        for event in expected:
+            assert event in events
+            events.remove(event)
+        assert not any(isinstance(event, StepTorn | OwnersPassed) for event in events)
+        return events
+
+    def sendable(self) -> list[int]:
+        return [r for r in self.wanted if self.free[r] and self.at[self.owner[r][0]] < math.inf]
+
+    def next_step(self, data: st.DataObject, bridge: int) -> int:
+        at = self.at[bridge]
+        low = -2 if at == -math.inf else int(at)
+        return data.draw(st.integers(low, low + 2), label="timestep")
+
+    @precondition(lambda self: self.sendable())
+    @rule(target=steps, data=st.data())
+    def put(self, data: st.DataObject) -> Any:
+        region = data.draw(st.sampled_from(self.sendable()), label="region")
+        bridge, array = self.owner[region]
+        t = self.next_step(data, bridge)
+        if region in self.sent[array, t]:
+            t += 1
+        slot = data.draw(st.sampled_from(sorted(self.free[region])), label="slot")
+        self.arrivals.put(bridge, region, t, slot)
+        self.free[region].remove(slot)
+        self.sent[array, t][region] = slot
+        events = self.told(bridge, t)
+        if set(self.sent[array, t]) == set(self.regions[array]):
+            slots = tuple(self.sent[array, t][r] for r in self.regions[array])
+            assert events == [StepComplete(array, t, slots)]
+            self.held[array, t] = set(self.consumers)
+            return multiple(*((array, t, consumer) for consumer in self.consumers))
+        assert events == []
+        return multiple()
+
+    @rule(step=consumes(steps))
+    def release(self, step: tuple[str, int, str]) -> None:
+        array, t, consumer = step
+        freed = self.arrivals.release(consumer, array, t)
+        self.held[array, t].discard(consumer)
+        expected = defaultdict(list)
+        if not self.held[array, t]:
+            for region, slot in sorted(self.sent[array, t].items()):
+                expected[self.owner[region][0]].append((region, slot))
+                self.free[region].add(slot)
+        assert freed == expected
+        assert self.told() == []
+
+    def open_bridges(self) -> list[int]:
+        return [b for b, at in enumerate(self.at) if at < math.inf]
+
+    @precondition(lambda self: self.open_bridges())
+    @rule(data=st.data())
+    def advance(self, data: st.DataObject) -> None:
+        bridge = data.draw(st.sampled_from(self.open_bridges()))
+        t = self.next_step(data, bridge)
+        self.arrivals.advance(bridge, t)
+        assert self.told(bridge, t) == []
+
+    @precondition(lambda self: self.sendable())
+    @rule(data=st.data())
+    def hold_up(self, data: st.DataObject) -> None:
+        region = data.draw(st.sampled_from(self.sendable()))
+        bridge, array = self.owner[region]
+        t = self.next_step(data, bridge)
+        self.arrivals.hold_up(bridge, region, t)
+        assert self.told(bridge, t) == [SendHeldUp(bridge, array, t)]
+
+    @precondition(lambda self: self.open_bridges())
+    @rule(data=st.data())
+    def close(self, data: st.DataObject) -> None:
+        bridge = data.draw(st.sampled_from(self.open_bridges()))
+        self.arrivals.close(bridge, BridgeStats(chunks=3))
+        assert self.told(bridge, math.inf) == [BridgeClosed(bridge, BridgeStats(chunks=3))]
+
+    @rule(bridge=st.integers(0, 3), region=st.integers(0, 12), t=st.integers(-3, 6), slot=st.integers(-1, 3))
+    def misbehave(self, bridge: int, region: int, t: int, slot: int) -> None:
+        owner, array = self.owner.get(region, (None, ""))
+        fine = (
+            owner == bridge
+            and region in self.free
+            and slot in self.free[region]
+            and t >= self.at[bridge]
+            and region not in self.sent[array, t]
+        )
+        if fine:
+            return
+        with pytest.raises(ProtocolError, match=f"bridge {bridge}"):
+            self.arrivals.put(bridge, region, t, slot)
+        assert self.told() == []
+
+    @invariant()
+    def nothing_is_said_twice(self) -> None:
+        if hasattr(self, "arrivals"):
+            assert self.arrivals.take_events() == []
+            assert [self.arrivals.is_finished(b) for b in range(len(self.at))] == [
+                at == math.inf for at in self.at
+            ]
+
+
+TestAccount = Account.TestCase
