@@ -63,7 +63,9 @@ def rank(chunk_bytes: int, steps: int, compute_s: float, session: str, cores_fre
         print(json.dumps({key: [t for one in gathered for t in one[key]] for key in times}), flush=True)
 
 
-def measure(chunk_bytes: int, steps: int, ranks: int, compute_s: float, engine: str, *extra: str) -> dict[str, list[float]]:
+def measure(
+    chunk_bytes: int, steps: int, ranks: int, compute_s: float, engine: str, *extra: str
+) -> dict[str, list[float]]:
     """Run the analytics here and the ranks under ``mpiexec``; returns seconds by what was timed."""
     from deisa.ray.types import WindowSpec
     from deisa.ray.window_handler import Deisa
@@ -73,7 +75,9 @@ def measure(chunk_bytes: int, steps: int, ranks: int, compute_s: float, engine: 
     deisa.register_callback(lambda window: window[-1].dask.mean().compute(), [WindowSpec("field")])
     arguments = ["--rank", f"--bytes={chunk_bytes}", f"--steps={steps}", f"--compute={compute_s}"]
     command = [MPIEXEC, "-n", str(ranks), sys.executable, "-m", "benchmarks.send", *arguments, *extra]
-    with subprocess.Popen([*command, f"--session={session}"], stdout=subprocess.PIPE, text=True) as simulation:
+    with subprocess.Popen(
+        [*command, f"--session={session}"], stdout=subprocess.PIPE, text=True
+    ) as simulation:
         deisa.execute_callbacks()
         output, _ = simulation.communicate()
     if simulation.returncode:
@@ -83,14 +87,18 @@ def measure(chunk_bytes: int, steps: int, ranks: int, compute_s: float, engine: 
 
 def main() -> None:
     """Print a table of medians and 99th percentiles."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--session", default="bench", help=argparse.SUPPRESS)
     parser.add_argument("--bytes", type=int, action="append", help="chunk size; may be repeated")
     parser.add_argument("--steps", type=int, default=210)
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--compute", type=float, default=0.02, help="seconds of computing per step")
-    parser.add_argument("--sleep", action="store_true", help="sleep instead of computing: ranks beyond the cores")
+    parser.add_argument(
+        "--sleep", action="store_true", help="sleep instead of computing: ranks beyond the cores"
+    )
     parser.add_argument("--engine", choices=["ray", "local"], default="ray")
     options = parser.parse_args()
     sizes = options.bytes or [32 * 1024, 8 * 2**20]
@@ -99,11 +107,20 @@ def main() -> None:
         return
     print(f"{'chunk':>10} {'':>8} {'median':>12} {'p99':>12}   (microseconds; {options.ranks} ranks)")
     for size in sizes:
-        times = measure(size, options.steps, options.ranks, options.compute, options.engine, *(['--sleep'] if options.sleep else []))
+        times = measure(
+            size,
+            options.steps,
+            options.ranks,
+            options.compute,
+            options.engine,
+            *(["--sleep"] if options.sleep else []),
+        )
         for what, seconds in times.items():
             median, p99 = np.percentile(seconds, [50, 99]) * 1e6
             print(f"{size:>10} {what:>8} {median:>12.1f} {p99:>12.1f}")
-        print(f"{size:>10} send/copy at the median: {np.median(times['send']) / np.median(times['copy']):.2f}")
+        print(
+            f"{size:>10} send/copy at the median: {np.median(times['send']) / np.median(times['copy']):.2f}"
+        )
 
 
 if __name__ == "__main__":

@@ -86,7 +86,12 @@ class Site:
 
 def rows(rank: int, size: int, **more: Any) -> Metadata:
     """The chunk of `rank` of a 1-d array with four elements for each rank."""
-    return {"chunk_shape": (4,), "nb_chunks_per_dim": (size,), "chunk_position": (rank,), "dtype": float} | more
+    return {
+        "chunk_shape": (4,),
+        "nb_chunks_per_dim": (size,),
+        "chunk_position": (rank,),
+        "dtype": float,
+    } | more
 
 
 def values(shape: tuple[int, ...], timestep: int) -> np.ndarray:

@@ -161,7 +161,9 @@ def test_dtypes_and_strides(site: Site) -> None:
 
     def rank() -> None:
         described = {
-            name: rows(0, 1, chunk_shape=(2, 3), nb_chunks_per_dim=(1, 1), chunk_position=(0, 0), dtype=a.dtype)
+            name: rows(
+                0, 1, chunk_shape=(2, 3), nb_chunks_per_dim=(1, 1), chunk_position=(0, 0), dtype=a.dtype
+            )
             for name, a in sent.items()
         }
         with site.bridge(0, 1, described) as bridge:
@@ -276,9 +278,7 @@ def test_arrays_of_different_cadence(site: Site) -> None:
     """`often` at each timestep; `seldom` at timesteps 2 and 5 of 0 to 6."""
 
     def rank(number: int) -> None:
-        with site.bridge(
-            number, 2, {"often": rows(number, 2), "seldom": rows(number, 2)}
-        ) as bridge:
+        with site.bridge(number, 2, {"often": rows(number, 2), "seldom": rows(number, 2)}) as bridge:
             for timestep in range(7):
                 chunk = values((8,), timestep)[4 * number : 4 * number + 4]
                 bridge.send("often", chunk, timestep)

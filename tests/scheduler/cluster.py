@@ -41,11 +41,16 @@ class PretendedMemory:
 
 
 def pretend_nodes(
-    monkeypatch: pytest.MonkeyPatch, node_ids: Sequence[str], shape: tuple[int, ...] = (), dtype: Any = np.int64
+    monkeypatch: pytest.MonkeyPatch,
+    node_ids: Sequence[str],
+    shape: tuple[int, ...] = (),
+    dtype: Any = np.int64,
 ) -> None:
     for node_id in node_ids:
         monkeypatch.setitem(
-            reader._attached, address(node_id).agent_id, PretendedMemory(shape, dtype)  # type: ignore[misc]
+            reader._attached,
+            address(node_id).agent_id,
+            PretendedMemory(shape, dtype),  # type: ignore[misc]
         )
 
 
@@ -89,7 +94,9 @@ class PretendedExecutor:
         for task in bundle.tasks:
             chunk = chunk_of(task)
             assert chunk is None or chunk.agent.node_id == bundle.node_id, "a chunk is read on another node"
-        given = {key: group[i] for taken in inputs for group in [taken.handle.fetch()] for i, key in taken.picks}
+        given = {
+            key: group[i] for taken in inputs for group in [taken.handle.fetch()] for i, key in taken.picks
+        }
         tasks = cloudpickle.loads(cloudpickle.dumps(bundle.tasks))
         groups = run_bundle(tasks, given, bundle.outputs, self._threads)
         return [NodeGroup(cloudpickle.dumps(group)) for group in groups]

@@ -45,7 +45,9 @@ class Simulation:
         self._names = names
         self.sent = [0] * grid[0]
         self.errors: dict[int, DeisaError] = {}
-        self._threads = [threading.Thread(target=self._rank, args=(row,), daemon=True) for row in range(grid[0])]
+        self._threads = [
+            threading.Thread(target=self._rank, args=(row,), daemon=True) for row in range(grid[0])
+        ]
 
     def at(self, timestep: int, name: str = "x") -> np.ndarray:
         """The whole array at a timestep."""
@@ -66,7 +68,9 @@ class Simulation:
         metadata = dict.fromkeys(self._names, described)
         buffer = np.empty((ROWS, COLUMNS))
         try:
-            with Bridge(None, metadata, {"world_size": rows}, bridge_id=row, settings=self._settings) as bridge:
+            with Bridge(
+                None, metadata, {"world_size": rows}, bridge_id=row, settings=self._settings
+            ) as bridge:
                 for timestep in range(self._timesteps):
                     for name in self._names:
                         for column in range(columns):
@@ -76,7 +80,9 @@ class Simulation:
                     self.sent[row] += 1
         except DeisaError as error:
             self.errors[row] = error
-            print(f"rank {row} ended after {self.sent[row]} timesteps: {error!r}")  # for the report of a failed test
+            print(
+                f"rank {row} ended after {self.sent[row]} timesteps: {error!r}"
+            )  # for the report of a failed test
 
     def start(self) -> None:
         for thread in self._threads:

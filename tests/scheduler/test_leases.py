@@ -126,13 +126,15 @@ def test_results_do_not_lie_in_the_slots(engine: str, session_name: str) -> None
         x = arrays.pop()
         block, whole = simulation.at(x.t)[:40, :30], simulation.at(x.t)
         results.append((x.t, [(whole, x.compute()), (block, x.blocks[0, 0].compute())]))
-        views = dask.delayed(lambda b: {"t": b.T, "list": [b[1:], (b,)], "box": Box(b)})(x.blocks[0, 0])
+        views = dask.delayed(lambda b: {"t": b.T, "list": [b[1:], (b,)], "box": Box(b)})(x.to_delayed()[0, 0])
         made = views.compute()
-        results.append((x.t, [(block.T, made["t"]), (block[1:], made["list"][0]), (block, made["list"][1][0])]))
+        results.append(
+            (x.t, [(block.T, made["t"]), (block[1:], made["list"][0]), (block, made["list"][1][0])])
+        )
         results.append((x.t, [(block, made["box"].content)]))
-        pile = dask.delayed(in_an_object_array)(x.blocks[0, 0]).compute()
+        pile = dask.delayed(in_an_object_array)(x.to_delayed()[0, 0]).compute()
         results.append((x.t, [(block, pile[0])]))
-        view = dask.delayed(np.asarray)(x.blocks[0, 0]).persist()
+        view = dask.delayed(np.asarray)(x.to_delayed()[0, 0]).persist()
         results.append((x.t, [(block, view), (whole, x.dask.persist())]))
 
     run(engine, settings, callback, [WindowSpec("x")], timesteps=8)
@@ -153,7 +155,9 @@ def in_an_object_array(block: np.ndarray) -> np.ndarray:
 
 
 @contextmanager
-def running(engine: Any, settings: Settings, callback: Callable[..., Any], window: int, simulation: Simulation) -> Iterator[threading.Thread]:
+def running(
+    engine: Any, settings: Settings, callback: Callable[..., Any], window: int, simulation: Simulation
+) -> Iterator[threading.Thread]:
     """Analytics in a thread, so that the test can watch."""
     deisa = Deisa(engine=engine, settings=settings)
     deisa.register_callback(callback, WindowSpec("x", window), exception_handler=reraise)
@@ -269,7 +273,9 @@ def test_arrays_of_a_failed_callback_are_let_go(engine: str, session_name: str) 
         local = arrays[-1] + 1
         raise ValueError(f"at {local.shape}")
 
-    deisa.register_callback(callback, WindowSpec("x"), exception_handler=lambda error: handled.append(str(error)))
+    deisa.register_callback(
+        callback, WindowSpec("x"), exception_handler=lambda error: handled.append(str(error))
+    )
     simulation.start()
     report = deisa.execute_callbacks()
     simulation.join()
@@ -281,7 +287,13 @@ def test_arrays_outlive_the_run(engine: str, session_name: str) -> None:
     settings = Settings(session=session_name)
     simulation = Simulation(settings, 4)
     kept: list[DeisaArray] = []
-    run(engine, settings, lambda arrays: kept.__setitem__(slice(None), arrays), [WindowSpec("x", 2)], timesteps=4)
+    run(
+        engine,
+        settings,
+        lambda arrays: kept.__setitem__(slice(None), arrays),
+        [WindowSpec("x", 2)],
+        timesteps=4,
+    )
     assert [x.t for x in kept] == [2, 3]
     for _ in range(2):
         for x in kept:
@@ -304,7 +316,9 @@ class Keeper:
         self.kept[:] = arrays
 
 
-@pytest.mark.xfail(reason="the thread that waits for the arrays holds the Deisa, that the callback, and that the arrays")
+@pytest.mark.xfail(
+    reason="the thread that waits for the arrays holds the Deisa, that the callback, and that the arrays"
+)
 def test_arrays_that_only_the_callback_knows_are_let_go(session_name: str) -> None:
     settings = Settings(session=session_name)
     keeper = Keeper()

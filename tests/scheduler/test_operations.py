@@ -67,10 +67,14 @@ OPERATIONS: dict[str, Callable[[da.Array, da.Array], Any]] = {
     "lstsq": lambda a, b: da.linalg.lstsq(a.rechunk((6, 16)), b[:, 0].rechunk(6))[0],
     "solve": lambda a, b: da.linalg.solve(da.from_array(SQUARE, chunks=4), b[0].rechunk(4)),
     "map_blocks with block_info": lambda a, b: a.map_blocks(shifted, dtype=float),
-    "map_blocks without arrays": lambda a, b: da.map_blocks(where, chunks=((4, 4), (3,)), dtype=float, meta=A[:0, :0]),
+    "map_blocks without arrays": lambda a, b: da.map_blocks(
+        where, chunks=((4, 4), (3,)), dtype=float, meta=A[:0, :0]
+    ),
     "stack and concatenate": lambda a, b: da.concatenate([da.stack([a, b])[0], b]),
     "masked": lambda a, b: da.ma.masked_greater(a, 0).sum(axis=0),
-    "apply_gufunc": lambda a, b: da.apply_gufunc(row_means, "(i)->()", a.rechunk({1: -1}), output_dtypes=float),
+    "apply_gufunc": lambda a, b: da.apply_gufunc(
+        row_means, "(i)->()", a.rechunk({1: -1}), output_dtypes=float
+    ),
     "apply_along_axis": lambda a, b: da.apply_along_axis(np.ptp, 0, a),
     "random": lambda a, b: da.random.default_rng(3).normal(size=(20, 20), chunks=7).mean(axis=0),
     "structured": lambda a, b: a.astype([("u", "f4")])["u"],
@@ -158,7 +162,9 @@ def test_store_to_zarr(scheduler: BundleScheduler, tmp_path: Path) -> None:
     a, b = arrays()
     with dask.config.set(scheduler=scheduler):
         (a + b).to_zarr(str(tmp_path / "sum.zarr"))
-        target = zarr.open_array(str(tmp_path / "target.zarr"), mode="w", shape=A.shape, chunks=(6, 5), dtype="f8")
+        target = zarr.open_array(
+            str(tmp_path / "target.zarr"), mode="w", shape=A.shape, chunks=(6, 5), dtype="f8"
+        )
         da.store(a * 2, target, lock=False)
         np.testing.assert_array_equal(da.from_zarr(str(tmp_path / "sum.zarr")).compute(), A + B)
     np.testing.assert_array_equal(target[:], A * 2)
@@ -217,8 +223,10 @@ def inc(x: int) -> int:
 def test_plain_graphs_and_nested_keys(scheduler: BundleScheduler) -> None:
     graph = {"a": 1, "b": (inc, "a"), ("c", 0): (sum, ["a", "b", (inc, "b")]), "d": "b", "e": ["a", ("c", 0)]}
     assert scheduler(graph, "b") == 2
-    assert scheduler(graph, ["a", ["b", [("c", 0)]], "d"]) == (1, (2, (6,)), 2) == dask.get(
-        graph, ["a", ["b", [("c", 0)]], "d"]
+    assert (
+        scheduler(graph, ["a", ["b", [("c", 0)]], "d"])
+        == (1, (2, (6,)), 2)
+        == dask.get(graph, ["a", ["b", [("c", 0)]], "d"])
     )
     assert scheduler(graph, "e") == [1, 6]
     assert scheduler(graph, []) == ()
@@ -262,7 +270,18 @@ def only_arrays(value: Any) -> Iterator[np.ndarray]:
         lambda a: [a.rechunk(-1), {"b": a + 1}],
         lambda a: a.rechunk(-1).astype([("u", "f8")]),
     ],
-    ids=["whole", "one chunk", "transposed", "slice", "row", "masked chunk", "masked", "nested", "list", "structured"],
+    ids=[
+        "whole",
+        "one chunk",
+        "transposed",
+        "slice",
+        "row",
+        "masked chunk",
+        "masked",
+        "nested",
+        "list",
+        "structured",
+    ],
 )
 def test_results_are_writable(scheduler: BundleScheduler, lazy: Callable[[da.Array], Any]) -> None:
     (computed,) = dask.compute(lazy(arrays()[0]), scheduler=scheduler)

@@ -49,12 +49,16 @@ def graphs(draw: st.DrawFn, kept: bool = False) -> tuple[Graph, list[Hashable]]:
         if kind == "chunk":
             node, nbytes = draw(st.sampled_from(NODES)), draw(st.sampled_from([8, 1000, 10**6]))
             lease = draw(st.sampled_from(LEASES))
-            graph[key] = Task(key, read_chunk, ChunkRef(address(node), i, draw(st.integers(0, 3)), nbytes, None, lease))
+            graph[key] = Task(
+                key, read_chunk, ChunkRef(address(node), i, draw(st.integers(0, 3)), nbytes, None, lease)
+            )
         elif kind == "kept":
             node_id = draw(st.sampled_from([*NODES, None]))
             import cloudpickle
 
-            graph[key] = Task(key, fetch_kept, KeptResult(NodeGroup(cloudpickle.dumps([i, i + 1])), i % 2, node_id))
+            graph[key] = Task(
+                key, fetch_kept, KeptResult(NodeGroup(cloudpickle.dumps([i, i + 1])), i % 2, node_id)
+            )
         elif kind == "constant":
             graph[key] = DataNode(key, i)
         elif kind == "free":
@@ -106,7 +110,9 @@ def check(graph: Mapping[Hashable, GraphNode], keys: list[Hashable], parts: Part
     for number, bundle in enumerate(bundles):
         assert bundle.tasks and bundle.outputs, "no bundle is idle"
         at_hand = {key for taken in bundle.inputs for key in taken.keys} | set(bundle.given)
-        assert len(at_hand) == sum(len(taken.keys) for taken in bundle.inputs) + len(bundle.given), "nothing twice"
+        assert len(at_hand) == sum(len(taken.keys) for taken in bundle.inputs) + len(bundle.given), (
+            "nothing twice"
+        )
         for taken in bundle.inputs:
             assert taken.bundle < number, "bundles depend on earlier ones only"
             assert bundles[taken.bundle].outputs[taken.group] == taken.keys
@@ -128,7 +134,9 @@ def check(graph: Mapping[Hashable, GraphNode], keys: list[Hashable], parts: Part
     # What is returned, and in which company.
     for number, bundle in enumerate(bundles):
         returned = [key for group in bundle.outputs for key in group]
-        assert sorted(returned, key=str) == sorted((k for k in home if home[k] == number and users[k]), key=str)
+        assert sorted(returned, key=str) == sorted(
+            (k for k in home if home[k] == number and users[k]), key=str
+        )
         for group in bundle.outputs:
             assert len({frozenset(users[key]) for key in group}) == 1
         assert len({frozenset(users[group[0]]) for group in bundle.outputs}) == len(bundle.outputs)
@@ -207,7 +215,9 @@ def test_a_mean_takes_one_bundle_for_each_node_and_a_few_more(
 
 
 @pytest.mark.parametrize("fuse", [None, True])
-def test_fused_leaves_keep_their_node_and_their_lease(monkeypatch: pytest.MonkeyPatch, fuse: bool | None) -> None:
+def test_fused_leaves_keep_their_node_and_their_lease(
+    monkeypatch: pytest.MonkeyPatch, fuse: bool | None
+) -> None:
     """Dask's own optimisation, as it is outside of callbacks, must not hide chunks inside of other tasks."""
     node_of_chunk = ["m0", "m0", "m1", "m1"]
     pretend_nodes(monkeypatch, ["m0", "m1"], (5,), np.float64)
@@ -248,7 +258,9 @@ def test_a_task_goes_to_the_node_with_most_of_its_bytes(monkeypatch: pytest.Monk
     x = array_on_nodes(["m0", "m1", "m1"], 5)
     executor = PretendedExecutor(["elsewhere"])
     joined = x.rechunk(15)
-    np.testing.assert_array_equal(joined.compute(scheduler=BundleScheduler(executor)), np.repeat([0.0, 1, 2], 5))
+    np.testing.assert_array_equal(
+        joined.compute(scheduler=BundleScheduler(executor)), np.repeat([0.0, 1, 2], 5)
+    )
     assert [bundle.node_id for bundle in executor.bundles] == ["m0", "m1"] or [
         bundle.node_id for bundle in executor.bundles
     ] == ["m1", "m0", "m1"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import operator
 import threading
+import traceback
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Protocol
@@ -286,7 +287,7 @@ class Bridge:
             self.close()
         else:
             self._open = False
-            self._channel.abort()
+            self._channel.abort("".join(traceback.format_exception_only(error)).strip())
 
     def __repr__(self) -> str:
         state = "open" if self._open else "closed"

@@ -227,7 +227,7 @@ class Deisa:
             self.close(error)
             raise
         except BaseException as error:
-            self.close(AnalyticsLostError(f"the analytics has ended: {type(error).__name__}: {error}"))
+            self.close(AnalyticsLostError(f"the analytics has ended: {error!r}"))
             raise
         self.report = Report(
             timesteps=self._session.timesteps,

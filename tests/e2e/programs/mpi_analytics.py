@@ -9,7 +9,9 @@ deisa = Deisa()
 def summary(temperature):
     latest = temperature[-1]
     corners = latest.dask[[0, -1]][:, [0, -1]].compute().astype(int).tolist()
-    print(f"t={latest.t} of {[a.t for a in temperature]} mean={latest.dask.mean().compute()} corners={corners}")
+    print(
+        f"t={latest.t} of {[a.t for a in temperature]} mean={latest.dask.mean().compute()} corners={corners}"
+    )
 
 
 deisa.register_callback(summary, [WindowSpec("temperature", window_size=2)])

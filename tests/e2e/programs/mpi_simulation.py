@@ -30,4 +30,6 @@ for t in range(timesteps):
 bridge.close(timestep=timesteps)
 
 heavy = {"ray", "dask", "distributed"} & sys.modules.keys()
-print(f"rank {comm.rank} of {comm.size} sent {bridge.stats.chunks} chunks, imported {sorted(heavy)}", flush=True)
+print(
+    f"rank {comm.rank} of {comm.size} sent {bridge.stats.chunks} chunks, imported {sorted(heavy)}", flush=True
+)

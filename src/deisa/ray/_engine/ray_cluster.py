@@ -4,25 +4,84 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
+from collections.abc import Iterator
 
 import ray
+from deisa.ray.errors import PeerError
+from ray.exceptions import AuthenticationError
 
 logger = logging.getLogger("deisa.ray")
 
+REACH_TIMEOUT_S = 10.0
+
 
 def connect() -> None:
-    """Connect this process to Ray: the one it is connected to, ``RAY_ADDRESS``, a running one, or a new one."""
+    """Connect this process to Ray: the one it is connected to, ``RAY_ADDRESS``, a running one, or a new one.
+
+    Raises
+    ------
+    PeerError
+        When there is no cluster at ``RAY_ADDRESS``, or the running one refuses this process.
+    """
     if ray.is_initialized():
         return
     address = os.environ.get("RAY_ADDRESS")
     if address:
-        ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)
+        _check_reachable(address)
+        _join(address)
         return
     try:
-        ray.init(address="auto", logging_level=logging.WARNING)
-    except ConnectionError:
+        _join("auto")
+    except ConnectionError as exc:
+        if isinstance(exc, PeerError):
+            raise
         logger.warning("no running Ray found: starting a local one (use `ray start --head` to have it stay)")
         ray.init(address="local", include_dashboard=False, logging_level=logging.WARNING)
+
+
+def _join(address: str) -> None:
+    try:
+        ray.init(address=address, logging_level=logging.WARNING)
+    except Exception as exc:
+        at = "" if address == "auto" else f" at {address} (RAY_ADDRESS)"
+        if _is_about_tokens(exc):
+            raise PeerError(
+                f"the Ray cluster{at} wants an authentication token, and this process has none or another one: "
+                "set RAY_AUTH_MODE=token here, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH as on the head node "
+                "(a token in ~/.ray/auth_token is used without them only where RAY_AUTH_MODE=token is set)"
+            ) from exc
+        if at and isinstance(exc, ConnectionError):
+            raise PeerError(f"cannot connect to the Ray cluster{at}: {exc}") from exc
+        raise
+
+
+def _check_reachable(address: str) -> None:
+    """Fail at once where Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        return  # "auto", "local", "ray://..." and what Ray may come up with
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), REACH_TIMEOUT_S).close()
+    except OSError as exc:
+        raise PeerError(
+            f"nothing answers at {address} (RAY_ADDRESS): {exc}. Is the head node still up? Start it with "
+            "`ray start --head`, or unset RAY_ADDRESS to use the cluster that runs on this host"
+        ) from exc
+
+
+def _is_about_tokens(error: BaseException) -> bool:
+    return any(
+        isinstance(link, AuthenticationError) or "InvalidAuthToken" in str(link) for link in _chain(error)
+    )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def node_cpus() -> dict[str, int]:

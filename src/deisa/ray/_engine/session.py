@@ -43,6 +43,7 @@ from deisa.ray.errors import (
     BridgeLostError,
     DeisaError,
     DescriptionMismatchError,
+    LayoutError,
     WaitTimeoutError,
 )
 from deisa.ray.types import DeisaArray
@@ -51,6 +52,8 @@ logger = logging.getLogger("deisa.ray")
 
 CONSUMER = "analytics"
 TICK_S = 0.5
+SHOWN_NODE_ID = 12  # characters of Ray's 56 that messages show
+LATECOMERS_S = 2.0
 
 Windows = list[list[DeisaArray]]
 
@@ -111,9 +114,19 @@ class Session:
                 said = now
                 logger.warning("%s (%.0f s so far)", waiting, now - started)
             for node_id, event in self._agents.events(TICK_S):
-                self._register(node_id, event)
+                try:
+                    self._register(node_id, event)
+                except LayoutError:
+                    self._await_latecomers()
+                    raise
         self._layouts = resolve_layout({b: joined.arrays for b, (_, joined) in self._joined.items()})
         return self._layouts
+
+    def _await_latecomers(self) -> None:
+        """Let the bridges that are just starting connect, so that they too learn what is wrong."""
+        deadline = time.monotonic() + LATECOMERS_S
+        while time.monotonic() < deadline:
+            self._agents.events(deadline - time.monotonic())
 
     def _waiting_for_bridges(self) -> str:
         if self._world_size is None:
@@ -136,7 +149,7 @@ class Session:
         ranks = sorted(bridge_id for bridge_id, (node, _) in self._joined.items() if node == node_id)
         if ranks:
             raise AgentLostError(
-                f"the agent of node {node_id}, with {name_bridges(ranks)}, has gone: {reason}"
+                f"the agent of node {node_id[:SHOWN_NODE_ID]}, with {name_bridges(ranks)}, has gone: {reason}"
             )
         logger.warning("the agent of node %s, which has no bridges, has gone: %s", node_id, reason)
 
@@ -309,7 +322,9 @@ class Session:
                 last = (
                     "before it sent anything" if last_timestep is None else f"after timestep {last_timestep}"
                 )
-                raise BridgeLostError(f"bridge {bridge_id} on node {node_id} was lost {last}: {reason}")
+                raise BridgeLostError(
+                    f"bridge {bridge_id} on node {node_id[:SHOWN_NODE_ID]} was lost {last}: {reason}"
+                )
             case events.AgentLost(reason):
                 self._lose_agent(node_id, reason)
 

@@ -8,6 +8,7 @@ import select
 import socket
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +32,7 @@ from deisa.ray.errors import (
 
 logger = logging.getLogger("deisa.ray.bridge")
 
+MAX_REASON = 500  # characters
 FIRST_RETRY_S, LAST_RETRY_S = 0.01, 0.25
 
 
@@ -277,10 +279,12 @@ class RankChannel:
                 self._send(messages.encode(messages.Close(stats)))
             finally:
                 self._drop_connection()
-        self._drop_connection()
 
-    def abort(self) -> None:
-        """End without saying so, as a dying rank does."""
+    def abort(self, reason: str = "") -> None:
+        """End because of an error, whose text the analytics reports; without one, as a dying rank does."""
+        if self._socket is not None and reason:
+            with suppress(OSError):
+                self._socket.sendall(messages.encode(messages.Abort(reason[:MAX_REASON])))
         self._drop_connection()
 
     def _send(self, frame: bytes) -> None:
@@ -288,9 +292,11 @@ class RankChannel:
             raise AnalyticsLostError("the connection to the agent is closed")
         try:
             self._socket.sendall(frame)
-        except OSError as exc:
-            self.receive()  # the agent may have said why it left
-            raise self._lost() from exc
+            return
+        except OSError:
+            pass  # the agent has gone; it may have said why
+        self.receive()
+        raise self._lost()
 
     def _drop_connection(self) -> None:
         if self._socket is not None:

@@ -15,6 +15,7 @@ message that has been decoded is valid in form.
     HeldUp     no slot free               Free       a slot, for a rank that was held up
     Advance    nothing older will come    Fail       the session is over, and why
     Close      the end
+    Abort      the end, because of an error
 
     reader -> agent                       agent -> reader
     ---------------                       ---------------
@@ -119,6 +120,14 @@ class Close(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class Abort(Message):
+    """The rank ends because of an error."""
+
+    code: ClassVar[int] = 8
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Attach(Message):
     code: ClassVar[int] = 7
     version: int
@@ -175,7 +184,7 @@ class Attached(Message):
 MESSAGES: dict[int, type[Message]] = {
     cls.code: cls
     for cls in (
-        Hello, Learned, Put, HeldUp, Advance, Close, Attach,
+        Hello, Learned, Put, HeldUp, Advance, Close, Abort, Attach,
         Progress, Slots, Start, Free, Fail, Attached,
     )
 }  # fmt: skip
@@ -398,6 +407,7 @@ _READ: dict[tuple[str, str], Any] = {
     ("HeldUp", "timestep"): _integer,
     ("Advance", "timestep"): _integer,
     ("Close", "stats"): _stats,
+    ("Abort", "reason"): _text,
     ("Attach", "version"): _integer,
     ("Progress", "text"): _text,
     ("Slots", "descriptors"): _natural,

@@ -194,13 +194,8 @@ class AgentServer:
             When that is more than the node may give.
         """
         with self._lock:
-            needed = sum(
-                slot_size(chunk.shape, dtype) * plan.slots[name]
-                for connection in self._bridges.values()
-                for name, described in connection.arrays.items()
-                if name in plan.slots and (dtype := plan.dtypes[name]) is not None
-                for chunk in described.chunks
-            )
+            dtypes = {name: dtype for name, dtype in plan.dtypes.items() if dtype is not None}
+            needed = sum(lay_out(self._chunks(c, dtypes, plan.slots))[1] for c in self._bridges.values())
         check_fits(needed, self._settings.memory_fraction, f"session {self._settings.session!r}")
         return needed
 
@@ -208,9 +203,10 @@ class AgentServer:
         """Create the slots and let the ranks go."""
         with self._lock:
             self._plan = plan
-            for connection in [c for c in self._connections if c.bridge_id is not None]:
-                if self._bridges[connection.bridge_id] is not connection:  # the analytics saw only the first
-                    self._fail(connection, BridgeIdError(f"bridge_id {connection.bridge_id} is taken"))
+            for connection in list(self._connections):
+                named = connection.bridge_id
+                if named is not None and self._bridges.get(named) is not connection:  # too late to be noticed
+                    self._fail(connection, BridgeIdError(f"bridge_id {named} is taken"))
             self._arrivals.subscribe(plan.slots, plan.consumers)
             for bridge_id, connection in self._bridges.items():
                 regions = self._arrivals.regions_of(bridge_id)
@@ -318,7 +314,8 @@ class AgentServer:
             self._drop(connection, "its process ended without close()")
             return
         for message in connection.frames.feed(data):
-            self._handle(connection, message)
+            if connection in self._connections:  # not dropped by the message before
+                self._handle(connection, message)
         self._changed.notify_all()
 
     def _handle(self, connection: _Connection, message: Message) -> None:
@@ -345,6 +342,8 @@ class AgentServer:
                 self._arrivals.advance(bridge_id, timestep)
             case messages.Learned(array, dtype):
                 self._learn(connection, array, dtype)
+            case messages.Abort(reason):
+                self._drop(connection, reason)
             case messages.Close(stats):
                 connection.closed = True
                 self._arrivals.close(bridge_id, stats)
@@ -401,12 +400,7 @@ class AgentServer:
     def _provide(self, connection: _Connection, arrays: Mapping[str, np.dtype]) -> None:
         """Create one segment with the slots of a bridge's chunks of some arrays, and hand it over."""
         assert connection.bridge_id is not None and self._plan is not None
-        numbers = self._arrivals.regions_of(connection.bridge_id)
-        chunks: list[tuple[int, Shape, np.dtype, int]] = [
-            (region, chunk.shape, dtype, self._plan.slots[name])
-            for name, dtype in arrays.items()
-            for region, chunk in zip(numbers[name], connection.arrays[name].chunks, strict=True)
-        ]
+        chunks = self._chunks(connection, arrays, self._plan.slots)
         if not chunks:
             return
         regions, nbytes = lay_out(chunks)
@@ -416,6 +410,19 @@ class AgentServer:
         self._segments.append(segment)
         self._marks.update((r.region, (marks, r.marks)) for r in regions)
         self._post(connection, messages.Slots(1, (nbytes,), tuple(regions)), [segment.descriptor])
+
+    def _chunks(
+        self, connection: _Connection, dtypes: Mapping[str, np.dtype], slots: Mapping[str, int]
+    ) -> list[tuple[int, Shape, np.dtype, int]]:
+        """List a bridge's chunks of some arrays as `lay_out` wants them."""
+        assert connection.bridge_id is not None
+        regions = self._arrivals.regions_of(connection.bridge_id)
+        return [
+            (region, chunk.shape, dtype, slots[name])
+            for name, dtype in dtypes.items()
+            if name in regions
+            for region, chunk in zip(regions[name], connection.arrays[name].chunks, strict=True)
+        ]
 
     def _attach(self, connection: _Connection) -> None:
         for start in range(0, len(self._segments), DESCRIPTORS_PER_MESSAGE):

@@ -1,0 +1,42 @@
+"""The analytics of test_nodes.py: prints one JSON object for each timestep, and one at the end."""
+
+import json
+import sys
+
+import dask.array as da
+import numpy as np
+
+from deisa.ray import Deisa
+
+what = sys.argv[1]
+deisa = Deisa()
+submitted = [0]
+
+
+def bundles():
+    """Bundles since the last question."""
+    before, submitted[0] = submitted[0], deisa._engine.executor.bundles_submitted
+    return submitted[0] - before
+
+
+@deisa.register("x")
+def compute(x):
+    now = x[-1].dask
+    if what == "mean":
+        found = {"mean": now.mean().compute()}
+        print(json.dumps({"t": x[-1].t, "bundles": bundles(), **found}), flush=True)
+        return
+    middle = now.shape[0] // 2
+    found = {
+        "mean": now.mean().compute(),
+        "std": now.std().compute(),
+        "across": now[middle - 3 : middle + 3].compute().tolist(),
+        "steps": da.map_overlap(np.gradient, now, depth=1, boundary="none", meta=now._meta).sum().compute(),
+        "persisted": x[-1].persist()[::100].sum().compute(),
+    }
+    print(json.dumps({"t": x[-1].t, "bundles": bundles(), **found}), flush=True)
+
+
+report = deisa.execute_callbacks()
+total = sum(report.bytes_handed_over.values())
+print(json.dumps({"bytes": total, "failed": report.callbacks_failed, "nodes": len(report.bound_bytes)}))

@@ -1,0 +1,57 @@
+"""Ranks under mpiexec, the analytics in a process of its own, on one Ray cluster."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.mpi import Mpi
+from tests.support.processes import kill_tree
+
+pytestmark = [pytest.mark.mpi, pytest.mark.ray]
+
+PROGRAMS = Path(__file__).parent / "programs"
+TIMEOUT_S = 60
+
+
+def run_both(mpi: Mpi, session: str, timesteps: int) -> tuple[str, str, str]:
+    """Run the simulation and its analytics to their good ends; returns what they printed, and all complaints."""
+    env = {"DEISA_RAY_SESSION": session}
+    with subprocess.Popen(
+        [sys.executable, str(PROGRAMS / "mpi_analytics.py")],
+        env=os.environ | env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as analytics:
+        try:
+            script = PROGRAMS / "mpi_simulation.py"
+            simulation = mpi.run(4, script, "2", "2", str(timesteps), env=env, timeout_s=TIMEOUT_S)
+            stdout, stderr = analytics.communicate(timeout=TIMEOUT_S)
+        finally:
+            kill_tree(analytics)
+    assert simulation.returncode == 0, simulation.stderr
+    assert analytics.returncode == 0, stderr
+    return simulation.stdout, stdout, simulation.stderr + stderr
+
+
+def test_runs_one_after_another(ray_cluster: str, mpi: Mpi, session_name: str) -> None:
+    for timesteps in (3, 1, 2):
+        simulation, analytics, complaints = run_both(mpi, session_name, timesteps)
+        assert sorted(simulation.splitlines()) == [
+            f"rank {rank} of 4 sent {timesteps} chunks, imported []" for rank in range(4)
+        ]
+        assert analytics.splitlines() == [
+            *(
+                f"t={t} of {[t - 1, t][t == 0 :]} mean={100 * t + 1.5} "
+                f"corners={[[100 * t, 100 * t + 1], [100 * t + 2, 100 * t + 3]]}"
+                for t in range(timesteps)
+            ),
+            f"{{'temperature': {timesteps}}} 0 failed",
+        ]
+        # Nothing beside what deisa-ray says of its memory: no word of Ray's, none from a rank.
+        assert [line for line in complaints.splitlines() if not line.startswith("deisa-ray: ")] == []

@@ -1,0 +1,97 @@
+"""Three nodes, each with a network of its own: ranks on two of them, the analytics on the head."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support.netns import NamespacedCluster
+from tests.support.processes import kill_tree
+
+pytestmark = [pytest.mark.netns, pytest.mark.ray]
+
+PROGRAMS = Path(__file__).parent / "programs"
+TIMEOUT_S = 60
+
+Run = tuple[list[dict[str, Any]], dict[str, Any]]
+
+
+@pytest.fixture
+def run_on_nodes(netns_cluster: NamespacedCluster, session_name: str) -> Callable[..., Run]:
+    """Runs ranks on nodes 1 and 2 and node_analytics.py on node 0; returns what that printed."""
+
+    def run(what: str, *, ranks_per_node: int, timesteps: int, elements: int) -> Run:
+        env = {"DEISA_RAY_SESSION": session_name, "PYTHONPATH": ""}
+        size = 2 * ranks_per_node
+        analytics = netns_cluster.run(0, [sys.executable, str(PROGRAMS / "node_analytics.py"), what], env)
+        simulation = [
+            netns_cluster.run(
+                1 + rank // ranks_per_node,
+                [
+                    sys.executable,
+                    str(PROGRAMS / "rank.py"),
+                    *map(str, (rank, size, timesteps, elements)),
+                    "close",
+                ],
+                env,
+            )
+            for rank in range(size)
+        ]
+        try:
+            for process in simulation:
+                _, complaints = process.communicate(timeout=TIMEOUT_S)
+                assert process.returncode == 0, complaints
+            stdout, complaints = analytics.communicate(timeout=TIMEOUT_S)
+            assert analytics.returncode == 0, complaints
+        finally:
+            for process in (analytics, *simulation):
+                kill_tree(process)
+        *timesteps_seen, figures = map(json.loads, stdout.splitlines())
+        assert figures["failed"] == 0, complaints
+        return timesteps_seen, figures
+
+    return run
+
+
+def test_results_are_right_across_nodes(run_on_nodes: Callable[..., Run]) -> None:
+    ranks_per_node, elements = 2, 1000
+    seen, figures = run_on_nodes("all", ranks_per_node=ranks_per_node, timesteps=3, elements=elements)
+    assert [found["t"] for found in seen] == [0, 1, 2]
+    for found in seen:
+        whole = np.arange(2.0 * ranks_per_node * elements) + found["t"]
+        middle = len(whole) // 2
+        assert found["mean"] == pytest.approx(whole.mean())
+        assert found["std"] == pytest.approx(whole.std())
+        assert found["across"] == whole[middle - 3 : middle + 3].tolist()
+        assert found["steps"] == pytest.approx(len(whole))  # the slope is 1 everywhere, at borders too
+        assert found["persisted"] == whole[::100].sum()
+    assert figures["nodes"] == 3
+
+
+def test_a_mean_moves_next_to_nothing(
+    netns_cluster: NamespacedCluster, run_on_nodes: Callable[..., Run]
+) -> None:
+    """Half a MiB may cross the network for each 32 MiB of data; moving a chunk would be all of it."""
+
+    def transferred() -> int:
+        return sum(netns_cluster.bytes_sent(node) for node in range(3))
+
+    before = transferred()
+    seen, figures = run_on_nodes("mean", ranks_per_node=1, timesteps=4, elements=2**22)
+    moved = transferred() - before
+    share = moved / figures["bytes"]
+    bundles = [found["bundles"] for found in seen]
+    print(
+        f"{figures['bytes'] / 2**20:.0f} MiB handed over, {moved / 2**20:.2f} MiB sent by all nodes ({share:.2%}), "
+        f"{bundles} bundles"
+    )
+    assert figures["bytes"] == 4 * 2 * 2**25
+    assert [found["mean"] for found in seen] == [2**22 - 0.5 + t for t in range(4)]
+    assert share < 0.02
+    assert max(bundles) <= 3  # one on each of the two nodes, one to combine

@@ -1,0 +1,306 @@
+"""What `send` refuses, with which words, and that nothing is lost by it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deisa.ray._state.events import BridgeClosed, BridgeJoined, StepComplete
+from deisa.ray.bridge import Bridge
+from deisa.ray.config import Settings
+from deisa.ray.errors import (
+    BridgeIdError,
+    ChunkDtypeError,
+    ChunkIndexError,
+    ChunkShapeError,
+    ClosedError,
+    ConfigurationError,
+    ContractError,
+    DescriptionError,
+    DeviceMemoryError,
+    DuplicateChunkError,
+    TimestepError,
+    UnknownArrayError,
+)
+from tests.unit.agent import Agent, running, whole
+
+GOOD = np.arange(6.0).reshape(2, 3)
+
+
+@pytest.fixture
+def agent() -> Iterator[Agent]:
+    with running() as agent:
+        yield agent
+
+
+@pytest.fixture
+def bridge(agent: Agent) -> Bridge:
+    """A bridge that has sent timestep 4 of "a"."""
+    halves = [whole((4,)) | {"chunk_shape": (2,), "offset": (2 * i,)} for i in range(2)]
+    (bridge,) = agent.bridges(
+        {
+            "a": whole((2, 3)),
+            "halves": halves,
+            "none": [],
+            "open": whole((2,), dtype=None),
+            "unwanted": whole((2, 3)),
+        },
+        slots={"a": 3, "halves": 3, "open": 2},
+        open=None,
+    )
+    bridge.send("a", GOOD, 4)
+    agent.wait(StepComplete)
+    return bridge
+
+
+class OnDevice:
+    """What CuPy shows."""
+
+    shape, dtype = (2, 3), np.dtype("f8")
+    __cuda_array_interface__: dict[str, Any] = {}  # noqa: RUF012
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        raise AssertionError("must not be copied behind the caller's back")
+
+
+class Exchanged:
+    """What PyTorch and JAX show."""
+
+    def __init__(self, device: tuple[int, int]) -> None:
+        self.device = device
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.device
+
+    def __dlpack__(self, **kwargs: Any) -> Any:
+        return GOOD.__dlpack__(**kwargs)
+
+
+MASKED = np.ma.masked_array(GOOD, mask=GOOD > 3)
+Refusal = tuple[Callable[[Bridge], Any], type[ContractError], str]
+REFUSALS: dict[str, Refusal] = {
+    "unknown array": (
+        lambda b: b.send("b", GOOD, 5),
+        UnknownArrayError,
+        "^bridge 0 described no array 'b'; it has 'a', 'halves', 'none', 'open', 'unwanted'$",
+    ),
+    "shape": (
+        lambda b: b.send("a", GOOD.T, 5),
+        ChunkShapeError,
+        r"^bridge 0, array 'a', timestep 5: declared chunk shape \(2, 3\), got \(3, 2\)$",
+    ),
+    "shape that would broadcast": (
+        lambda b: b.send("a", GOOD[:1], 5),
+        ChunkShapeError,
+        r"declared chunk shape \(2, 3\), got \(1, 3\)",
+    ),
+    "shape of an array that nobody asks for": (
+        lambda b: b.send("unwanted", GOOD[:1], 5),
+        ChunkShapeError,
+        "array 'unwanted'",
+    ),
+    "dtype": (
+        lambda b: b.send("a", GOOD.astype("f4"), 5),
+        ChunkDtypeError,
+        r"^bridge 0, array 'a', timestep 5: declared dtype float64, got float32; send chunk.astype\('<f8'\)",
+    ),
+    "byte order": (
+        lambda b: b.send("a", GOOD.astype(">f8"), 5),
+        ChunkDtypeError,
+        "declared dtype float64, got >f8",
+    ),
+    "objects for an open dtype": (
+        lambda b: b.send("open", np.array([None, 1]), 5),
+        ChunkDtypeError,
+        "bridge 0, array 'open': dtype .* has no fixed size",
+    ),
+    "a slot of an open dtype": (
+        lambda b: b.slot("open", 5),
+        ChunkDtypeError,
+        "bridge 0, array 'open': a slot needs the dtype; declare it",
+    ),
+    "masked": (
+        lambda b: b.send("a", MASKED, 5),
+        ChunkDtypeError,
+        r"'a': a masked array .* send chunk.filled",
+    ),
+    "no array": (lambda b: b.send("a", {"x": 1}, 5), ChunkDtypeError, "'a': a chunk must be .* got dict"),
+    "CuPy": (
+        lambda b: b.send("a", OnDevice(), 5),
+        DeviceMemoryError,
+        r"'a': the chunk \(OnDevice\) lies in the",
+    ),
+    "PyTorch on a GPU": (
+        lambda b: b.send("a", Exchanged((2, 0)), 5),
+        DeviceMemoryError,
+        r"'a': the chunk \(Exchanged\) lies in the memory of an accelerator; copy it to the host first",
+    ),
+    "older": (
+        lambda b: b.send("a", GOOD, 3),
+        TimestepError,
+        "^bridge 0, array 'a': timestep 3 comes after timestep 4; timesteps must not decrease$",
+    ),
+    "older of another array": (
+        lambda b: b.send("unwanted", GOOD, 3),
+        TimestepError,
+        "'unwanted': timestep 3",
+    ),
+    "an older slot": (lambda b: b.slot("a", 3), TimestepError, "timestep 3 comes after timestep 4"),
+    "fraction": (lambda b: b.send("a", GOOD, 4.5), TimestepError, "'a': timesteps are integers, got 4.5"),
+    "too large": (lambda b: b.send("a", GOOD, 2**63), TimestepError, "exceeds 64 bits"),
+    "twice": (
+        lambda b: b.send("a", GOOD, 4),
+        DuplicateChunkError,
+        "^bridge 0 has already sent chunk 0 of array 'a' for timestep 4$",
+    ),
+    "which chunk": (
+        lambda b: b.send("halves", GOOD[0, :2], 5),
+        ChunkIndexError,
+        "^bridge 0 owns 2 chunks of array 'halves'; say which with chunk_index=$",
+    ),
+    "no such chunk": (
+        lambda b: b.send("halves", GOOD[0, :2], 5, chunk_index=2),
+        ChunkIndexError,
+        "owns 2 chunks of array 'halves', there is no chunk 2",
+    ),
+    "negative chunk": (
+        lambda b: b.send("a", GOOD, 5, chunk_index=-1),
+        ChunkIndexError,
+        "there is no chunk -1",
+    ),
+    "chunk by name": (lambda b: b.send("a", GOOD, 5, chunk_index="0"), ChunkIndexError, "no chunk 0"),  # type: ignore[arg-type]
+    "owns none": (lambda b: b.send("none", GOOD, 5), ChunkIndexError, "owns 0 chunks of array 'none'"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_refused_and_nothing_is_lost(agent: Agent, bridge: Bridge, name: str) -> None:
+    act, error, message = REFUSALS[name]
+    for _ in range(4):  # more often than there are slots
+        with pytest.raises(error, match=message):
+            act(bridge)
+    assert agent.events() == []
+    bridge.send("unwanted", GOOD, 4)
+    bridge.send("a", GOOD, 5)
+    step = agent.wait(StepComplete)
+    assert step.timestep == 5
+    np.testing.assert_array_equal(agent.chunks(step)[0], GOOD)
+    bridge.send("open", np.array([1, 2], "i8"), 5)
+    assert agent.wait(StepComplete).array == "open"
+    bridge.close(timestep=6)
+    assert agent.wait(BridgeClosed).stats.chunks == 3
+
+
+def test_several_chunks(agent: Agent, bridge: Bridge) -> None:
+    bridge.send("halves", np.array([3.0, 4.0]), 4, chunk_index=1)
+    with pytest.raises(DuplicateChunkError, match="chunk 1 of array 'halves' for timestep 4"):
+        bridge.send("halves", np.array([3.0, 4.0]), 4, chunk_index=np.int8(1))  # type: ignore[arg-type]
+    bridge.send("halves", np.array([1.0, 2.0]), 4, chunk_index=0)
+    assert [chunk.tolist() for chunk in agent.chunks(agent.wait(StepComplete))] == [[1, 2], [3, 4]]
+
+
+@pytest.mark.parametrize(
+    "chunk", [Exchanged((1, 0)), np.ma.masked_array(GOOD), GOOD.tolist()], ids=lambda c: type(c).__name__
+)
+def test_what_else_is_a_chunk(agent: Agent, bridge: Bridge, chunk: Any) -> None:
+    bridge.send("a", chunk, 5)
+    np.testing.assert_array_equal(agent.chunks(agent.wait(StepComplete))[0], GOOD)
+
+
+@pytest.mark.parametrize("timestep", [np.int64(5), np.uint8(5), 5])
+def test_timesteps_of_any_integer_kind(agent: Agent, bridge: Bridge, timestep: Any) -> None:
+    bridge.send("a", GOOD, timestep)
+    assert agent.wait(StepComplete).timestep == 5
+
+
+def test_a_slot_begins_its_timestep(agent: Agent, bridge: Bridge) -> None:
+    given = bridge.slot("a", 6)
+    with pytest.raises(TimestepError, match="timestep 5 comes after timestep 6"):
+        bridge.send("unwanted", GOOD, 5)
+    with pytest.raises(ChunkShapeError):
+        bridge.send("a", GOOD.T, 6)
+    given[...] = 8
+    bridge.send("a", given, 6)
+    assert agent.chunks(agent.wait(StepComplete))[0].tolist() == [[8.0] * 3] * 2
+
+
+def test_nothing_after_close(agent: Agent, bridge: Bridge) -> None:
+    assert repr(bridge) == "<Bridge 0 of 1, open, arrays: a, halves, none, open, unwanted>"
+    bridge.close()
+    bridge.close()
+    assert "closed" in repr(bridge)
+    for act in (lambda: bridge.send("a", GOOD, 5), lambda: bridge.slot("a", 5)):
+        with pytest.raises(ClosedError, match="bridge 0 is closed; nothing can be sent after close"):
+            act()
+    assert agent.wait(BridgeClosed).bridge_id == 0
+
+
+def test_closing_at_an_older_timestep_only_warns(bridge: Bridge, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "deisa.ray.bridge"):
+        bridge.close(timestep=2)
+    assert "bridge 0 closes at timestep 2, having sent timestep 4" in caplog.text
+
+
+def test_leaving_the_block_closes(agent: Agent, bridge: Bridge) -> None:
+    with bridge as same:
+        assert same is bridge
+    assert agent.wait(BridgeClosed).stats.bytes_handed_over == 48
+
+
+# Who is this bridge?
+
+
+class Comm:
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
+
+    def Get_rank(self) -> int:
+        return self.rank
+
+    def Get_size(self) -> int:
+        return self.size
+
+
+def test_identity_from_a_communicator(agent: Agent) -> None:
+    opening = agent.in_thread(Bridge, Comm(0, 1), {"a": whole((2,))}, settings=agent.settings)
+    joined = agent.wait(BridgeJoined)
+    assert (joined.bridge_id, joined.world_size) == (0, 1)
+    agent.start({})
+    with opening.result(20) as bridge:
+        assert bridge.bridge_id == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({}, ConfigurationError, "who is this bridge"),
+        ({"bridge_id": 0}, ConfigurationError, "who is this bridge"),
+        ({"comm": object()}, ConfigurationError, "comm must have Get_rank.* got object"),
+        ({"comm": Comm(1, 2), "bridge_id": 0}, BridgeIdError, "bridge_id is 0, but comm says rank 1"),
+        ({"bridge_id": 0, "system_metadata": {}}, ConfigurationError, "must be a dict with 'world_size'"),
+        ({"bridge_id": 0, "system_metadata": 4}, ConfigurationError, "must be a dict with 'world_size'"),
+        ({"bridge_id": "0", "system_metadata": {"world_size": 1}}, ConfigurationError, "must be integers"),
+        ({"bridge_id": 0, "system_metadata": {"world_size": 0}}, ConfigurationError, "world_size is 0"),
+        ({"bridge_id": 2, "system_metadata": {"world_size": 2}}, BridgeIdError, r"2 lies outside 0\.\.1"),
+        ({"comm": Comm(0, 1), "arrays_metadata": None}, DescriptionError, "arrays_metadata is missing"),
+        (
+            {"comm": Comm(0, 1), "arrays_metadata": {"a": {}}},
+            DescriptionError,
+            "'a': 'chunk_shape' is missing",
+        ),
+        ({"comm": Comm(0, 1), "session": "x y"}, ConfigurationError, "session name 'x y'"),
+        (
+            {"comm": Comm(0, 1), "session": "x", "settings": Settings(session="y")},
+            ConfigurationError,
+            "session='x', but settings.session is 'y'",
+        ),
+    ],
+    ids=str,
+)
+def test_refused_before_anything_is_sent(arguments: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        Bridge(**{"arrays_metadata": {}, **arguments})

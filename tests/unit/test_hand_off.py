@@ -1,0 +1,681 @@
+"""From a rank's chunk to the memory that tasks read, over a real socket in one process."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deisa.ray._state.events import (
+    AgentLost,
+    BridgeClosed,
+    BridgeJoined,
+    BridgeLost,
+    BridgeStats,
+    DtypeLearned,
+    OwnersPassed,
+    SendHeldUp,
+    StepComplete,
+)
+from deisa.ray._transport import memory, messages, reader, server
+from deisa.ray._transport.address import agent_address, check_same_user, shown
+from deisa.ray._transport.reader import attach, probe
+from deisa.ray._transport.server import AgentServer, StartPlan
+from deisa.ray.bridge import Bridge
+from deisa.ray.errors import (
+    AnalyticsLostError,
+    BridgeIdError,
+    ConfigurationError,
+    HoleError,
+    MemoryBoundError,
+    NoAnalyticsError,
+    PeerIdentityError,
+    ProtocolError,
+    SessionEndedError,
+    SessionInUseError,
+    WaitTimeoutError,
+)
+from tests.unit.agent import (
+    PATIENCE_S,
+    Agent,
+    descriptors,
+    mappings,
+    new_settings,
+    running,
+    settings_with,
+    whole,
+)
+
+
+@pytest.fixture
+def agent() -> Iterator[Agent]:
+    with running() as agent:
+        yield agent
+
+
+def raw(agent: Agent) -> socket.socket:
+    """A peer that says what it likes."""
+    peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    peer.settimeout(PATIENCE_S)
+    peer.connect(agent_address(agent.settings))
+    return peer
+
+
+def answers(peer: socket.socket) -> list[messages.Message]:
+    """Everything the agent says until it hangs up."""
+    frames = messages.FrameBuffer()
+    said = []
+    while data := peer.recv(65536):
+        said += frames.feed(data)
+    return said
+
+
+# Data.
+
+
+def test_chunks_arrive_as_they_were_sent(agent: Agent) -> None:
+    one, two = agent.bridges(
+        {"a": {**whole((4, 3)), "chunk_shape": (1, 3)}},
+        {"a": {**whole((4, 3)), "chunk_shape": (3, 3), "offset": (1, 0)}},
+        slots={"a": 2},
+    )
+    for t in range(2):
+        two.send("a", np.full((3, 3), 10.0 + t, float), t)
+        one.send("a", np.full((1, 3), t, float), t)
+        step = agent.wait(StepComplete)
+        assert (step.array, step.timestep) == ("a", t)
+        assert sorted(chunk.flat[0] for chunk in agent.chunks(step)) == [t, 10 + t]
+        assert not any(chunk.flags.writeable for chunk in agent.chunks(step))
+
+
+def test_the_caller_may_overwrite_its_buffer(agent: Agent) -> None:
+    (bridge,) = agent.bridges({"a": whole((4,))}, slots={"a": 1})
+    buffer = np.arange(4.0)
+    bridge.send("a", buffer, 0)
+    buffer[:] = -1
+    np.testing.assert_array_equal(agent.chunks(agent.wait(StepComplete))[0], np.arange(4.0))
+
+
+def test_the_rank_may_go(agent: Agent) -> None:
+    (bridge,) = agent.bridges({"a": whole((4,))}, slots={"a": 1})
+    bridge.send("a", np.arange(4.0), 0)
+    bridge.close()
+    step = agent.wait(StepComplete)
+    assert agent.wait(BridgeClosed) == BridgeClosed(0, BridgeStats(1, 32, 0.0))
+    np.testing.assert_array_equal(agent.chunks(step)[0], np.arange(4.0))
+    agent.release(("a", 0))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: np.asfortranarray(x),
+        lambda x: np.repeat(np.repeat(x, 2, 0), 3, 1)[::2, ::3],
+        lambda x: x[::-1, ::-1].copy()[::-1, ::-1],
+        lambda x: np.ascontiguousarray(x.T).T,
+        lambda x: np.pad(x, 2)[2:-2, 2:-2],
+        lambda x: np.ma.masked_array(x),
+        lambda x: x.view(type("Sub", (np.ndarray,), {})),
+        lambda x: x.tolist(),
+    ],
+    ids=["fortran", "strided", "backwards", "transposed", "inside ghosts", "unmasked", "subclass", "list"],
+)
+def test_any_strides(agent: Agent, make: Any) -> None:
+    expected = np.arange(12.0).reshape(3, 4)
+    (bridge,) = agent.bridges({"a": whole((3, 4))}, slots={"a": 1})
+    bridge.send("a", make(expected), 0)
+    np.testing.assert_array_equal(agent.chunks(agent.wait(StepComplete))[0], expected)
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    ["?", "i1", ">u2", "i4", "<u8", "f2", ">f4", "longdouble", "c8", ">c16", "M8[ns]", ">m8[s]", "S5", "<U3", "V6",
+     [("x", "<f4"), ("n", ">i2", (2,))], np.dtype([("a", "i1"), ("b", "f8")], align=True)],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("declared", [True, False], ids=["declared", "learned"])
+def test_every_fixed_size_dtype(agent: Agent, dtype: Any, declared: bool) -> None:
+    dtype = np.dtype(dtype)
+    raw_bytes = np.arange(6 * dtype.itemsize, dtype="u1") % 2
+    sent = (
+        raw_bytes.view(dtype).reshape(2, 3) if dtype.kind != "U" else np.array([["a", "bcd", ""]] * 2, dtype)
+    )
+    said = dtype if declared else None
+    (bridge,) = agent.bridges({"a": whole((2, 3), dtype=said)}, slots={"a": 1}, a=said)
+    bridge.send("a", sent, 0)
+    (chunk,) = agent.chunks(agent.wait(StepComplete))
+    assert chunk.dtype == dtype
+    np.testing.assert_array_equal(chunk, sent)
+
+
+def test_a_dtype_is_learned_from_the_first_chunk(agent: Agent) -> None:
+    said = [whole((8,), dtype=None) | {"chunk_shape": (4,), "offset": (4 * i,)} for i in range(2)]
+    (bridge,) = agent.bridges({"a": said}, slots={"a": 1}, a=None)
+    assert not agent.server._segments
+    bridge.send("a", np.arange(4, dtype="i2"), 0, chunk_index=1)
+    assert agent.wait(DtypeLearned) == DtypeLearned(0, "a", np.dtype("i2"))
+    bridge.send("a", np.zeros(4, dtype="i2"), 0, chunk_index=0)
+    zeros, numbers = agent.chunks(agent.wait(StepComplete))
+    assert zeros.tolist() == [0] * 4
+    assert numbers.tolist() == [0, 1, 2, 3]
+
+
+def test_a_scalar(agent: Agent) -> None:
+    (bridge,) = agent.bridges({"energy": whole(())}, slots={"energy": 1})
+    bridge.send("energy", 2.5, 0)
+    assert agent.chunks(agent.wait(StepComplete))[0] == 2.5
+
+
+def test_an_array_that_nobody_asks_for_is_not_copied(agent: Agent) -> None:
+    (bridge,) = agent.bridges({"a": whole((2,)), "unwanted": whole((2**20,))}, slots={"a": 1})
+    assert mappings(agent.settings.session) == 2  # the rank's, and the agent's marks
+    assert agent.server._segments[0].nbytes == 2 * memory.PAGE_BYTES
+    for t in range(100):
+        bridge.send("unwanted", np.zeros(2**20), t)
+    assert bridge.stats == BridgeStats()
+    bridge.send("a", np.zeros(2), 100)
+    assert agent.wait(OwnersPassed) == OwnersPassed("a", 0)
+
+
+def test_a_slot_is_handed_over_without_a_copy(agent: Agent) -> None:
+    (bridge,) = agent.bridges({"a": whole((4,))}, slots={"a": 2})
+    for t in range(2):
+        given = bridge.slot("a", t)
+        assert given.flags.writeable
+        given[:] = t
+        assert bridge.slot("a", t) is given
+        bridge.send("a", given, t)
+        assert not given.flags.writeable
+        (chunk,) = agent.chunks(agent.wait(StepComplete))
+        assert chunk.tolist() == [t] * 4
+        given.flags.writeable = True  # the same memory, as only the owner of the base could show
+        given[0] = 99
+        assert chunk[0] == 99
+
+
+def test_a_slot_that_is_not_used_does_not_get_lost(agent: Agent) -> None:
+    (bridge,) = agent.bridges({"a": whole((4,))}, slots={"a": 1})
+    given = bridge.slot("a", 0)
+    bridge.send("a", np.full(4, 3.0, float), 0)
+    assert agent.chunks(agent.wait(StepComplete))[0].tolist() == [3] * 4
+    assert not given.flags.writeable
+    agent.release(("a", 0))
+    bridge.send("a", np.full(4, 4.0, float), 1)
+
+
+def test_a_slot_of_an_unwanted_array_is_any_memory(agent: Agent) -> None:
+    (bridge,) = agent.bridges({"a": whole((2, 2), dtype="i2")}, slots={})
+    given = bridge.slot("a", 0)
+    assert (given.shape, given.dtype) == ((2, 2), np.dtype("i2"))
+    bridge.send("a", given, 0)
+
+
+# Back-pressure.
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_send_waits_when_every_slot_is_in_use(agent: Agent, slots: int) -> None:
+    (bridge,) = agent.bridges({"a": whole((4,)), "b": whole((4,))}, slots={"a": slots, "b": 1})
+    for t in range(slots):
+        bridge.send("a", np.full(4, t, float), t)
+        agent.wait(StepComplete)
+    late = agent.in_thread(bridge.send, "a", np.full(4, 99.0, float), slots)
+    assert agent.wait(SendHeldUp) == SendHeldUp(0, "a", slots)
+    assert not late.done()
+    agent.release(("a", 0))
+    late.result(PATIENCE_S)
+    assert agent.wait(StepComplete).timestep == slots
+    assert bridge.stats.held_up_s > 0
+    bridge.send("b", np.zeros(4), slots)  # each array has slots of its own
+
+
+def test_slots_are_reused_for_ever(agent: Agent) -> None:
+    (bridge,) = agent.bridges({"a": whole((4,))}, slots={"a": 2})
+    for t in range(50):
+        bridge.send("a", np.full(4, t, float), t)
+        step = agent.wait(StepComplete)
+        assert agent.chunks(step)[0].tolist() == [t] * 4
+        agent.release(("a", t))
+    assert bridge.stats.held_up_s == 0
+
+
+def test_a_chunk_that_is_being_read_is_not_overwritten(agent: Agent) -> None:
+    (bridge,) = agent.bridges({"a": whole((4,))}, slots={"a": 2})
+    bridge.send("a", np.full(4, 7.0, float), 0)
+    (kept,) = agent.chunks(agent.wait(StepComplete))
+    for t in range(1, 20):
+        bridge.send("a", np.full(4, t, float), t)
+        agent.wait(StepComplete)
+        agent.release(("a", t))
+    assert kept.tolist() == [7] * 4
+
+
+def test_waiting_for_a_slot_ends(agent: Agent, caplog: pytest.LogCaptureFixture) -> None:
+    impatient = settings_with(agent, send_timeout_s=0.05, warn_every_s=0.02)
+    opening = agent.open_bridge(0, 1, {"a": whole((4,)), "b": whole((4,))}, impatient)
+    agent.wait(BridgeJoined)
+    agent.start({"a": 1, "b": 1})
+    bridge = opening.result(PATIENCE_S)
+    bridge.send("a", np.zeros(4), 0)
+    with (
+        caplog.at_level(logging.WARNING, "deisa.ray.bridge"),
+        pytest.raises(
+            WaitTimeoutError,
+            match=r"all 1 slots of array 'a' are in use: timestep 1 waits.*after 0\.05 s "
+            r"\(DEISA_RAY_SEND_TIMEOUT_S sets",
+        ),
+    ):
+        bridge.send("a", np.ones(4), 1)
+    assert "all 1 slots of array 'a' are in use" in caplog.text
+    bridge.send("b", np.ones(4), 1)  # nothing is lost
+    agent.wait(StepComplete)
+    agent.release(("a", 0))
+    bridge.send("a", np.ones(4), 1)
+    assert {agent.wait(StepComplete).array for _ in range(2)} == {"a", "b"}
+
+
+def test_leases_of_several_consumers(agent: Agent) -> None:
+    opening = agent.connect({"a": whole((4,))})
+    agent.server.start(StartPlan({"a": 1}, {"a": np.dtype("f8")}, ("one", "two")))
+    (bridge,) = [future.result(PATIENCE_S) for future in opening]
+    bridge.send("a", np.zeros(4), 0)
+    late = agent.in_thread(bridge.send, "a", np.ones(4), 1)
+    agent.wait(SendHeldUp)
+    agent.server.release("one", [("a", 0)])
+    assert not late.done()
+    agent.server.release("two", [("a", 0)])
+    late.result(PATIENCE_S)
+
+
+# Starting.
+
+
+def test_two_sessions_side_by_side() -> None:
+    with running() as left, running() as right:
+        bridges = [agent.bridges({"a": whole((2,))}, slots={"a": 1})[0] for agent in (left, right)]
+        for number, bridge in enumerate(bridges):
+            bridge.send("a", np.full(2, number, float), number)
+        for number, agent in enumerate((left, right)):
+            step = agent.wait(StepComplete)
+            assert step.timestep == number
+            assert agent.chunks(step)[0].tolist() == [number] * 2
+
+
+def test_one_session_after_the_other() -> None:
+    settings = new_settings()
+    for t in range(3):
+        with running(settings) as agent:
+            (bridge,) = agent.bridges({"a": whole((2,))}, slots={"a": 1})
+            bridge.send("a", np.full(2, t, float), t)
+            assert agent.chunks(agent.wait(StepComplete))[0].tolist() == [t] * 2
+
+
+def test_no_analytics() -> None:
+    settings = new_settings(connect_timeout_s=0.03)
+    with pytest.raises(NoAnalyticsError) as caught:
+        Bridge(bridge_id=0, arrays_metadata={}, system_metadata={"world_size": 1}, settings=settings)
+    assert str(caught.value) == (
+        f"no analytics on this host for session {settings.session!r}: is Ray running here and the analytics started? "
+        f"(tried {shown(agent_address(settings))} for 0.03 s; DEISA_RAY_CONNECT_TIMEOUT_S sets how long)"
+    )
+
+
+def test_the_rank_may_come_first() -> None:
+    settings = new_settings()
+    opening: list[Future[Bridge]] = []
+    with running() as other:
+        opening.append(other.open_bridge(0, 1, {}, settings))
+        with running(settings) as agent:
+            agent.wait(BridgeJoined)
+            agent.start({})
+            opening[0].result(PATIENCE_S).close()
+            agent.wait(BridgeClosed)
+
+
+def test_nobody_starts_the_session(agent: Agent, caplog: pytest.LogCaptureFixture) -> None:
+    agent.server.report_progress("waiting for bridge 7 of 8")
+    with (
+        caplog.at_level(logging.WARNING, "deisa.ray.bridge"),
+        pytest.raises(WaitTimeoutError, match=r"waiting for bridge 7 of 8; gave up after 0\.05 s"),
+    ):
+        Bridge(
+            bridge_id=0,
+            arrays_metadata={},
+            system_metadata={"world_size": 8},
+            settings=settings_with(agent, start_timeout_s=0.05, warn_every_s=0.02),
+        )
+    assert "waiting for bridge 7 of 8" in caplog.text
+    agent.wait(BridgeJoined)
+    assert agent.wait(BridgeLost) == BridgeLost(0, None, "its process ended without close()")
+
+
+def test_an_error_of_the_layout_reaches_every_rank(agent: Agent) -> None:
+    opening = agent.connect({"a": whole((2,))}, {"a": whole((2,))})
+    agent.server.close(HoleError("array 'a': no chunk covers ..."))
+    for future in opening:
+        with pytest.raises(HoleError, match=r"no chunk covers \.\.\.$"):
+            future.result(PATIENCE_S)
+
+
+def test_an_id_that_is_taken(agent: Agent) -> None:
+    opening = [agent.open_bridge(0, 1, {"a": whole((2,))}) for _ in range(2)]
+    joined = [agent.wait(BridgeJoined) for _ in range(2)]
+    assert [event.bridge_id for event in joined] == [0, 0]
+    agent.start({"a": 1})
+    outcomes = [future.exception(PATIENCE_S) for future in opening]
+    assert {type(outcome) for outcome in outcomes} == {BridgeIdError, type(None)}
+    for future in opening:
+        if future.exception() is None:
+            future.result().send("a", np.zeros(2), 0)
+            future.result().close()
+    assert agent.wait(StepComplete).timestep == 0
+
+
+def test_a_bridge_that_comes_late(agent: Agent) -> None:
+    agent.bridges({"a": whole((2,))}, slots={"a": 1})
+    with pytest.raises(BridgeIdError, match=r"bridge 1 came after session .* had started"):
+        Bridge(bridge_id=1, arrays_metadata={}, system_metadata={"world_size": 2}, settings=agent.settings)
+
+
+def test_a_session_in_use(agent: Agent) -> None:
+    with pytest.raises(SessionInUseError, match=f"session '{agent.settings.session}' is in use on this host"):
+        AgentServer(agent.settings, "another run", "node")
+
+
+def test_two_nodes_on_one_host_share_an_agent(agent: Agent) -> None:
+    second = AgentServer(agent.settings, agent.run_id, "other node")
+    assert agent.server.serving
+    assert not second.serving
+    second.close()
+    assert probe(agent_address(agent.settings))[0] == f"{agent.run_id}:node"
+
+
+@pytest.mark.parametrize("left_behind", [False, True])
+def test_socket_path(tmp_path: Path, left_behind: bool) -> None:
+    path = tmp_path / "agent.sock"
+    if left_behind:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as killed:
+            killed.bind(str(path))
+        assert path.exists()
+    with running(socket_path=str(path)) as agent:
+        (bridge,) = agent.bridges({"a": whole((2,))}, slots={"a": 1})
+        bridge.send("a", np.ones(2), 0)
+        assert agent.chunks(agent.wait(StepComplete))[0].tolist() == [1, 1]
+    assert not path.exists()
+
+
+def test_a_socket_path_that_cannot_be(tmp_path: Path) -> None:
+    path = tmp_path / "no such folder" / "agent.sock"
+    with pytest.raises(ConfigurationError, match=r"cannot listen at .*no such folder.*No such file"):
+        AgentServer(new_settings(socket_path=str(path)), "run", "node")
+
+
+def test_the_bound_on_memory(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent.connect({"a": whole((1024, 1024)), "open": whole((4,), dtype=None)})
+    plan = StartPlan({"a": 3, "open": 2}, {"a": np.dtype("f8"), "open": None}, ("c",))
+    assert agent.server.bound_bytes(plan) == 3 * 8 * 2**20 + memory.PAGE_BYTES  # the page: marks of slots
+    monkeypatch.setattr(memory, "available_bytes", lambda: 20 * 2**20)
+    with pytest.raises(MemoryBoundError, match=r"needs 24\.0 MiB of chunk memory, but only 16\.0 MiB"):
+        agent.server.bound_bytes(plan)
+    assert not agent.server._segments
+
+
+def test_the_bound_on_memory_of_an_array_whose_dtype_is_learned(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (bridge,) = agent.bridges({"a": whole((1024, 1024), dtype=None)}, slots={"a": 3}, a=None)
+    monkeypatch.setattr(memory, "available_bytes", lambda: 20 * 2**20)
+    with pytest.raises(MemoryBoundError, match="array 'a' of bridge 0 needs 24"):
+        bridge.send("a", np.zeros((1024, 1024)), 0)
+    assert agent.wait(BridgeLost).bridge_id == 0
+
+
+# Ends.
+
+
+def test_a_rank_that_dies_is_reported(agent: Agent) -> None:
+    one, two = agent.bridges({"a": whole((4,))}, {"b": whole((4,))}, slots={"a": 2, "b": 2})
+    with pytest.raises(ZeroDivisionError), one:
+        one.send("a", np.zeros(4), 3)
+        raise ZeroDivisionError
+    assert agent.wait(BridgeLost) == BridgeLost(0, 3, "ZeroDivisionError")
+    two.send("b", np.zeros(4), 3)
+    assert agent.wait(StepComplete).array == "b"
+
+
+def test_a_rank_that_closes_with_mail_unread_has_closed(agent: Agent) -> None:
+    (bridge,) = agent.bridges({"a": whole((4,))}, slots={"a": 1})
+    for _ in range(20):
+        agent.server.report_progress("x" * 50_000)  # more than the socket takes
+    bridge.send("a", np.zeros(4), 0)
+    bridge.close()
+    assert agent.wait(BridgeClosed).bridge_id == 0
+    assert not any(isinstance(event, BridgeLost) for event in agent.events())
+
+
+@pytest.mark.parametrize("action", ["send", "unwanted", "slot", "waiting"])
+def test_an_agent_that_ends_tells_its_ranks_why(agent: Agent, action: str) -> None:
+    (bridge,) = agent.bridges({"a": whole((4,)), "unwanted": whole((4,))}, slots={"a": 1})
+    bridge.send("a", np.zeros(4), 0)
+    late: Future[Any] | None = None
+    if action == "waiting":
+        late = agent.in_thread(bridge.send, "a", np.zeros(4), 1)
+        agent.wait(SendHeldUp)
+    else:
+        agent.wait(StepComplete)
+        agent.release(("a", 0))
+    agent.server.close(AnalyticsLostError("the analytics has ended: tired"))
+    with pytest.raises(AnalyticsLostError, match=r"^the analytics has ended: tired$"):
+        if late is not None:
+            late.result(PATIENCE_S)
+        elif action == "slot":
+            bridge.slot("a", 1)
+        else:
+            bridge.send("a" if action == "send" else "unwanted", np.zeros(4), 1)
+    with pytest.raises(AnalyticsLostError, match="tired"):
+        bridge.send("a", np.zeros(4), 2)
+    bridge.close()
+
+
+def test_an_agent_that_dies_is_noticed(agent: Agent) -> None:
+    (bridge,) = agent.bridges({"a": whole((4,))}, slots={"a": 1})
+    agent.server.close()
+    with pytest.raises(AnalyticsLostError, match=r"the agent of session .* on this host has gone"):
+        bridge.send("a", np.zeros(4), 0)
+
+
+def test_an_agent_without_its_analytics_ends_by_itself() -> None:
+    with running(driver_timeout_s=0.01) as agent:
+        assert agent.server.closed.wait(PATIENCE_S)
+        assert isinstance(agent.server.poll(0)[-1], AgentLost)
+
+
+def test_an_agent_that_is_being_asked_does_not_end() -> None:
+    with running(driver_timeout_s=0.01) as agent:
+        asking = agent.in_thread(agent.wait, BridgeJoined)
+        agent.server._check_driver()
+        (opening,) = [agent.open_bridge(0, 1, {})]
+        asking.result(PATIENCE_S)
+        assert agent.server.closed.wait(PATIENCE_S)
+        assert isinstance(opening.exception(PATIENCE_S), AnalyticsLostError)
+
+
+# Peers that do not behave.
+
+HELLO = messages.encode(messages.Hello(messages.PROTOCOL_VERSION, 9, 10, ()))
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (b"GET / HTTP/1.1\r\n\r\n", "exceeds the limit"),
+        (b"\x05\0\0\0hello", "no message"),
+        (struct.pack("<I", 2**32 - 1), "exceeds the limit"),
+        (messages.encode(messages.Put(0, 0, 0)), "a Put is out of place here"),
+        (messages.encode(messages.Learned("a", np.dtype("f8"))), "a Learned is out of place"),
+        (messages.encode(messages.Progress("hi")), "a Progress is out of place"),
+        (messages.frame([2, "a", "(,)f8"]), "malformed Learned"),
+        (messages.encode(messages.Hello(99, 0, 1, ())), "speaks protocol version 99, this agent 1"),
+        (messages.encode(messages.Attach(99)), "speaks protocol version 99"),
+        (HELLO, "bridge 9 came after session"),
+    ],
+    ids=["http", "garbage", "huge", "put", "learned", "progress", "dtype", "version", "reader", "late"],
+)
+def test_a_peer_that_does_not_behave_disturbs_nobody(agent: Agent, said: bytes, message: str) -> None:
+    (bridge,) = agent.bridges({"a": whole((4,))}, slots={"a": 2})
+    with raw(agent) as peer:
+        peer.sendall(said)
+        (fail,) = answers(peer)
+    assert isinstance(fail, messages.Fail)
+    assert message in fail.text
+    bridge.send("a", np.ones(4), 0)
+    assert agent.wait(StepComplete).timestep == 0
+    assert agent.events() == []
+
+
+def test_a_peer_that_says_half_a_message_and_leaves(agent: Agent) -> None:
+    (bridge,) = agent.bridges({"a": whole((4,))}, slots={"a": 2})
+    with raw(agent) as peer:
+        peer.sendall(HELLO[:7])
+    bridge.send("a", np.ones(4), 0)
+    assert agent.wait(StepComplete).timestep == 0
+
+
+@pytest.mark.parametrize(
+    "foul",
+    [
+        messages.Put(1, 0, 0),  # another bridge's
+        messages.Put(0, 0, 5),
+        messages.HeldUp(1, 0),
+        messages.HeldUp(77, 0),
+        messages.HeldUp(2, 0),  # of an array that nobody asks for
+        messages.Learned("a", np.dtype("f8")),
+        messages.Learned("no such array", np.dtype("f8")),
+        messages.Free(0),
+        messages.Hello(messages.PROTOCOL_VERSION, 0, 2, ()),
+    ],
+    ids=repr,
+)
+def test_a_bridge_that_breaks_the_protocol_is_lost_and_the_others_go_on(
+    agent: Agent, foul: messages.Message
+) -> None:
+    # Opened one after the other, so that the numbers of the regions are known.
+    said = [{"a": whole((4,))}, {"b": whole((4,)), "unwanted": whole((4,))}]
+    opening = []
+    for number, metadata in enumerate(said):
+        opening.append(agent.open_bridge(number, 2, metadata))
+        agent.wait(BridgeJoined)
+    agent.start({"a": 1, "b": 1})
+    bad, good = [future.result(PATIENCE_S) for future in opening]
+    bad._channel._send(messages.encode(foul))
+    lost = agent.wait(BridgeLost)
+    assert lost.bridge_id == 0
+    with pytest.raises(ProtocolError):
+        bad.send("a", np.zeros(4), 0)
+        bad.send("a", np.zeros(4), 1)
+    good.send("b", np.zeros(4), 0)
+    assert agent.wait(StepComplete).array == "b"
+    good.close()
+
+
+def test_only_the_same_user_may_talk(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX)
+    with ours, theirs:
+        assert check_same_user(ours) > 0
+        uid = os.getuid()
+        monkeypatch.setattr("deisa.ray._transport.address.os.getuid", lambda: uid + 1)
+        with pytest.raises(PeerIdentityError, match=f"belongs to user id {uid}, this one to {uid + 1}"):
+            check_same_user(ours)
+
+
+# Readers.
+
+
+def test_a_process_maps_an_agent_once(agent: Agent) -> None:
+    (bridge,) = agent.bridges({"a": whole((4,)), "b": whole((4,))}, slots={"a": 1, "b": 1})
+    address, agent_id = agent_address(agent.settings), agent.server.agent_id
+    assert attach(address, agent_id, 0) is attach(address, agent_id, 1)
+    bridge.close()
+
+
+def test_a_reader_that_comes_late_is_told(agent: Agent) -> None:
+    settings, agent_id = agent.settings, agent.server.agent_id
+    with pytest.raises(SessionEndedError, match="another one"):
+        attach(agent_address(settings), "another run:node", 0)
+    agent.close()
+    with pytest.raises(SessionEndedError, match="is not on this host or is gone: chunks can be read while"):
+        attach(agent_address(settings), agent_id, 0)
+
+
+def test_a_region_that_is_not_there(agent: Agent) -> None:
+    agent.bridges({"a": whole((4,))}, slots={"a": 1})
+    known = attach(agent_address(agent.settings), agent.server.agent_id, 0)
+    assert not known.has(99)
+    with pytest.raises(SessionEndedError, match="region 99 is not in the memory of agent"):
+        known.chunk(99, 0)
+
+
+def test_more_segments_than_go_into_one_message(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "DESCRIPTORS_PER_MESSAGE", 2)
+    said = [{"a": whole((5,)) | {"chunk_shape": (1,), "offset": (i,)}} for i in range(5)]
+    for number, bridge in enumerate(agent.bridges(*said, slots={"a": 1})):
+        bridge.send("a", [float(number)], 0)
+    assert sorted(float(chunk[0]) for chunk in agent.chunks(agent.wait(StepComplete))) == [0, 1, 2, 3, 4]
+
+
+def test_nothing_is_left_open() -> None:
+    with running():
+        pass
+    gc.collect()
+    before = descriptors()
+    with running() as agent:
+        one, two = agent.bridges(
+            {"a": whole((8,)) | {"chunk_shape": (4,)}},
+            {"a": whole((8,)) | {"chunk_shape": (4,), "offset": (4,)}, "open": whole((4,), dtype=None)},
+            slots={"a": 2, "open": 1},
+            open=None,
+        )
+        for bridge in (one, two):
+            bridge.send("a", np.zeros(4), 0)
+        two.send("open", np.zeros(4), 0)
+        steps = [agent.wait(StepComplete) for _ in range(2)]
+        chunks = [agent.chunks(step) for step in steps]
+        assert mappings(agent.settings.session) > 0
+        with raw(agent) as peer:
+            peer.sendall(b"garbage that is long enough")
+            answers(peer)
+        one.close()
+        two._channel.abort()
+        agent.wait(BridgeLost)
+        del chunks
+    assert agent.server.agent_id not in reader._attached
+    del agent, one, two, bridge
+    gc.collect()
+    assert descriptors() == before
+
+
+def test_no_mapping_is_left() -> None:
+    with running() as agent:
+        (bridge,) = agent.bridges({"a": whole((4,))}, slots={"a": 2})
+        bridge.send("a", np.zeros(4), 0)
+        (chunk,) = agent.chunks(agent.wait(StepComplete))
+        session = agent.settings.session
+        assert mappings(session) == 3  # the rank's, the agent's marks, the reader's
+        bridge.close()
+        agent.wait(BridgeClosed)
+        gc.collect()
+        assert mappings(session) == 2
+    assert mappings(session) == 1
+    assert chunk.tolist() == [0] * 4  # memory in use stays until it is dropped
+    del chunk
+    gc.collect()
+    assert mappings(session) == 0
