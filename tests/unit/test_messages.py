@@ -105,6 +105,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "timestep": INTEGER,
     "text": TEXT,
     "kind": TEXT,
+    "reason": TEXT,
     "agent_id": TEXT,
     "quiet_s": SECONDS,
     "sizes": NATURALS,

@@ -125,7 +125,7 @@ def _own(value: Any) -> Any:
     """
     if isinstance(value, _PLAIN):
         return value
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
         return value.copy() if _lies_in_a_slot(value) else value
     if type(value) in (list, tuple):
         return type(value)(_own(item) for item in value)
