@@ -510,7 +510,8 @@ def test_the_report(site: Site) -> None:
     assert report.bytes_handed_over == {"x": 5 * 3 * 4 * 8}
     assert (report.callbacks_run, report.callbacks_failed) == (5, 0)
     assert sorted(report.held_up_s) == [0, 1, 2]
-    assert list(report.bound_bytes.values()) == [3 * 3 * 4096]  # ranks, slots, a page each
+    (bound,) = report.bound_bytes.values()
+    assert 3 * 3 * 4096 <= bound < 2 * 3 * 3 * 4096  # ranks, slots, a page each; and a little for the account
     assert 0 < report.callbacks_s <= report.wall_s
     assert "x: 5 timesteps, 480 B" in str(report)
 

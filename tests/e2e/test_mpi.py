@@ -54,4 +54,5 @@ def test_runs_one_after_another(ray_cluster: str, mpi: Mpi, session_name: str) -
             f"{{'temperature': {timesteps}}} 0 failed",
         ]
         # Nothing beside what deisa-ray says of its memory: no word of Ray's, none from a rank.
-        assert [line for line in complaints.splitlines() if not line.startswith("deisa-ray: ")] == []
+        noise = [line for line in complaints.splitlines() if not line.startswith("deisa-ray: ")]
+        assert not noise, "\n".join(noise)

@@ -6,8 +6,8 @@ import threading
 
 import numpy as np
 import pytest
-
 import ray
+
 from deisa.ray import Bridge, Deisa, DeisaArray, Settings, WindowSpec
 from deisa.ray._engine.ray_executor import RayExecutor
 from deisa.ray._graph.bundles import Bundle

@@ -61,8 +61,9 @@ class RayExecutor:
 
     def nodes(self) -> Sequence[str | None]:
         """The nodes that have CPUs, this process's own first."""
+        found = self._node_cpus()  # connects
         own = ray.get_runtime_context().get_node_id()
-        return sorted((n for n, cpus in self._node_cpus().items() if cpus), key=lambda n: n != own) or [None]
+        return sorted((n for n, cpus in found.items() if cpus), key=lambda n: n != own) or [None]
 
     def _node_cpus(self) -> dict[str, int]:
         connect()
@@ -100,9 +101,9 @@ class RayExecutor:
         )
         self.bundles_submitted += 1
         *groups, ended = references
-        if bundle.leases:
-            leases = [bundle.leases]
-            ended.future().add_done_callback(lambda _: leases.clear())
+        leases = [bundle.leases]
+        # Also where there is no lease: Ray logs the error of a reference that nobody has looked at.
+        ended.future().add_done_callback(lambda _: leases.clear())
         return [RayGroup(reference) for reference in groups]
 
     def fetch(self, handles: Sequence[Handle]) -> list[Sequence[Any]]:
