@@ -51,7 +51,8 @@ def run_on_nodes(netns_cluster: NamespacedCluster, session_name: str) -> Callabl
             assert analytics.returncode == 0, complaints
         finally:
             for process in (analytics, *simulation):
-                kill_tree(process)
+                with process:  # closes its pipes
+                    kill_tree(process)
         *timesteps_seen, figures = map(json.loads, stdout.splitlines())
         assert figures["failed"] == 0, complaints
         return timesteps_seen, figures

@@ -52,8 +52,7 @@ def test_regions_are_numbered_as_bridges_join() -> None:
     arrivals.put(7, 4, 0, 0)
     arrivals.put(3, 3, 0, 1)
     assert StepComplete("a", 0, (1, 0)) in arrivals.take_events()
-    assert arrivals.slots_of("a") == 2
-    assert arrivals.slots_of("c") == 0
+    assert arrivals.slots_of_region(3) == 2
     assert arrivals.regions_of(3) == {"a": (3,), "c": ()}
 
 
@@ -82,6 +81,16 @@ def test_slots_come_back_when_every_consumer_has_let_go() -> None:
         arrivals.put(0, 0, 2, 0)
     assert arrivals.release("two", "a", 1) == {0: [(0, 0)], 1: [(1, 1)]}
     arrivals.put(0, 0, 2, 0)
+
+
+def test_a_release_frees_the_slots_of_its_timestep_only() -> None:
+    arrivals = node({"a": 1}, slots={"a": 3})
+    for t in range(2):
+        arrivals.put(0, 0, t, t)
+    assert arrivals.release("c", "a", 1) == {0: [(0, 1)]}
+    with pytest.raises(ProtocolError, match="slot 0 of region 0 is not free"):
+        arrivals.put(0, 0, 2, 0)
+    arrivals.put(0, 0, 2, 1)
 
 
 def test_torn_step_names_those_who_skipped_it() -> None:
@@ -328,6 +337,23 @@ class Account(RuleBasedStateMachine):
             return
         with pytest.raises(ProtocolError, match=f"bridge {bridge}"):
             self.arrivals.put(bridge, region, t, slot)
+        assert self.told() == []
+
+    def busy(self) -> list[tuple[int, int]]:
+        return [
+            (region, slot)
+            for region in self.wanted
+            if self.at[self.owner[region][0]] < math.inf
+            for slot in set(range(self.slots[self.owner[region][1]])) - self.free[region]
+        ]
+
+    @precondition(lambda self: self.busy())
+    @rule(data=st.data())
+    def use_a_busy_slot(self, data: st.DataObject) -> None:
+        region, slot = data.draw(st.sampled_from(self.busy()))
+        bridge, _ = self.owner[region]
+        with pytest.raises(ProtocolError, match=f"slot {slot} of region {region} is not free"):
+            self.arrivals.put(bridge, region, int(self.at[bridge]) + 1, slot)
         assert self.told() == []
 
     @invariant()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deisa.ray._state.events import BridgeClosed, BridgeJoined, StepComplete
+from deisa.ray._state.events import BridgeClosed, BridgeJoined, OwnersPassed, StepComplete
 from deisa.ray.bridge import Bridge
 from deisa.ray.config import Settings
 from deisa.ray.errors import (
@@ -116,7 +116,7 @@ REFUSALS: dict[str, Refusal] = {
     "objects for an open dtype": (
         lambda b: b.send("open", np.array([None, 1]), 5),
         ChunkDtypeError,
-        "bridge 0, array 'open': dtype .* has no fixed size",
+        "bridge 0, array 'open': dtype .* cannot be shared",
     ),
     "a slot of an open dtype": (
         lambda b: b.slot("open", 5),
@@ -243,6 +243,19 @@ def test_closing_at_an_older_timestep_only_warns(bridge: Bridge, caplog: pytest.
     with caplog.at_level(logging.WARNING, "deisa.ray.bridge"):
         bridge.close(timestep=2)
     assert "bridge 0 closes at timestep 2, having sent timestep 4" in caplog.text
+
+
+def test_advance_says_that_nothing_older_comes(agent: Agent, bridge: Bridge) -> None:
+    bridge.advance(9)
+    assert agent.wait(OwnersPassed).timestep == 9
+    with pytest.raises(TimestepError, match="timestep 8 comes after timestep 9"):
+        bridge.send("a", GOOD, 8)
+    with pytest.raises(TimestepError, match=r"advance\(\): timestep 3 comes after"):
+        bridge.advance(3)
+    bridge.send("a", GOOD, 9)
+    bridge.close()
+    with pytest.raises(ClosedError):
+        bridge.advance(10)
 
 
 def test_leaving_the_block_closes(agent: Agent, bridge: Bridge) -> None:

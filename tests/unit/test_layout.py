@@ -198,9 +198,10 @@ FINE = {"chunk_shape": (4, 4), "nb_chunks_per_dim": (2, 2), "chunk_position": (0
             r"at offset \(5, 0\) reaches beyond global_shape \(8, 8\)",
         ),
         ({"nb_chunks_of_node": -1}, "'nb_chunks_of_node' holds -1"),
-        ({"dtype": object}, "has no fixed size"),
-        ({"dtype": "U"}, "has no fixed size"),
-        ({"dtype": [("a", "O")]}, "has no fixed size"),
+        ({"dtype": object}, "cannot be shared"),
+        ({"dtype": "U"}, "cannot be shared"),
+        ({"dtype": [("a", "O")]}, "cannot be shared"),
+        ({"dtype": ("f8", (2,))}, "cannot be shared"),
         ({"dtype": "float46"}, "'float46' is not a NumPy dtype"),
     ],
 )

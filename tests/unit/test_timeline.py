@@ -105,6 +105,14 @@ def test_or_starts_when_all_have_been_seen() -> None:
     assert node.firings() == [(0, 2, ((1, 2), (2,)))]
 
 
+def test_or_does_not_run_for_a_timestep_before_all_had_been_seen() -> None:
+    node = OneNode("ab", on(("a", 1), ("b", 1), when="OR"))
+    node.complete("a", 0)
+    node.complete("a", 1)
+    node.complete("b", 1)  # known before timestep 0 has been decided
+    assert node.firings() == [(0, 1, ((1,), (1,)))]
+
+
 def test_or_that_never_sees_one_of_its_arrays_never_runs() -> None:
     node = OneNode("ab", on(("a", 1), ("b", 1), when="OR"))
     node.complete("a", 0)

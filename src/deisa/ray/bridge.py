@@ -250,6 +250,21 @@ class Bridge:
             self._lent[key] = (slot, given)
             return given
 
+    def advance(self, timestep: int) -> None:
+        """Say that this rank sends nothing older than `timestep` any more, without sending anything.
+
+        A `send` says the same. A rank that sends rarely calls this where others send often, if a callback
+        looks at both their arrays: until every rank has passed a timestep, what was sent for it waits in
+        its slots, and in the end the others' ``send`` does.
+
+        Raises
+        ------
+        TimestepError, ClosedError, AnalyticsLostError
+        """
+        with self._lock:
+            self._check_open()
+            self._advance(self._check_timestep(timestep, "advance()"))
+
     def close(self, timestep: int | None = None) -> None:
         """Say that this rank sends nothing more. What it sent stays with the agent; closing twice is fine.
 
@@ -296,8 +311,7 @@ class Bridge:
         )
 
     def _check_send(self, array_name: str, timestep: int, chunk_index: int | None) -> tuple[int, int]:
-        if not self._open:
-            raise ClosedError(f"bridge {self._id} is closed; nothing can be sent after close()")
+        self._check_open()
         described = self._arrays.get(array_name)
         if described is None:
             raise UnknownArrayError(
@@ -305,25 +319,32 @@ class Bridge:
                 f"{', '.join(map(repr, self._arrays)) or 'none'}"
             )
         index = self._chunk_index(described, chunk_index)
+        step = self._check_timestep(timestep, f"array {array_name!r}")
+        if step == self._timestep and (array_name, index) in self._sent:
+            raise DuplicateChunkError(
+                f"bridge {self._id} has already sent chunk {index} of array {array_name!r} for timestep {step}"
+            )
+        return step, index
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise ClosedError(f"bridge {self._id} is closed; nothing can be sent after close()")
+
+    def _check_timestep(self, timestep: int, what: str) -> int:
         try:
             step = int(operator.index(timestep))
         except TypeError as exc:
             raise TimestepError(
-                f"bridge {self._id}, array {array_name!r}: timesteps are integers, got {timestep!r}"
+                f"bridge {self._id}, {what}: timesteps are integers, got {timestep!r}"
             ) from exc
         if not -(2**63) <= step < 2**63:
-            raise TimestepError(f"bridge {self._id}, array {array_name!r}: timestep {step} exceeds 64 bits")
-        if self._timestep is not None:
-            if step < self._timestep:
-                raise TimestepError(
-                    f"bridge {self._id}, array {array_name!r}: timestep {step} comes after timestep {self._timestep}; "
-                    "timesteps must not decrease"
-                )
-            if step == self._timestep and (array_name, index) in self._sent:
-                raise DuplicateChunkError(
-                    f"bridge {self._id} has already sent chunk {index} of array {array_name!r} for timestep {step}"
-                )
-        return step, index
+            raise TimestepError(f"bridge {self._id}, {what}: timestep {step} exceeds 64 bits")
+        if self._timestep is not None and step < self._timestep:
+            raise TimestepError(
+                f"bridge {self._id}, {what}: timestep {step} comes after timestep {self._timestep}; "
+                "timesteps must not decrease"
+            )
+        return step
 
     def _chunk_index(self, described: ArrayDescription, chunk_index: int | None) -> int:
         count = len(described.chunks)

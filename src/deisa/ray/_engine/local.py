@@ -48,7 +48,7 @@ class LocalAgents:
 
     def open(self) -> None:
         """Start the agent."""
-        self._server = AgentServer(self._settings, uuid.uuid4().hex, NODE_ID)
+        self._server = AgentServer(self._settings, uuid.uuid4().hex, NODE_ID, ends_alone=False)
 
     def events(self, timeout_s: float) -> list[tuple[str, Event]]:
         """Wait for events."""

@@ -136,8 +136,9 @@ class Session:
     def _register(self, node_id: str, event: Event) -> None:
         match event:
             case events.BridgeJoined(bridge_id, world_size):
-                known = [(b, joined.world_size) for b, (_, joined) in self._joined.items()]
-                check_bridge_ids([*known, (bridge_id, world_size)])
+                if bridge_id in self._joined or self._world_size != world_size or bridge_id >= world_size:
+                    known = [(b, joined.world_size) for b, (_, joined) in self._joined.items()]
+                    check_bridge_ids([*known, (bridge_id, world_size)])
                 self._joined[bridge_id] = (node_id, event)
                 self._world_size = world_size
             case events.BridgeLost(bridge_id, _, reason):

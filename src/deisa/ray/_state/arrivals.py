@@ -161,9 +161,9 @@ class NodeArrivals:
         self.advance(bridge_id, timestep)
         self._events.append(SendHeldUp(bridge_id, name, timestep))
 
-    def has_free_slot(self, region: int) -> bool:
-        """Whether a slot of the region holds nothing."""
-        return len(self._busy[region]) < self._arrays[self._owner[region][1]].slots
+    def slots_of_region(self, region: int) -> int:
+        """How many slots a region has."""
+        return self._arrays[self._owner[region][1]].slots
 
     def close(self, bridge_id: int, stats: BridgeStats) -> None:
         """A bridge has closed: nothing more comes from it."""
@@ -193,11 +193,6 @@ class NodeArrivals:
     def regions_of(self, bridge_id: int) -> Mapping[str, Sequence[int]]:
         """The bridge's regions by array."""
         return self._bridges[bridge_id].regions
-
-    def slots_of(self, array: str) -> int:
-        """Slots of each chunk of an array; 0 when nobody asked for it."""
-        known = self._arrays.get(array)
-        return known.slots if known else 0
 
     def take_events(self) -> list[Event]:
         """Hand over the events that have gathered, oldest first."""

@@ -248,11 +248,17 @@ def _dtype(name: str, value: Any) -> np.dtype | None:
 
 
 def require_fixed_size(name: str, dtype: np.dtype) -> None:
-    """Raise `DescriptionError` for dtypes whose elements are pointers or have no size."""
-    if dtype.hasobject or dtype.itemsize == 0 or not isinstance(dtype, np.dtype) or dtype.kind == "T":
+    """Raise `DescriptionError` for dtypes whose elements are pointers, have no size, or are not NumPy's own."""
+    if (
+        dtype.hasobject
+        or dtype.itemsize == 0
+        or dtype.kind == "T"
+        or dtype.subdtype is not None
+        or np.lib.format.descr_to_dtype(np.lib.format.dtype_to_descr(dtype)) != dtype
+    ):
         raise DescriptionError(
-            f"array {name!r}: dtype {dtype!r} has no fixed size; use a numeric, datetime, 'S<n>', 'U<n>' "
-            "or structured dtype"
+            f"array {name!r}: dtype {dtype!r} cannot be shared; use one of NumPy's own with a fixed size: numeric, "
+            "datetime, 'S<n>', 'U<n>' or structured"
         )
 
 
@@ -461,11 +467,3 @@ def _from_offsets(
         )
     cuts = tuple(tuple(int(n) for n in np.diff(e)) for e in edges)
     return ArrayLayout(name, dtype, shape, chunks, cuts, cells)
-
-
-def check_whole(bridges: Mapping[int, int]) -> None:
-    """Check that ids (mapped to their world sizes) are exactly ``0 .. world_size - 1``."""
-    check_bridge_ids(list(bridges.items()))
-    world_size = next(iter(bridges.values()), 0)
-    if len(bridges) != world_size:
-        raise BridgeIdError(f"waiting for {missing_bridges(bridges, world_size)}")

@@ -112,17 +112,37 @@ def available_bytes() -> int:
             break
     else:
         available = os.sysconf("SC_AVPHYS_PAGES") * PAGE_BYTES
-    for limit_file, used_file in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        try:
-            limit, used = Path(limit_file).read_text().strip(), Path(used_file).read_text().strip()
-        except OSError:
-            continue
-        if limit.isdigit():
-            available = min(available, int(limit) - int(used))
+    for group in _memory_groups(Path("/proc/self/cgroup").read_text()):
+        for limit_name, used_name in (
+            ("memory.max", "memory.current"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ):
+            try:
+                limit, used = (group / limit_name).read_text().strip(), (group / used_name).read_text()
+                cached = _inactive_files((group / "memory.stat").read_text())
+            except OSError:
+                continue
+            if limit.isdigit():
+                available = min(available, int(limit) - (int(used) - cached))
     return max(0, available)
+
+
+def _memory_groups(memberships: str) -> list[Path]:
+    """Return the control groups that limit this process's memory: its own, as a batch system sets it, and all above."""
+    groups: list[Path] = []
+    for line in memberships.splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers in ("", "memory"):
+            root = Path("/sys/fs/cgroup") / controllers
+            own = root / path.lstrip("/")
+            groups += [g for g in (own, *own.parents) if g.is_relative_to(root)]
+    return groups
+
+
+def _inactive_files(stat: str) -> int:
+    """Bytes of cached files that the kernel gives up when memory is needed."""
+    fields = dict(line.split() for line in stat.splitlines())
+    return int(fields.get("total_inactive_file", fields.get("inactive_file", 0)))
 
 
 def check_fits(needed: int, fraction: float, what: str) -> None:

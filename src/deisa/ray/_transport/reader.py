@@ -20,7 +20,7 @@ from deisa.ray._transport.address import check_same_user
 from deisa.ray._transport.descriptors import RECEIVE_BYTES, receive_with_descriptors
 from deisa.ray._transport.memory import map_segment, slot_view
 from deisa.ray._transport.messages import FrameBuffer, Message, RegionSpec
-from deisa.ray.errors import ProtocolError, SessionEndedError
+from deisa.ray.errors import PeerError, ProtocolError, SessionEndedError
 
 ATTACH_TIMEOUT_S = 30.0
 
@@ -124,6 +124,8 @@ def attach(address: str, agent_id: str, region: int) -> AgentMemory:
         if memory is None or not memory.has(region):
             try:
                 memory = AgentMemory(address, agent_id)
+            except PeerError:
+                raise
             except OSError as exc:
                 raise SessionEndedError(
                     f"the chunk memory of agent {agent_id} is not on this host or is gone: chunks can be read while "

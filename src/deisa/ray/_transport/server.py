@@ -95,9 +95,11 @@ class AgentServer:
     settings : Settings
     run_id, node_id : str
         Which analytics this agent belongs to, and which node it serves.
+    ends_alone : bool
+        Whether it ends when it no longer hears from its analytics; not where both are one process.
     """
 
-    def __init__(self, settings: Settings, run_id: str, node_id: str) -> None:
+    def __init__(self, settings: Settings, run_id: str, node_id: str, *, ends_alone: bool = True) -> None:
         self._settings = settings
         self._run_id = run_id
         self.agent_id = f"{run_id}:{node_id}"
@@ -114,6 +116,7 @@ class AgentServer:
         self._joined: list[Event] = []
         self._heard_from_driver = time.monotonic()
         self._polls = 0
+        self._ends_alone = ends_alone
         self.closed = threading.Event()
         self._selector = selectors.DefaultSelector()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC)
@@ -218,13 +221,19 @@ class AgentServer:
     def release(self, consumer: str, steps: Sequence[tuple[str, int]]) -> None:
         """End a consumer's leases on (array, timestep) pairs, and give free slots back to the ranks."""
         with self._lock:
-            for array, timestep in steps:
+            for array, timestep in steps if not self.closed.is_set() else ():
                 for bridge_id, slots in self._arrivals.release(consumer, array, timestep).items():
                     for region, slot in slots:
                         marks, offset = self._marks[region]
                         marks[offset + slot] = FREE
                         if region in self._held_up:
                             self._let_go(bridge_id, region)
+
+    def _is_free(self, region: int) -> bool:
+        if region not in self._marks:
+            raise ProtocolError(f"region {region} has no slots to wait for")
+        marks, offset = self._marks[region]
+        return FREE in marks[offset : offset + self._arrivals.slots_of_region(region)]
 
     def _let_go(self, bridge_id: int, region: int) -> None:
         self._held_up.discard(region)
@@ -336,7 +345,7 @@ class AgentServer:
             case messages.HeldUp(region, timestep):
                 self._arrivals.hold_up(bridge_id, region, timestep)
                 self._held_up.add(region)
-                if self._arrivals.has_free_slot(region):  # it became free while the message was on its way
+                if self._is_free(region):  # since the message left
                     self._let_go(bridge_id, region)
             case messages.Advance(timestep):
                 self._arrivals.advance(bridge_id, timestep)
@@ -432,12 +441,18 @@ class AgentServer:
             self._post(
                 connection, messages.Slots(len(batch), sizes, tuple(regions)), [s.descriptor for s in batch]
             )
-        quiet_s = 0.0 if self._polls else time.monotonic() - self._heard_from_driver
-        self._post(connection, messages.Attached(self.agent_id, quiet_s))
+        self._post(connection, messages.Attached(self.agent_id, self._quiet_s))
+
+    @property
+    def _quiet_s(self) -> float:
+        """How long the analytics has not been heard of."""
+        if self._polls or not self._ends_alone:
+            return 0.0
+        return time.monotonic() - self._heard_from_driver
 
     def _check_driver(self) -> None:
-        quiet_s = time.monotonic() - self._heard_from_driver
-        if self._polls == 0 and quiet_s > self._settings.driver_timeout_s:
+        quiet_s = self._quiet_s
+        if quiet_s > self._settings.driver_timeout_s:
             error = AnalyticsLostError(
                 f"the analytics of session {self._settings.session!r} has not been heard of for {quiet_s:.0f} s"
             )
