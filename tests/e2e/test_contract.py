@@ -445,7 +445,8 @@ def test_a_handler_that_raises_stops_the_run(site: Site) -> None:
         deisa.execute_callbacks()
     for error in simulation.errors():
         assert isinstance(error, AnalyticsLostError)
-        assert "the analytics has ended: ZeroDivisionError: enough" in str(error)
+        assert "the analytics has ended" in str(error)
+        assert "ZeroDivisionError" in str(error) and "enough" in str(error)
 
 
 def test_keyboard_interrupt_stops_the_run(site: Site) -> None:

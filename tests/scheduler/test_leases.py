@@ -316,9 +316,6 @@ class Keeper:
         self.kept[:] = arrays
 
 
-@pytest.mark.xfail(
-    reason="the thread that waits for the arrays holds the Deisa, that the callback, and that the arrays"
-)
 def test_arrays_that_only_the_callback_knows_are_let_go(session_name: str) -> None:
     settings = Settings(session=session_name)
     keeper = Keeper()

@@ -241,7 +241,8 @@ class Deisa:
         )
         if self._session.finish():
             self.close()
-        else:  # arrays that outlive the run keep their agents
+        else:  # arrays that outlive the run keep their agents; callbacks may hold such arrays
+            self._registrations.clear()
             threading.Thread(target=self._close_when_unused, name="deisa-linger", daemon=True).start()
         return self.report
 

@@ -116,6 +116,14 @@ class RayAgents:
             raise AgentLostError(f"an agent did not answer: {exc}") from exc
 
     def _listen(self) -> None:
+        try:
+            self._pass_events_on()
+        except (Exception, SystemExit) as error:  # Ray itself has gone
+            if not self._closing.is_set():
+                reason = f"the connection to Ray has gone ({error!r})"
+                self._events.put([(node_id, AgentLost(reason)) for node_id in self._actors])
+
+    def _pass_events_on(self) -> None:
         polls = {self._poll(node_id): node_id for node_id in self._actors}
         looked = time.monotonic()
         while not self._closing.is_set():
