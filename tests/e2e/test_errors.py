@@ -79,7 +79,6 @@ def sums(site: Site, **settings: Any) -> tuple[Any, dict[int, float]]:
 
 # Layouts that do not fit together.
 
-GRID_OF_TWO = {"nb_chunks_per_dim": (2,)}
 IN_TEN = {"global_shape": (10,), "nb_chunks_per_dim": None, "chunk_position": None}
 
 

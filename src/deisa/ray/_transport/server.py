@@ -59,6 +59,17 @@ DRIVER_QUIET_S = 5.0
 FLUSH_S = 1.0
 
 
+def yield_to_ranks() -> None:
+    """Have the calling thread never interrupt another one when it wakes up.
+
+    A rank wakes its agent by the very message it sends: on a busy node the kernel would let the agent run
+    in the rank's place, in the middle of ``send``. As a batch thread the agent waits for a free core, or
+    for its turn.
+    """
+    with suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
+
 @dataclass(frozen=True, slots=True)
 class StartPlan:
     """What the analytics asks of an agent: how many slots each chunk of an array gets."""
@@ -258,6 +269,7 @@ class AgentServer:
     # The thread that serves the sockets.
 
     def _serve(self) -> None:
+        yield_to_ranks()
         try:
             while not self.closed.is_set():
                 ready = self._selector.select(TICK_S)
