@@ -446,12 +446,12 @@ def connect(**variables: str) -> list[str]:
 @pytest.mark.ray
 def test_a_cluster_that_wants_a_token(ray_cluster: str, session_name: str) -> None:
     last = connect(DEISA_RAY_SESSION=session_name, RAY_NUM_REDIS_GET_RETRIES="1")[-1]
-    assert last.startswith("deisa.ray.errors.PeerError: the Ray cluster at " + ray_cluster)
+    assert last.startswith("deisa.ray.errors.ClusterError: the Ray cluster at " + ray_cluster)
     assert "wants an authentication token" in last and "set RAY_AUTH_MODE=token here" in last
 
 
 @pytest.mark.ray
 def test_no_cluster_at_the_address() -> None:
     last = connect(RAY_ADDRESS="127.0.0.1:9")[-1]
-    assert last.startswith("deisa.ray.errors.PeerError: nothing answers at 127.0.0.1:9 (RAY_ADDRESS)")
+    assert last.startswith("deisa.ray.errors.ClusterError: nothing answers at 127.0.0.1:9 (RAY_ADDRESS)")
     assert "ray start --head" in last

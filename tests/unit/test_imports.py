@@ -126,9 +126,8 @@ def test_public_names_are_lazy() -> None:
 
 
 def test_deisa_is_shared_with_others() -> None:
-    import deisa.core
-
     import deisa
+    import deisa.core
 
     assert deisa.__file__ is None
     assert not (ROOT.parent / "__init__.py").exists()

@@ -8,10 +8,10 @@ from typing import Any
 
 import dask
 import dask.array as da
-import deisa.core
 import numpy as np
 import pytest
 
+import deisa.core
 from deisa.ray.errors import WindowError
 from deisa.ray.types import DeisaArray, Window, WindowSpec, window_spec
 

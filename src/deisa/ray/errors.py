@@ -30,6 +30,7 @@
     ├── SessionError (RuntimeError)
     │   ├── SessionInUseError                      another analytics has this session
     │   └── SessionEndedError                      the memory of the chunk is gone with its session
+    ├── ClusterError (ConnectionError)         Ray cannot be reached, or refuses this process
     ├── PeerError (ConnectionError)
     │   ├── ProtocolError                          bytes that are no message, or one out of place
     │   └── PeerIdentityError (PermissionError)    the other end belongs to another user
@@ -155,6 +156,10 @@ class SessionInUseError(SessionError):
 
 class SessionEndedError(SessionError):
     """The chunk memory is gone because its session has ended."""
+
+
+class ClusterError(DeisaError, ConnectionError):
+    """The Ray cluster cannot be reached, or refuses this process."""
 
 
 class PeerError(DeisaError, ConnectionError):

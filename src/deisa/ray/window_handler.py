@@ -10,17 +10,15 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal, cast
 
-import dask
-
 from deisa.ray._engine.base import Engine
 from deisa.ray._engine.session import Session, Windows
+from deisa.ray._graph.running import dask_computes_with
 from deisa.ray._graph.scheduler import BundleScheduler
 from deisa.ray._state.layout import ArrayLayout
 from deisa.ray._state.timeline import Firing, Subscription, When
@@ -41,8 +39,6 @@ logger = logging.getLogger("deisa.ray")
 
 Callback = Callable[..., Any]
 ExceptionHandler = Callable[[Exception], Any]
-
-SPLIT_EVERY = 16  # blocks that a reduction combines at once; Dask's own default is 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +75,8 @@ class Deisa:
 
     Raises
     ------
+    ClusterError
+        When there is no Ray at ``RAY_ADDRESS``, or the cluster refuses this process.
     SessionInUseError
         When another analytics has a session of this name on one of the nodes.
 
@@ -219,7 +217,7 @@ class Deisa:
                 [Subscription(tuple((w.name, w.window_size) for w in r.windows), r.when) for r in runnable]
             )
             started = time.monotonic()
-            with _dask_uses(self._scheduler):
+            with dask_computes_with(self._scheduler):
                 self._session.run(
                     lambda firing, windows: run.call(runnable[firing.callback], firing, windows)
                 )
@@ -239,7 +237,7 @@ class Deisa:
             bound_bytes=self._session.bound_bytes,
             wall_s=time.monotonic() - started,
         )
-        if self._session.finish():
+        if self._session.drop_arrays():
             self.close()
         else:  # arrays that outlive the run keep their agents; callbacks may hold such arrays
             self._registrations.clear()
@@ -247,7 +245,7 @@ class Deisa:
         return self.report
 
     def _close_when_unused(self) -> None:
-        self._session.wait_leases_gone()
+        self._session.leases.wait_gone()
         self.close()
 
     def close(self, error: DeisaError | None = None) -> None:
@@ -262,9 +260,7 @@ class Deisa:
             if self._closed:
                 return
             self._closed = True
-            self._session.finish()
-            self._engine.agents.close(error or AnalyticsLostError("the analytics has ended"))
-            self._session.stop()
+            self._session.close(error or AnalyticsLostError("the analytics has ended"))
         atexit.unregister(self._at_exit)
 
     def __enter__(self) -> Deisa:
@@ -313,58 +309,6 @@ def _clear_frames(error: BaseException | None) -> None:
         seen.add(id(error))
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
-
-
-class _RunningSchedulers:
-    """The schedulers of the runs in this process, behind the one that Dask's configuration names.
-
-    That configuration is the whole process's, and runs in several threads may end in any order: the first
-    run sets it, the last one restores it, and each thread computes with the scheduler of its own run.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._running: list[BundleScheduler] = []
-        self._own = threading.local()
-        self._configured: Any = None
-
-    @contextmanager
-    def use(self, scheduler: BundleScheduler) -> Iterator[None]:
-        """Have Dask compute with `scheduler` in this thread, and in threads without a run of their own."""
-        with self._lock:
-            if not self._running:
-                self._configured = dask.config.set(
-                    {
-                        "scheduler": self,
-                        "optimization.fuse.active": False,
-                        "split_every": SPLIT_EVERY,
-                    }
-                )
-            self._running.append(scheduler)
-        outer, self._own.scheduler = getattr(self._own, "scheduler", None), scheduler
-        try:
-            yield
-        finally:
-            self._own.scheduler = outer
-            with self._lock:
-                self._running.remove(scheduler)
-                if not self._running:
-                    self._configured.__exit__(None, None, None)
-
-    def __call__(self, dsk: Any, keys: Any, **options: Any) -> Any:
-        """Compute the values of `keys`."""
-        return self._current(dsk, keys, **options)
-
-    def persist(self, collections: Sequence[Any], **options: Any) -> list[Any]:
-        """Start computing collections."""
-        return self._current.persist(collections, **options)
-
-    @property
-    def _current(self) -> BundleScheduler:
-        return getattr(self._own, "scheduler", None) or self._running[-1]
-
-
-_dask_uses = _RunningSchedulers().use
 
 
 def _close(reference: weakref.ref[Deisa]) -> None:

@@ -12,6 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
 from deisa.ray._engine.ray_cluster import node_cpus
 from deisa.ray._graph.leaves import AgentAddress
 from deisa.ray._state.events import AgentLost, Event
@@ -19,8 +22,6 @@ from deisa.ray._transport.address import agent_address
 from deisa.ray._transport.server import AgentServer, StartPlan
 from deisa.ray.config import Settings
 from deisa.ray.errors import AgentLostError, DeisaError, SessionError
-from ray.exceptions import RayActorError, RayError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 logger = logging.getLogger("deisa.ray")
 
@@ -55,12 +56,7 @@ class NodeAgent:
         """Pass a call on to the server."""
         if self._server is None:
             raise SessionError("the agent has not been opened")
-        try:
-            return getattr(self._server, method)(*arguments)
-        except Exception:
-            if method == "release" and self._server.closed.is_set():
-                return None  # calls run side by side: the memory went before the last leases on it
-            raise
+        return getattr(self._server, method)(*arguments)
 
 
 class RayAgents:

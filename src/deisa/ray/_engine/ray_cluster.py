@@ -8,8 +8,9 @@ import socket
 from collections.abc import Iterator
 
 import ray
-from deisa.ray.errors import PeerError
 from ray.exceptions import AuthenticationError
+
+from deisa.ray.errors import ClusterError
 
 logger = logging.getLogger("deisa.ray")
 
@@ -21,7 +22,7 @@ def connect() -> None:
 
     Raises
     ------
-    PeerError
+    ClusterError
         When there is no cluster at ``RAY_ADDRESS``, or the running one refuses this process.
     """
     if ray.is_initialized():
@@ -34,7 +35,7 @@ def connect() -> None:
     try:
         _join("auto")
     except ConnectionError as exc:
-        if isinstance(exc, PeerError):
+        if isinstance(exc, ClusterError):
             raise
         logger.warning("no running Ray found: starting a local one (use `ray start --head` to have it stay)")
         ray.init(address="local", include_dashboard=False, logging_level=logging.WARNING)
@@ -46,13 +47,13 @@ def _join(address: str) -> None:
     except Exception as exc:
         at = "" if address == "auto" else f" at {address} (RAY_ADDRESS)"
         if _is_about_tokens(exc):
-            raise PeerError(
+            raise ClusterError(
                 f"the Ray cluster{at} wants an authentication token, and this process has none or another one: "
                 "set RAY_AUTH_MODE=token here, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH as on the head node "
                 "(a token in ~/.ray/auth_token is used without them only where RAY_AUTH_MODE=token is set)"
             ) from exc
         if at and isinstance(exc, ConnectionError):
-            raise PeerError(f"cannot connect to the Ray cluster{at}: {exc}") from exc
+            raise ClusterError(f"cannot connect to the Ray cluster{at}: {exc}") from exc
         raise
 
 
@@ -64,7 +65,7 @@ def _check_reachable(address: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), REACH_TIMEOUT_S).close()
     except OSError as exc:
-        raise PeerError(
+        raise ClusterError(
             f"nothing answers at {address} (RAY_ADDRESS): {exc}. Is the head node still up? Start it with "
             "`ray start --head`, or unset RAY_ADDRESS to use the cluster that runs on this host"
         ) from exc

@@ -8,17 +8,17 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dask._task_spec import GraphNode
-
 import ray
+from dask._task_spec import GraphNode
+from ray.exceptions import GetTimeoutError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
 from deisa.ray._engine.ray_cluster import connect, node_cpus
 from deisa.ray._graph.bundles import Bundle
 from deisa.ray._graph.execute import run_bundle, threads_that_pay
 from deisa.ray._graph.leaves import Handle
 from deisa.ray._graph.scheduler import Input
 from deisa.ray.config import Settings
-from ray.exceptions import GetTimeoutError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 logger = logging.getLogger("deisa.ray")
 

@@ -13,9 +13,7 @@ import gc
 import itertools
 import logging
 import math
-import queue
 import sys
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -23,8 +21,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from deisa.ray._engine.base import AgentGroup
+from deisa.ray._engine.leases import Leases
 from deisa.ray._graph.assemble import ChunkHome, assemble
-from deisa.ray._graph.leaves import Lease
 from deisa.ray._state import events
 from deisa.ray._state.events import BridgeStats, Event
 from deisa.ray._state.layout import (
@@ -44,6 +42,7 @@ from deisa.ray.errors import (
     DeisaError,
     DescriptionMismatchError,
     LayoutError,
+    LostError,
     WaitTimeoutError,
 )
 from deisa.ray.types import DeisaArray
@@ -52,7 +51,9 @@ logger = logging.getLogger("deisa.ray")
 
 CONSUMER = "analytics"
 TICK_S = 0.5
+SHOWN_STEPS = 10
 SHOWN_NODE_ID = 12  # characters of Ray's 56 that messages show
+STRAGGLERS_S = 0.5  # for events that other nodes reported before a failure
 LATECOMERS_S = 2.0
 
 Windows = list[list[DeisaArray]]
@@ -82,10 +83,7 @@ class Session:
         self._arrays: dict[tuple[str, int], DeisaArray] = {}
         self._held_up: dict[int, events.SendHeldUp] = {}
         self._failure: DeisaError | None = None
-        self._ended_leases: queue.SimpleQueue[tuple[str, int] | None] = queue.SimpleQueue()
-        self._live: set[tuple[str, int]] = set()
-        self._leases_gone = threading.Condition()
-        self._releaser = threading.Thread(target=self._release_leases, name="deisa-leases", daemon=True)
+        self.leases = Leases(self._release)
         self.bound_bytes: Mapping[str, int] = {}
 
     # Registration.
@@ -184,7 +182,6 @@ class Session:
         self.bound_bytes = self._agents.bound_bytes(plan)
         self._announce_bound(slots)
         self._agents.start(plan)
-        self._releaser.start()
 
     def _settle(self, name: str) -> None:
         """Find the region of every chunk of an array, and its place among its node's regions."""
@@ -244,7 +241,9 @@ class Session:
                 heard = time.monotonic()
             self._forget()
             if self._failure is not None:
-                raise self._failure
+                if not self._gather_stragglers():
+                    raise self._failure
+                continue
             if self._finished:
                 return
             arrived = self._agents.events(TICK_S)
@@ -287,13 +286,27 @@ class Session:
         for step in self._running.forget():
             del self._arrays[step]
 
+    def _gather_stragglers(self) -> bool:
+        """After a loss, see what other nodes completed before it; returns whether that was anything."""
+        if not isinstance(self._failure, LostError):
+            return False
+        deadline = time.monotonic() + (
+            STRAGGLERS_S if len({node for node, _ in self._joined.values()}) > 1 else 0
+        )
+        while not (arrived := self._agents.events(max(0.0, deadline - time.monotonic()))):
+            if time.monotonic() >= deadline:
+                return False
+        self._absorb(arrived)
+        return True
+
     def _absorb(self, arrived: Sequence[tuple[str, Event]]) -> None:
         for node_id, event in arrived:
-            if self._failure is None:
+            lost = isinstance(self._failure, LostError)
+            if self._failure is None or (lost and isinstance(event, events.StepComplete)):
                 try:
                     self._apply(node_id, event)
                 except DeisaError as error:
-                    self._failure = error
+                    self._failure = self._failure or error
 
     def _apply(self, node_id: str, event: Event) -> None:
         timeline = self._running
@@ -329,90 +342,54 @@ class Session:
             case events.AgentLost(reason):
                 self._lose_agent(node_id, reason)
 
+    def _release(self, steps: Sequence[tuple[str, int]]) -> None:
+        by_node: dict[str, list[tuple[str, int]]] = defaultdict(list)
+        for step in steps:
+            for node_id in self._nodes_of[step[0]]:
+                by_node[node_id].append(step)
+        self._agents.release(CONSUMER, by_node)
+
     def _assemble(self, step: CompleteStep) -> None:
         name, timestep = step.array, step.timestep
-        with self._leases_gone:
-            self._live.add((name, timestep))
-        lease = Lease(name, timestep, lambda array, t: self._ended_leases.put((array, t)))
+        lease = self.leases.grant(name, timestep)
         array = assemble(
             self._layouts[name], self._dtypes[name], self._homes[name], step.slots, timestep, lease
         )
         self._arrays[name, timestep] = DeisaArray(array, timestep)
 
-    # Leases.
-
-    def _release_leases(self) -> None:
-        """Tell the agents which steps nobody needs any more; runs in a thread of its own.
-
-        Leases end wherever the last reference to an array goes, also in the middle of a garbage
-        collection: there they only leave a note in the queue that this thread reads.
-        """
-        stop = False
-        while not stop:
-            ended = [self._ended_leases.get()]
-            while not self._ended_leases.empty():
-                ended.append(self._ended_leases.get())
-            stop = None in ended
-            steps = [step for step in ended if step is not None]
-            by_node: dict[str, list[tuple[str, int]]] = defaultdict(list)
-            for step in steps:
-                for node_id in self._nodes_of[step[0]]:
-                    by_node[node_id].append(step)
-            try:
-                self._agents.release(CONSUMER, by_node)
-            except Exception as error:  # the agents have gone; their memory with them
-                logger.debug("leases not released: %s", error)
-            with self._leases_gone:
-                self._live.difference_update(steps)
-                self._leases_gone.notify_all()
-
     def _mind_leases(self, idle_s: float) -> None:
         """When the simulation waits for slots, see who holds them."""
-        with self._leases_gone:
-            held = sorted(self._live - self._arrays.keys())
-        if not self._held_up or not held or idle_s < TICK_S:
+        if not self._held_up or idle_s < TICK_S or not self.leases.live() - self._arrays.keys():
             return
         gc.collect()  # arrays in reference cycles, as tracebacks make them
-        with self._leases_gone:
-            held = sorted(self._live - self._arrays.keys())
-        waiting = {
-            event.bridge_id for event in self._held_up.values() if event.array in {name for name, _ in held}
-        }
-        if held and waiting and idle_s > self._settings.warn_every_s:
+        held = sorted(self.leases.live() - self._arrays.keys())
+        names = {name for name, _ in held}
+        waiting = any(event.array in names for event in self._held_up.values())
+        if waiting and idle_s > self._settings.warn_every_s:
             self._held_up.clear()
-            shown = ", ".join(f"{name!r} at {t}" for name, t in itertools.islice(held, 10))
+            shown = ", ".join(f"{name!r} at {t}" for name, t in itertools.islice(held, SHOWN_STEPS))
             logger.warning(
                 "the simulation waits because arrays of earlier timesteps are kept alive: %s%s; drop them, or keep "
                 "copies with persist() or compute()",
                 shown,
-                " ..." if len(held) > 10 else "",
+                " ..." if len(held) > SHOWN_STEPS else "",
             )
 
     # The end.
 
-    def finish(self) -> bool:
+    def drop_arrays(self) -> bool:
         """Drop the windows; returns whether no array of this session is alive any more."""
         self._arrays.clear()
-        if not self._releaser.is_alive():
+        if self.leases.wait_gone(TICK_S):
             return True
-        deadline = time.monotonic() + TICK_S
-        with self._leases_gone:
-            while self._live and (remaining := deadline - time.monotonic()) > 0:
-                self._leases_gone.wait(remaining)
-            if not self._live:
-                return True
         gc.collect()
-        with self._leases_gone:
-            return self._leases_gone.wait_for(lambda: not self._live, TICK_S)
+        return self.leases.wait_gone(TICK_S)
 
-    def wait_leases_gone(self) -> None:
-        """Wait until no array of this session is alive."""
-        with self._leases_gone:
-            self._leases_gone.wait_for(lambda: not self._live)
-
-    def stop(self) -> None:
-        """End the thread that releases leases."""
-        self._ended_leases.put(None)
+    def close(self, error: DeisaError) -> None:
+        """End the session on every node; ranks that are still there learn `error`."""
+        self._arrays.clear()
+        self._agents.close(error)
+        self.leases.stop()
 
     @property
     def timesteps(self) -> dict[str, int]:

@@ -121,6 +121,7 @@ class AgentServer:
         self._connections: set[_Connection] = set()
         self._segments: list[_Segment] = []
         self._marks: dict[int, tuple[mmap.mmap, int]] = {}  # region -> where the marks of its slots are
+        self._lost: list[tuple[int, str]] = []  # bridges, and why; still to be reported
         self._held_up: set[int] = set()  # regions whose rank waits for a slot
         self._plan: StartPlan | None = None
         self._progress = "the analytics is up but has not called execute_callbacks() yet"
@@ -277,6 +278,7 @@ class AgentServer:
                     if not self.closed.is_set():
                         for key, mask in ready:
                             self._serve_one(key, mask)
+                        self._report_losses()
                         self._check_driver()
         except Exception as error:
             logger.exception("the agent has failed")
@@ -291,12 +293,28 @@ class AgentServer:
             self._accept()
             return
         connection: _Connection = key.data
-        try:
-            if mask & selectors.EVENT_WRITE:
-                with suppress(OSError):  # what a dead peer said before is still to be read
-                    self._flush(connection)
-            if mask & selectors.EVENT_READ:
+        if mask & selectors.EVENT_WRITE:
+            with suppress(OSError):  # what a dead peer said before is still to be read
+                self._flush(connection)
+        if mask & selectors.EVENT_READ:
+            self._receive(connection)
+
+    def _report_losses(self) -> None:
+        """Report the bridges that were lost, after all that the others had sent by then."""
+        while self._lost:
+            lost, self._lost = self._lost, []
+            for connection in list(self._connections):
                 self._receive(connection)
+            for bridge_id, reason in lost:
+                self._arrivals.lose(bridge_id, reason)
+                if self._plan is None:
+                    del self._bridges[bridge_id]
+                    self._arrivals.leave(bridge_id)
+            self._changed.notify_all()
+
+    def _receive(self, connection: _Connection) -> None:
+        try:
+            self._receive_some(connection)
         except DeisaError as error:
             logger.warning("refused a peer (pid %d): %s", connection.pid, error)
             self._fail(connection, error)
@@ -324,7 +342,7 @@ class AgentServer:
         self._connections.add(connection)
         self._selector.register(accepted, selectors.EVENT_READ, connection)
 
-    def _receive(self, connection: _Connection) -> None:
+    def _receive_some(self, connection: _Connection) -> None:
         try:
             data = connection.socket.recv(RECEIVE_BYTES)
         except BlockingIOError:
@@ -515,11 +533,7 @@ class AgentServer:
         connection.socket.close()
         bridge_id = connection.bridge_id
         if bridge_id is not None and self._bridges.get(bridge_id) is connection and not connection.closed:
-            self._arrivals.lose(bridge_id, reason)
-            if self._plan is None:
-                del self._bridges[bridge_id]
-                self._arrivals.leave(bridge_id)
-        self._changed.notify_all()
+            self._lost.append((bridge_id, reason))
 
     def _shut(self) -> None:
         with self._lock:
