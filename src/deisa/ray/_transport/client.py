@@ -18,7 +18,7 @@ from deisa.ray._state.layout import ArrayDescription
 from deisa.ray._transport import messages
 from deisa.ray._transport.address import agent_address, check_same_user, shown
 from deisa.ray._transport.descriptors import receive_with_descriptors
-from deisa.ray._transport.memory import FREE, TAKEN, map_segment, slot_view, touch
+from deisa.ray._transport.memory import FREE, TAKEN, map_segments, slot_view, touch
 from deisa.ray._transport.messages import FrameBuffer, Message
 from deisa.ray.config import Settings
 from deisa.ray.errors import (
@@ -202,19 +202,7 @@ class RankChannel:
     def _map(self, message: messages.Slots) -> None:
         received = self._descriptors[: message.descriptors]
         del self._descriptors[: message.descriptors]
-        try:
-            if len(received) != message.descriptors or len(message.sizes) != message.descriptors:
-                raise ProtocolError(
-                    f"{message.descriptors} memory segments were announced, {len(received)} came along; "
-                    "is the limit on open files (ulimit -n) too small?"
-                )
-            memory = [
-                map_segment(descriptor, size, writable=True)
-                for descriptor, size in zip(received, message.sizes, strict=True)
-            ]
-        finally:
-            for descriptor in received:
-                os.close(descriptor)
+        memory = map_segments(received, message.sizes, writable=True)
         for segment in memory:
             touch(segment)
         for spec in message.regions:

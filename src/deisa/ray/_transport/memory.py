@@ -88,6 +88,26 @@ def map_segment(descriptor: int, nbytes: int, *, writable: bool) -> mmap.mmap:
     return mmap.mmap(descriptor, nbytes, flags=mmap.MAP_SHARED, prot=protection)
 
 
+def map_segments(descriptors: Sequence[int], sizes: Sequence[int], *, writable: bool) -> list[mmap.mmap]:
+    """Map the segments that came along with a message, and close their descriptors.
+
+    Raises
+    ------
+    ProtocolError
+        When fewer came than were announced: the kernel drops those for which a process has no room.
+    """
+    try:
+        if len(descriptors) != len(sizes):
+            raise ProtocolError(
+                f"{len(sizes)} memory segments were announced, {len(descriptors)} came along; "
+                "is the limit on open files (ulimit -n) too small?"
+            )
+        return [map_segment(d, size, writable=writable) for d, size in zip(descriptors, sizes, strict=True)]
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
 def slot_view(memory: object, spec: RegionSpec, slot: int) -> np.ndarray:
     """Return one slot of a region as an array over mapped memory."""
     return np.ndarray(

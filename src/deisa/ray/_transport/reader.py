@@ -18,7 +18,7 @@ import numpy as np
 from deisa.ray._transport import messages
 from deisa.ray._transport.address import check_same_user
 from deisa.ray._transport.descriptors import RECEIVE_BYTES, receive_with_descriptors
-from deisa.ray._transport.memory import map_segment, slot_view
+from deisa.ray._transport.memory import map_segments, slot_view
 from deisa.ray._transport.messages import FrameBuffer, Message, RegionSpec
 from deisa.ray.errors import PeerError, ProtocolError, SessionEndedError
 
@@ -68,19 +68,7 @@ class AgentMemory:
     def _map(self, message: messages.Slots, descriptors: list[int]) -> None:
         received = descriptors[: message.descriptors]
         del descriptors[: message.descriptors]
-        try:
-            if len(received) != len(message.sizes):
-                raise ProtocolError(
-                    f"{len(message.sizes)} memory segments were announced, {len(received)} came along; "
-                    "is the limit on open files (ulimit -n) too small?"
-                )
-            memory = [
-                map_segment(descriptor, size, writable=False)
-                for descriptor, size in zip(received, message.sizes, strict=True)
-            ]
-        finally:
-            for descriptor in received:
-                os.close(descriptor)
+        memory = map_segments(received, message.sizes, writable=False)
         for spec in message.regions:
             self._regions[spec.region] = (memory[spec.segment], spec)
 
