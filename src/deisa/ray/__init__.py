@@ -14,7 +14,6 @@ The rooms, from the simulation to the analytics:
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from deisa.ray.types import DeisaArray, Window, WindowSpec
     from deisa.ray.window_handler import Deisa
 
-__version__ = _version("deisa-ray")
+    __version__: str
 
 _HOMES = {
     "Bridge": "bridge",
@@ -52,6 +51,10 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import a public name at its first use, so that a rank never pays for Ray or Dask."""
+    if name == "__version__":
+        from importlib.metadata import version  # slow to import, and rarely asked for
+
+        return version("deisa-ray")
     if name in _HOMES:
         return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
