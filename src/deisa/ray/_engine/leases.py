@@ -32,6 +32,7 @@ class Leases:
         self._live: set[Step] = set()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
+        self._stopped = False
 
     def grant(self, array: str, timestep: int) -> Lease:
         """Make the lease of a step that has just become complete."""
@@ -48,12 +49,15 @@ class Leases:
             return set(self._live)
 
     def wait_gone(self, timeout_s: float | None = None) -> bool:
-        """Wait until nobody holds any step; returns whether that is so."""
+        """Wait until nobody holds any step, or `stop`; returns whether that is so."""
         with self._changed:
-            return self._changed.wait_for(lambda: not self._live, timeout_s)
+            return self._changed.wait_for(lambda: not self._live or self._stopped, timeout_s)
 
     def stop(self) -> None:
         """End the thread; leases that end later are of no interest."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
         self._ended.put(None)
 
     def _give_back(self) -> None:
