@@ -55,8 +55,8 @@ def test_another_process_joins_the_ray_cluster(ray_cluster: str) -> None:
 def test_this_process_joins_the_ray_cluster(ray_cluster: str) -> None:
     import ray
 
-    with ray.init(log_to_driver=False):
-        assert ray.get(ray.put("shared")) == "shared"
+    ray.init(address=ray_cluster, log_to_driver=False, ignore_reinit_error=True)
+    assert ray.get(ray.put("shared")) == "shared"
 
 
 @pytest.mark.mpi

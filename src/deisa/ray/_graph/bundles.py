@@ -190,7 +190,9 @@ def _place(
         # What a task returns is not known; the largest of its inputs is a fair guess.
         size[key] = max((size[d] for d in task.dependencies), default=GUESSED_BYTES)
         if held:
-            place[key] = max(held, key=lambda node: held[node])
+            place[key] = max(
+                held, key=lambda node: (held[node], str(node))
+            )  # sets have no order of their own
         else:
             floating.append(key)
     if floating:
@@ -225,7 +227,7 @@ def _settle(
             held: dict[str | None, int] = defaultdict(int)
             for needed in graph[key].dependencies - given.keys():
                 held[place[needed]] += 1
-            place[key] = max(held, key=lambda node: held[node])
+            place[key] = max(held, key=lambda node: (held[node], str(node)))
 
 
 def _group_by_level(
