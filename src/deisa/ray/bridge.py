@@ -374,7 +374,7 @@ class Bridge:
         if (array_name, index) in self._lent:
             slot, view = self._lent.pop((array_name, index))
             return slot, view
-        if not self._channel.has_memory(region):
+        if self._arrays[array_name].dtype is None and not self._channel.has_memory(region):
             self._channel.learn(array_name, region, dtype)
         slot, view, held_up_s = self._channel.take_slot(array_name, region, timestep)
         self._held_up_s += held_up_s

@@ -47,6 +47,7 @@ PROTOCOL_VERSION = 1
 MAX_MESSAGE_BYTES = 16 * 2**20
 MAX_CHUNKS_PER_MESSAGE = 100_000
 _LENGTH = struct.Struct("<I")
+_PACKER = msgpack.Packer()  # kept: a new one for each message would also be a new buffer
 _INT64 = range(-(2**63), 2**63)
 
 
@@ -198,7 +199,7 @@ def encode(message: Message) -> bytes:
 
 def frame(payload: list[Any]) -> bytes:
     """Pack a message that is already plain lists and numbers; the hot path of `send` uses this."""
-    body = msgpack.packb(payload)
+    body: bytes = _PACKER.pack(payload)
     if len(body) > MAX_MESSAGE_BYTES:
         raise ProtocolError(
             f"a message of {len(body)} bytes is larger than the limit of {MAX_MESSAGE_BYTES}; "
