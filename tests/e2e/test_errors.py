@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from deisa.ray import Bridge, DeisaArray, Settings
+from deisa.ray._transport.client import RankChannel
 from deisa.ray.errors import (
     AnalyticsLostError,
     BridgeIdError,
@@ -235,6 +236,26 @@ def test_a_second_simulation_in_a_running_session(site: Site) -> None:
 
 
 # Parties that leave, and data that does not come.
+
+
+def test_an_id_that_no_bridge_of_ours_would_send_is_refused(site: Site) -> None:
+    """`Bridge` refuses it in the rank; a client of another make may not."""
+    deisa, _ = sums(site)
+    channel = RankChannel(site.settings)
+    learned: list[str] = []
+
+    def come_in() -> None:
+        with pytest.raises(BridgeIdError) as refused:
+            channel.start(-1, 1, [])
+        channel.abort()
+        learned.append(str(refused.value))
+
+    stranger = threading.Thread(target=come_in)
+    stranger.start()
+    with pytest.raises(BridgeIdError, match=r"bridge_id -1 lies outside 0\.\.0"):
+        deisa.execute_callbacks()
+    stranger.join(20)
+    assert learned == ["bridge_id -1 lies outside 0..0 (world_size is 1)"]
 
 
 def test_bridges_that_skip_a_timestep_are_named(site: Site) -> None:

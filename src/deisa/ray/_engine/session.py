@@ -134,7 +134,8 @@ class Session:
     def _register(self, node_id: str, event: Event) -> None:
         match event:
             case events.BridgeJoined(bridge_id, world_size):
-                if bridge_id in self._joined or self._world_size != world_size or bridge_id >= world_size:
+                fits = self._world_size in (None, world_size) and 0 <= bridge_id < world_size
+                if bridge_id in self._joined or not fits:
                     known = [(b, joined.world_size) for b, (_, joined) in self._joined.items()]
                     check_bridge_ids([*known, (bridge_id, world_size)])
                 self._joined[bridge_id] = (node_id, event)
