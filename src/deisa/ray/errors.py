@@ -42,6 +42,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 
 class DeisaError(Exception):
     """Base of every error that deisa-ray raises on purpose."""
@@ -188,6 +190,15 @@ class AgentLostError(LostError):
 
 class AnalyticsLostError(LostError):
     """The analytics has ended or stopped answering."""
+
+
+def cause_chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Walk from an exception to what caused it, or what was being handled when it was raised."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def named_error(kind: str, message: str) -> DeisaError:

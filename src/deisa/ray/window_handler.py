@@ -31,6 +31,7 @@ from deisa.ray.errors import (
     NoCallbacksError,
     RegistrationError,
     WindowError,
+    cause_chain,
 )
 from deisa.ray.report import Report
 from deisa.ray.types import WindowSpec, window_spec
@@ -302,13 +303,10 @@ class _Run:
             self.seconds += time.monotonic() - started
 
 
-def _clear_frames(error: BaseException | None) -> None:
+def _clear_frames(error: BaseException) -> None:
     """Let go of the windows that an exception holds, lest a handler that keeps it stall the simulation."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__
+    for link in cause_chain(error):
+        traceback.clear_frames(link.__traceback__)
 
 
 def _close(reference: weakref.ref[Deisa]) -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Iterator
 
 import ray
 from ray.exceptions import AuthenticationError
 
-from deisa.ray.errors import ClusterError
+from deisa.ray.errors import ClusterError, cause_chain
 
 logger = logging.getLogger("deisa.ray")
 
@@ -73,16 +72,9 @@ def _check_reachable(address: str) -> None:
 
 def _is_about_tokens(error: BaseException) -> bool:
     return any(
-        isinstance(link, AuthenticationError) or "InvalidAuthToken" in str(link) for link in _chain(error)
+        isinstance(link, AuthenticationError) or "InvalidAuthToken" in str(link)
+        for link in cause_chain(error)
     )
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def node_cpus() -> dict[str, int]:

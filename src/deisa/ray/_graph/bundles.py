@@ -190,14 +190,17 @@ def _place(
         # What a task returns is not known; the largest of its inputs is a fair guess.
         size[key] = max((size[d] for d in task.dependencies), default=GUESSED_BYTES)
         if held:
-            place[key] = max(
-                held, key=lambda node: (held[node], str(node))
-            )  # sets have no order of their own
+            place[key] = _heaviest(held)
         else:
             floating.append(key)
     if floating:
         _settle(graph, order, floating, place, nodes, given)
     return place
+
+
+def _heaviest(held: Mapping[str | None, int]) -> str | None:
+    """Return the node with the largest share; equal shares are told apart by name, sets having no order."""
+    return max(held, key=lambda node: (held[node], str(node)))
 
 
 def _settle(
@@ -227,7 +230,7 @@ def _settle(
             held: dict[str | None, int] = defaultdict(int)
             for needed in graph[key].dependencies - given.keys():
                 held[place[needed]] += 1
-            place[key] = max(held, key=lambda node: (held[node], str(node)))
+            place[key] = _heaviest(held)
 
 
 def _group_by_level(

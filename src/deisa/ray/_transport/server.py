@@ -233,7 +233,9 @@ class AgentServer:
     def release(self, consumer: str, steps: Sequence[tuple[str, int]]) -> None:
         """End a consumer's leases on (array, timestep) pairs, and give free slots back to the ranks."""
         with self._lock:
-            for array, timestep in steps if not self.closed.is_set() else ():
+            if self.closed.is_set():
+                return  # the memory has gone
+            for array, timestep in steps:
                 for bridge_id, slots in self._arrivals.release(consumer, array, timestep).items():
                     for region, slot in slots:
                         marks, offset = self._marks[region]
