@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,12 @@ import dask.array as da
 import numpy as np
 import pytest
 
-from deisa.ray._graph.assemble import ChunkHome, assemble
+from deisa.ray._graph.assemble import ArrayHome
 from deisa.ray._graph.bundles import Bundle
-from deisa.ray._graph.execute import run_bundle
-from deisa.ray._graph.leaves import AgentAddress, Handle, Lease, chunk_of
-from deisa.ray._graph.scheduler import Input
+from deisa.ray._graph.execute import pick, run_bundle
+from deisa.ray._graph.leaves import AgentAddress, Handle, Lease, StepSlots, chunk_of
+from deisa.ray._graph.scheduler import Picks
+from deisa.ray._state.boxes import separate
 from deisa.ray._state.layout import describe_arrays, resolve_layout
 from deisa.ray._transport import reader
 
@@ -56,16 +57,25 @@ def pretend_nodes(
 
 def array_on_nodes(node_of_chunk: Sequence[str], chunk_length: int, lease: Lease | None = None) -> da.Array:
     """A one-dimensional array of float64; chunk i is region i of its node, at slot 0."""
+    return at_slot(home_on_nodes(node_of_chunk, chunk_length), 0, lease)
+
+
+def at_slot(home: ArrayHome, slot: int, lease: Lease | None = None) -> da.Array:
+    """The timestep of an array that lies in one slot on all nodes."""
+    nodes = {agent.node_id for agent, _ in home.homes}
+    return home.assemble(StepSlots(dict.fromkeys(nodes, slot), lease or Lease("x", 0, lambda *_: None)))
+
+
+def home_on_nodes(node_of_chunk: Sequence[str], chunk_length: int) -> ArrayHome:
+    """Where such an array lies."""
     count = len(node_of_chunk)
     description = [
         {"chunk_shape": (chunk_length,), "nb_chunks_per_dim": (count,), "chunk_position": (i,), "dtype": "f8"}
         for i in range(count)
     ]
     layout = resolve_layout({0: describe_arrays({"x": description})})["x"]
-    homes = [ChunkHome(address(node_id), number, 0) for number, node_id in enumerate(node_of_chunk)]
-    slots = {node_id: (0,) for node_id in node_of_chunk}
-    held = lease or Lease("x", 0, lambda *_: None)
-    return assemble(layout, np.dtype("f8"), homes, slots, 0, held)
+    homes = [(address(node_id), number) for number, node_id in enumerate(node_of_chunk)]
+    return ArrayHome("x", layout.shape, np.dtype("f8"), separate(layout, node_of_chunk), homes)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,25 +91,34 @@ class NodeGroup:
 class PretendedExecutor:
     """Runs bundles one after the other, each with nothing but what it was given; keeps them in `bundles`."""
 
+    ships = True
+
     def __init__(self, node_ids: Sequence[str | None], threads: int = 1) -> None:
         self._node_ids = node_ids
         self._threads = threads
         self.bundles: list[Bundle] = []
+        self.held: list[Mapping[Hashable, StepSlots]] = []  # for each bundle
 
     def nodes(self) -> Sequence[str | None]:
         return self._node_ids
 
-    def submit(self, bundle: Bundle, inputs: Sequence[Input]) -> list[Handle]:
-        self.bundles.append(bundle)
+    def prepare(self, bundle: Bundle, picks: Sequence[Picks], reusable: bool) -> Any:
         for task in bundle.tasks:
             chunk = chunk_of(task)
             assert chunk is None or chunk.agent.node_id == bundle.node_id, "a chunk is read on another node"
-        given = {
-            key: group[i] for taken in inputs for group in [taken.handle.fetch()] for i, key in taken.picks
-        }
-        tasks = cloudpickle.loads(cloudpickle.dumps(bundle.tasks))
-        groups = run_bundle(tasks, given, bundle.outputs, self._threads)
-        return [NodeGroup(cloudpickle.dumps(group)) for group in groups]
+        return bundle, picks, cloudpickle.dumps(bundle.tasks)
+
+    def submit(
+        self, prepared: Any, groups: Sequence[Handle], steps: Mapping[Hashable, StepSlots]
+    ) -> list[Handle]:
+        bundle, picks, tasks = prepared
+        self.bundles.append(bundle)
+        self.held.append(steps)
+        values = pick([group.fetch() for group in groups], picks)
+        for key, step in steps.items():
+            values[key] = cloudpickle.loads(cloudpickle.dumps(step.on(bundle.node_id)))
+        returned = run_bundle(cloudpickle.loads(tasks), values, bundle.outputs, self._threads)
+        return [NodeGroup(cloudpickle.dumps(group)) for group in returned]
 
     def fetch(self, handles: Sequence[Handle]) -> list[Sequence[Any]]:
         return [handle.fetch() for handle in handles]

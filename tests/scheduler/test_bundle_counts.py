@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
 import ray
 
 from deisa.ray import Bridge, Deisa, DeisaArray, Settings, WindowSpec
-from deisa.ray._engine.ray_executor import RayExecutor
-from deisa.ray._graph.bundles import Bundle
+from deisa.ray._engine.ray_executor import PreparedBundle, RayExecutor
 from tests.scheduler.simulation import reraise
 
 CHUNKS = 1024
@@ -23,12 +23,12 @@ def test_a_mean_of_1024_chunks_is_a_handful_of_tasks(
     session_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = Settings(session=session_name)
-    submitted: list[str | None] = []  # nodes; a bundle would hold its leases
+    submitted: list[str | None] = []  # nodes
     submit = RayExecutor.submit
 
-    def noted(self: RayExecutor, bundle: Bundle, inputs: list) -> list:
-        submitted.append(bundle.node_id)
-        return submit(self, bundle, inputs)
+    def noted(self: RayExecutor, prepared: PreparedBundle, *rest: Any) -> list:
+        submitted.append(prepared.node_id)
+        return submit(self, prepared, *rest)
 
     monkeypatch.setattr(RayExecutor, "submit", noted)
 

@@ -14,8 +14,18 @@ from dask._task_spec import Alias, DataNode, GraphNode, Task, TaskRef
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deisa.ray._graph.bundles import DRIVER, Partition, partition
-from deisa.ray._graph.leaves import ChunkRef, KeptResult, Lease, chunk_of, fetch_kept, kept_of, read_chunk
+from deisa.ray._graph.bundles import ANYWHERE, CALLER, DRIVER, Partition, partition
+from deisa.ray._graph.leaves import (
+    ChunkPlace,
+    KeptResult,
+    Lease,
+    StepSlots,
+    chunk_of,
+    fetch_kept,
+    kept_of,
+    read_chunk,
+    step_of,
+)
 from deisa.ray._graph.scheduler import BundleScheduler
 from deisa.ray._transport import reader
 from tests.scheduler.cluster import (
@@ -39,6 +49,13 @@ def combine(*values: Any) -> int:
 def graphs(draw: st.DrawFn, kept: bool = False) -> tuple[Graph, list[Hashable]]:
     """A graph with chunks on random nodes, constants, aliases and tasks; and the keys wanted of it."""
     graph: Graph = {}
+    steps: Graph = {
+        f"step {t}": DataNode(
+            f"step {t}",
+            StepSlots({node: draw(st.integers(0, 3)) for node in NODES}, Lease("x", t, lambda *_: None)),
+        )
+        for t in range(3)
+    }
     kinds = ["chunk", "task", "task", "task", "alias", "constant", "free"] + ["kept"] * kept
     for i in range(draw(st.integers(1, 40))):
         key: Hashable = ("x", i) if i % 2 else f"y{i}"
@@ -48,10 +65,8 @@ def graphs(draw: st.DrawFn, kept: bool = False) -> tuple[Graph, list[Hashable]]:
             kind = "chunk"
         if kind == "chunk":
             node, nbytes = draw(st.sampled_from(NODES)), draw(st.sampled_from([8, 1000, 10**6]))
-            lease = draw(st.sampled_from(LEASES))
-            graph[key] = Task(
-                key, read_chunk, ChunkRef(address(node), i, draw(st.integers(0, 3)), nbytes, None, lease)
-            )
+            step = TaskRef(draw(st.sampled_from(sorted(steps, key=str))))
+            graph[key] = Task(key, read_chunk, ChunkPlace(address(node), i, nbytes, None), step)
         elif kind == "kept":
             node_id = draw(st.sampled_from([*NODES, None]))
             import cloudpickle
@@ -69,10 +84,7 @@ def graphs(draw: st.DrawFn, kept: bool = False) -> tuple[Graph, list[Hashable]]:
             needed = draw(st.lists(st.sampled_from(earlier), min_size=1, max_size=5))
             graph[key] = Task(key, combine, *map(TaskRef, needed))
     keys = draw(st.lists(st.sampled_from(sorted(graph, key=str)), min_size=1, max_size=5))
-    return graph, keys
-
-
-LEASES = [Lease("x", t, lambda *_: None) for t in range(3)]
+    return graph | steps, keys
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -84,7 +96,8 @@ def pretended_nodes() -> Any:
 
 
 def given_in(graph: Mapping[Hashable, GraphNode]) -> dict[Hashable, str | None]:
-    return {key: kept.node_id for key, task in graph.items() if (kept := kept_of(task)) is not None}
+    kept = {key: kept.node_id for key, task in graph.items() if (kept := kept_of(task)) is not None}
+    return kept | {key: ANYWHERE for key, task in graph.items() if step_of(task) is not None}
 
 
 def needed_by(graph: Mapping[Hashable, GraphNode], keys: list[Hashable]) -> set[Hashable]:
@@ -126,8 +139,12 @@ def check(graph: Mapping[Hashable, GraphNode], keys: list[Hashable], parts: Part
             users[key].add(number)
         chunks = [chunk for task in bundle.tasks if (chunk := chunk_of(task))]
         assert {chunk.agent.node_id for chunk in chunks} <= {bundle.node_id}
+        assert bundle.leaves == len(chunks)
         assert bundle.leaf_bytes == sum(chunk.nbytes for chunk in chunks)
-        assert bundle.leases == {chunk.lease for chunk in chunks}
+        for group, takers in zip(bundle.outputs, bundle.takers, strict=True):
+            taking = {n for n, other in enumerate(bundles) for i in other.inputs if i.keys == group}
+            elsewhere = {bundles[n].node_id for n in taking} - {bundle.node_id}
+            assert takers == elsewhere | ({CALLER} if set(group) & set(keys) else set())
     for key in set(keys) - known.keys():
         users[key].add(DRIVER)
 
@@ -176,7 +193,7 @@ def check(graph: Mapping[Hashable, GraphNode], keys: list[Hashable], parts: Part
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 def test_any_graph_is_cut_properly(drawn: tuple[Graph, list[Hashable]]) -> None:
     graph, keys = drawn
-    check(graph, keys, partition(graph, keys, lambda: NODES, {}))
+    check(graph, keys, partition(graph, keys, lambda: NODES, given_in(graph)))
 
 
 @given(graphs(kept=True))
@@ -229,7 +246,8 @@ def test_fused_leaves_keep_their_node_and_their_lease(
         assert x[7].compute(scheduler=BundleScheduler(executor)) == 1
     first = [bundle for bundle in executor.bundles if not bundle.inputs]
     assert {bundle.node_id for bundle in first} == {"m0", "m1"}
-    assert all(bundle.leases == {lease} for bundle in first)
+    held = [steps for bundle, steps in zip(executor.bundles, executor.held, strict=True) if not bundle.inputs]
+    assert all([step.lease for step in steps.values()] == [lease] for steps in held)
 
 
 def test_what_depends_on_no_chunk_is_spread_over_the_nodes() -> None:

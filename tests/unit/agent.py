@@ -75,7 +75,9 @@ class Agent:
 
     def start(self, slots: Mapping[str, int], **dtypes: Any) -> None:
         known = {name: np.dtype(dtype) if dtype is not None else None for name, dtype in dtypes.items()}
-        self.server.start(StartPlan(slots, {**dict.fromkeys(slots, np.dtype("f8")), **known}, (CONSUMER,)))
+        self.server.start(
+            StartPlan(slots, {**dict.fromkeys(slots, np.dtype("f8")), **known}, (CONSUMER,)), {}
+        )
 
     def bridges(self, *metadata: Mapping[str, Any], slots: Mapping[str, int], **dtypes: Any) -> list[Bridge]:
         """Connect bridges and start the session."""
@@ -104,8 +106,7 @@ class Agent:
         before = set(threading.enumerate())
         address, agent_id = agent_address(self.settings), self.server.agent_id
         chunks = [
-            attach(address, agent_id, region).chunk(region, slot)
-            for region, slot in zip(self.regions[step.array], step.slots, strict=True)
+            attach(address, agent_id, region).chunk(region, step.slot) for region in self.regions[step.array]
         ]
         self._readers += [t for t in threading.enumerate() if t.name == "deisa-reader" and t not in before]
         return chunks

@@ -19,7 +19,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from deisa.ray._state.arrivals import NodeArrivals
+from deisa.ray._state.arrivals import NodeArrivals, Turn
 from deisa.ray._state.events import (
     BridgeClosed,
     BridgeLost,
@@ -49,68 +49,79 @@ def test_regions_are_numbered_as_bridges_join() -> None:
     arrivals.leave(7)
     assert arrivals.join(7, {"a": 1}) == {"a": (4,)}  # a number is never used again
     arrivals.subscribe({"a": 2}, ["c"])
-    arrivals.put(7, 4, 0, 0)
-    arrivals.put(3, 3, 0, 1)
-    assert StepComplete("a", 0, (1, 0)) in arrivals.take_events()
-    assert arrivals.slots_of_region(3) == 2
+    arrivals.put(7, 4, 0)
+    arrivals.put(3, 3, 0)
+    assert StepComplete("a", 0, 0) in arrivals.take_events()
     assert arrivals.regions_of(3) == {"a": (3,), "c": ()}
+    assert arrivals.array_of(3) == "a"
 
 
 def test_a_step_is_complete_when_every_chunk_is_in() -> None:
     arrivals = node({"a": 2}, {"a": 1}, slots={"a": 3})
-    arrivals.put(0, 0, 5, 2)
-    arrivals.put(1, 2, 5, 0)
+    arrivals.put(0, 0, 5)
+    arrivals.put(1, 2, 5)
     assert arrivals.take_events() == [OwnersPassed("a", 5)]
-    arrivals.put(0, 1, 5, 1)
-    assert arrivals.take_events() == [StepComplete("a", 5, (2, 1, 0))]
+    arrivals.put(0, 1, 5)
+    assert arrivals.take_events() == [StepComplete("a", 5, 0)]
     assert arrivals.take_events() == []
 
 
 def test_bridges_of_another_array_do_not_hold_an_array_back() -> None:
     arrivals = node({"a": 1}, {"b": 1}, slots={"a": 1, "b": 1})
-    arrivals.put(0, 0, 3, 0)
-    assert arrivals.take_events() == [OwnersPassed("a", 3), StepComplete("a", 3, (0,))]
+    arrivals.put(0, 0, 3)
+    assert arrivals.take_events() == [OwnersPassed("a", 3), StepComplete("a", 3, 0)]
 
 
-def test_slots_come_back_when_every_consumer_has_let_go() -> None:
-    arrivals = node({"a": 1}, {"a": 1}, slots={"a": 2}, consumers=("one", "two"))
-    arrivals.put(0, 0, 1, 0)
-    arrivals.put(1, 1, 1, 1)
-    assert arrivals.release("one", "a", 1) == {}
-    with pytest.raises(ProtocolError, match="slot 0 of region 0 is not free"):
-        arrivals.put(0, 0, 2, 0)
-    assert arrivals.release("two", "a", 1) == {0: [(0, 0)], 1: [(1, 1)]}
-    arrivals.put(0, 0, 2, 0)
+def test_a_slot_comes_back_when_every_consumer_has_let_go() -> None:
+    arrivals = node({"a": 1}, {"a": 1}, slots={"a": 1}, consumers=("one", "two"))
+    arrivals.put(0, 0, 1)
+    arrivals.put(1, 1, 1)
+    assert arrivals.release("one", "a", 1) is None
+    assert arrivals.must_wait(0)
+    with pytest.raises(ProtocolError, match="region 0 has no free slot"):
+        arrivals.put(0, 0, 2)
+    assert arrivals.release("two", "a", 1) == Turn(1, 0)
+    assert not arrivals.must_wait(0)
+    arrivals.put(0, 0, 2)
 
 
-def test_a_release_frees_the_slots_of_its_timestep_only() -> None:
+def test_the_slot_released_first_has_the_next_turn() -> None:
     arrivals = node({"a": 1}, slots={"a": 3})
-    for t in range(2):
-        arrivals.put(0, 0, t, t)
-    assert arrivals.release("c", "a", 1) == {0: [(0, 1)]}
-    with pytest.raises(ProtocolError, match="slot 0 of region 0 is not free"):
-        arrivals.put(0, 0, 2, 0)
-    arrivals.put(0, 0, 2, 1)
+    for t in range(3):
+        arrivals.put(0, 0, t)
+    assert arrivals.release("c", "a", 1) == Turn(3, 1)
+    assert arrivals.release("c", "a", 0) == Turn(4, 0)
+    arrivals.take_events()
+    for t in (3, 4):
+        arrivals.put(0, 0, t)
+    complete = [event for event in arrivals.take_events() if isinstance(event, StepComplete)]
+    assert complete == [StepComplete("a", 3, 1), StepComplete("a", 4, 0)]
+
+
+def test_chunks_of_one_timestep_in_different_slots_are_never_whole() -> None:
+    arrivals = node({"a": 1}, {"a": 1}, slots={"a": 3})
+    arrivals.put(0, 0, 0)
+    arrivals.put(0, 0, 1)
+    arrivals.put(1, 1, 1)  # it skipped timestep 0
+    assert arrivals.take_events() == [StepTorn("a", 0, (1,)), OwnersPassed("a", 1)]
 
 
 def test_torn_step_names_those_who_skipped_it() -> None:
     arrivals = node({"a": 1}, {"a": 1}, {"a": 2}, slots={"a": 3})
-    arrivals.put(1, 1, 4, 0)
-    arrivals.put(2, 2, 4, 0)  # one of its two
+    arrivals.put(1, 1, 4)
+    arrivals.put(2, 2, 4)  # one of its two
     arrivals.advance(0, 5)
-    arrivals.put(1, 1, 5, 1)
+    arrivals.put(1, 1, 5)
     assert arrivals.take_events() == [OwnersPassed("a", 4)]
-    arrivals.put(2, 2, 5, 1)
+    arrivals.put(2, 2, 5)
     assert arrivals.take_events() == [StepTorn("a", 4, (0, 2)), OwnersPassed("a", 5)]
 
 
 def test_closing_tears_what_is_unfinished() -> None:
     arrivals = node({"a": 1}, {"a": 1}, slots={"a": 2})
     arrivals.close(1, BridgeStats())
-    arrivals.put(0, 0, 0, 0)
-    assert not arrivals.is_finished(0)
+    arrivals.put(0, 0, 0)
     arrivals.close(0, BridgeStats(chunks=1))
-    assert arrivals.is_finished(0)
     assert arrivals.take_events() == [
         BridgeClosed(1, BridgeStats()),
         OwnersPassed("a", 0),
@@ -132,7 +143,7 @@ def test_waiting_for_a_slot_says_how_far_the_bridge_is() -> None:
 
 def test_a_lost_bridge_reports_its_last_timestep() -> None:
     arrivals = node({"a": 1}, {"a": 1}, slots={"a": 1})
-    arrivals.put(0, 0, -3, 0)
+    arrivals.put(0, 0, -3)
     arrivals.take_events()
     arrivals.lose(0, "gone")
     arrivals.lose(1, "gone too")
@@ -142,14 +153,11 @@ def test_a_lost_bridge_reports_its_last_timestep() -> None:
 @pytest.mark.parametrize(
     ("put", "message"),
     [
-        ((0, 1, 5, 1), "bridge 0 has no region 1 to send"),  # bridge 1's
-        ((0, 99, 5, 1), "bridge 0 has no region 99 to send"),
-        ((2, 2, 5, 1), "bridge 2 has no region 2 to send"),  # of an array that nobody asked for
-        ((0, 0, 5, 2), "slot 2 of region 0 is not free"),
-        ((0, 0, 5, -1), "slot -1 of region 0 is not free"),
-        ((0, 0, 6, 0), "slot 0 of region 0 is not free"),
-        ((0, 0, 4, 1), "bridge 0 went back from timestep 5 to 4"),
-        ((0, 0, 5, 1), "bridge 0 sent region 0 twice for timestep 5"),
+        ((0, 1, 5), "bridge 0 has no region 1 to send"),  # bridge 1's
+        ((0, 99, 5), "bridge 0 has no region 99 to send"),
+        ((2, 2, 5), "bridge 2 has no region 2 to send"),  # of an array that nobody asked for
+        ((0, 0, 4), "bridge 0 went back from timestep 5 to 4"),
+        ((0, 0, 5), "bridge 0 sent region 0 twice for timestep 5"),
     ],
 )
 @pytest.mark.parametrize("complete", [False, True], ids=["arriving", "complete"])
@@ -159,18 +167,18 @@ def test_a_broken_account_is_refused_and_changes_nothing(put: Any, message: str,
     arrivals.join(1, {"a": 1})
     arrivals.join(2, {"unwanted": 1})
     arrivals.subscribe({"a": 2}, ["c"])
-    arrivals.put(0, 0, 5, 0)
+    arrivals.put(0, 0, 5)
     if complete:
-        arrivals.put(1, 1, 5, 1)
+        arrivals.put(1, 1, 5)
     arrivals.take_events()
     with pytest.raises(ProtocolError, match=message):
         arrivals.put(*put)
     assert arrivals.take_events() == []
     if not complete:
-        arrivals.put(1, 1, 5, 1)
-        assert StepComplete("a", 5, (0, 1)) in arrivals.take_events()
+        arrivals.put(1, 1, 5)
+        assert StepComplete("a", 5, 0) in arrivals.take_events()
     arrivals.release("c", "a", 5)
-    arrivals.put(0, 0, 6, 0)
+    arrivals.put(0, 0, 6)
 
 
 def test_nothing_comes_after_closing() -> None:
@@ -178,7 +186,7 @@ def test_nothing_comes_after_closing() -> None:
     arrivals.close(0, BridgeStats())
     arrivals.take_events()
     for attempt in (
-        lambda: arrivals.put(0, 0, 0, 0),
+        lambda: arrivals.put(0, 0, 0),
         lambda: arrivals.advance(0, 0),
         lambda: arrivals.hold_up(0, 0, 0),
     ):
@@ -222,7 +230,8 @@ class Account(RuleBasedStateMachine):
         self.wanted = [r for r, (_, array) in self.owner.items() if array in slots]
         self.regions = {array: sorted(r for r in self.wanted if self.owner[r][1] == array) for array in slots}
         self.at: list[float] = [-math.inf] * len(counts)
-        self.free = {r: set(range(slots[self.owner[r][1]])) for r in self.wanted}
+        self.slot_of_turn = {array: list(range(count)) for array, count in slots.items()}
+        self.turn = dict.fromkeys(self.wanted, 0)
         self.sent: dict[tuple[str, int], dict[int, int]] = defaultdict(dict)
         self.held: dict[tuple[str, int], set[str]] = {}
         self.passed: dict[str, float] = dict.fromkeys(slots, -math.inf)
@@ -255,7 +264,10 @@ class Account(RuleBasedStateMachine):
         return events
 
     def sendable(self) -> list[int]:
-        return [r for r in self.wanted if self.free[r] and self.at[self.owner[r][0]] < math.inf]
+        return [r for r in self.wanted if self.may_send(r) and self.at[self.owner[r][0]] < math.inf]
+
+    def may_send(self, region: int) -> bool:
+        return self.turn[region] < len(self.slot_of_turn[self.owner[region][1]])
 
     def next_step(self, data: st.DataObject, bridge: int) -> int:
         at = self.at[bridge]
@@ -270,14 +282,14 @@ class Account(RuleBasedStateMachine):
         t = self.next_step(data, bridge)
         if region in self.sent[array, t]:
             t += 1
-        slot = data.draw(st.sampled_from(sorted(self.free[region])), label="slot")
-        self.arrivals.put(bridge, region, t, slot)
-        self.free[region].remove(slot)
-        self.sent[array, t][region] = slot
+        self.arrivals.put(bridge, region, t)
+        self.sent[array, t][region] = slot = self.slot_of_turn[array][self.turn[region]]
+        self.turn[region] += 1
         events = self.told(bridge, t)
-        if set(self.sent[array, t]) == set(self.regions[array]):
-            slots = tuple(self.sent[array, t][r] for r in self.regions[array])
-            assert events == [StepComplete(array, t, slots)]
+        if set(self.sent[array, t]) == set(self.regions[array]) and set(self.sent[array, t].values()) == {
+            slot
+        }:
+            assert events == [StepComplete(array, t, slot)]
             self.held[array, t] = set(self.consumers)
             return multiple(*((array, t, consumer) for consumer in self.consumers))
         assert events == []
@@ -286,14 +298,15 @@ class Account(RuleBasedStateMachine):
     @rule(step=consumes(steps))
     def release(self, step: tuple[str, int, str]) -> None:
         array, t, consumer = step
-        freed = self.arrivals.release(consumer, array, t)
+        turn = self.arrivals.release(consumer, array, t)
         self.held[array, t].discard(consumer)
-        expected = defaultdict(list)
-        if not self.held[array, t]:
-            for region, slot in sorted(self.sent[array, t].items()):
-                expected[self.owner[region][0]].append((region, slot))
-                self.free[region].add(slot)
-        assert freed == expected
+        if self.held[array, t]:
+            assert turn is None
+        else:
+            (slot,) = set(self.sent[array, t].values())
+            assert turn == Turn(len(self.slot_of_turn[array]), slot)
+            self.slot_of_turn[array].append(slot)
+            assert set(self.slot_of_turn[array][-self.slots[array] :]) >= {slot}
         assert self.told() == []
 
     def open_bridges(self) -> list[int]:
@@ -323,45 +336,53 @@ class Account(RuleBasedStateMachine):
         self.arrivals.close(bridge, BridgeStats(chunks=3))
         assert self.told(bridge, math.inf) == [BridgeClosed(bridge, BridgeStats(chunks=3))]
 
-    @rule(bridge=st.integers(0, 3), region=st.integers(0, 12), t=st.integers(-3, 6), slot=st.integers(-1, 3))
-    def misbehave(self, bridge: int, region: int, t: int, slot: int) -> None:
+    @rule(bridge=st.integers(0, 3), region=st.integers(0, 12), t=st.integers(-3, 6))
+    def misbehave(self, bridge: int, region: int, t: int) -> None:
         owner, array = self.owner.get(region, (None, ""))
         fine = (
             owner == bridge
-            and region in self.free
-            and slot in self.free[region]
+            and region in self.turn
+            and self.may_send(region)
             and t >= self.at[bridge]
             and region not in self.sent[array, t]
         )
         if fine:
             return
         with pytest.raises(ProtocolError, match=f"bridge {bridge}"):
-            self.arrivals.put(bridge, region, t, slot)
+            self.arrivals.put(bridge, region, t)
         assert self.told() == []
 
-    def busy(self) -> list[tuple[int, int]]:
-        return [
-            (region, slot)
-            for region in self.wanted
-            if self.at[self.owner[region][0]] < math.inf
-            for slot in set(range(self.slots[self.owner[region][1]])) - self.free[region]
-        ]
+    def waiting(self) -> list[int]:
+        return [r for r in self.wanted if self.at[self.owner[r][0]] < math.inf and not self.may_send(r)]
 
-    @precondition(lambda self: self.busy())
+    @precondition(lambda self: self.waiting())
     @rule(data=st.data())
-    def use_a_busy_slot(self, data: st.DataObject) -> None:
-        region, slot = data.draw(st.sampled_from(self.busy()))
+    def send_out_of_turn(self, data: st.DataObject) -> None:
+        region = data.draw(st.sampled_from(self.waiting()))
         bridge, _ = self.owner[region]
-        with pytest.raises(ProtocolError, match=f"slot {slot} of region {region} is not free"):
-            self.arrivals.put(bridge, region, int(self.at[bridge]) + 1, slot)
+        with pytest.raises(ProtocolError, match=f"region {region} has no free slot"):
+            self.arrivals.put(bridge, region, int(self.at[bridge]) + 1)
         assert self.told() == []
+
+    @invariant()
+    def no_slot_is_given_twice(self) -> None:
+        if hasattr(self, "arrivals"):
+            for array, t in self.held:
+                if self.held[array, t]:
+                    others = [
+                        s
+                        for (a, o), h in self.held.items()
+                        if a == array and h and o != t
+                        for s in self.sent[a, o].values()
+                    ]
+                    assert not set(self.sent[array, t].values()) & set(others)
 
     @invariant()
     def nothing_is_said_twice(self) -> None:
         if hasattr(self, "arrivals"):
             assert self.arrivals.take_events() == []
-            assert [self.arrivals.is_finished(b) for b in range(len(self.at))] == [
-                at == math.inf for at in self.at
+            assert [r for r in self.wanted if self.arrivals.must_wait(r)] == [
+                r for r in self.wanted if not self.may_send(r)
             ]
 
 

@@ -177,8 +177,8 @@ def test_a_scalar(agent: Agent) -> None:
 
 def test_an_array_that_nobody_asks_for_is_not_copied(agent: Agent) -> None:
     (bridge,) = agent.bridges({"a": whole((2,)), "unwanted": whole((2**20,))}, slots={"a": 1})
-    assert mappings(agent.settings.session) == 2  # the rank's, and the agent's marks
-    assert agent.server._segments[0].nbytes == 2 * memory.PAGE_BYTES
+    assert mappings(agent.settings.session) == 3  # the rank's slots, and the board on either side
+    assert agent.server._segments[0].nbytes == memory.PAGE_BYTES
     for t in range(100):
         bridge.send("unwanted", np.zeros(2**20), t)
     assert bridge.stats == BridgeStats()
@@ -285,7 +285,7 @@ def test_waiting_for_a_slot_ends(agent: Agent, caplog: pytest.LogCaptureFixture)
 
 def test_leases_of_several_consumers(agent: Agent) -> None:
     opening = agent.connect({"a": whole((4,))})
-    agent.server.start(StartPlan({"a": 1}, {"a": np.dtype("f8")}, ("one", "two")))
+    agent.server.start(StartPlan({"a": 1}, {"a": np.dtype("f8")}, ("one", "two")), {})
     (bridge,) = [future.result(PATIENCE_S) for future in opening]
     bridge.send("a", np.zeros(4), 0)
     late = agent.in_thread(bridge.send, "a", np.ones(4), 1)
@@ -422,10 +422,10 @@ def test_a_socket_path_that_cannot_be(tmp_path: Path) -> None:
 def test_the_bound_on_memory(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
     agent.connect({"a": whole((1024, 1024)), "open": whole((4,), dtype=None)})
     plan = StartPlan({"a": 3, "open": 2}, {"a": np.dtype("f8"), "open": None}, ("c",))
-    assert agent.server.bound_bytes(plan) == 3 * 8 * 2**20 + memory.PAGE_BYTES  # the page: marks of slots
+    assert agent.server.bound_bytes(plan, {}) == 3 * 8 * 2**20
     monkeypatch.setattr(memory, "available_bytes", lambda: 20 * 2**20)
     with pytest.raises(MemoryBoundError, match=r"needs 24\.0 MiB of chunk memory, but only 16\.0 MiB"):
-        agent.server.bound_bytes(plan)
+        agent.server.bound_bytes(plan, {})
     assert not agent.server._segments
 
 
@@ -520,11 +520,11 @@ HELLO = messages.encode(messages.Hello(messages.PROTOCOL_VERSION, 9, 10, ()))
         (b"GET / HTTP/1.1\r\n\r\n", "exceeds the limit"),
         (b"\x05\0\0\0hello", "no message"),
         (struct.pack("<I", 2**32 - 1), "exceeds the limit"),
-        (messages.encode(messages.Put(0, 0, 0)), "a Put is out of place here"),
+        (messages.encode(messages.Put(0, 0)), "a Put is out of place here"),
         (messages.encode(messages.Learned("a", np.dtype("f8"))), "a Learned is out of place"),
         (messages.encode(messages.Progress("hi")), "a Progress is out of place"),
         (messages.frame([2, "a", "(,)f8"]), "malformed Learned"),
-        (messages.encode(messages.Hello(99, 0, 1, ())), "speaks protocol version 99, this agent 1"),
+        (messages.encode(messages.Hello(99, 0, 1, ())), "speaks protocol version 99, this agent 2"),
         (messages.encode(messages.Attach(99)), "speaks protocol version 99"),
         (HELLO, "bridge 9 came after session"),
     ],
@@ -553,8 +553,7 @@ def test_a_peer_that_says_half_a_message_and_leaves(agent: Agent) -> None:
 @pytest.mark.parametrize(
     "foul",
     [
-        messages.Put(1, 0, 0),  # another bridge's
-        messages.Put(0, 0, 5),
+        messages.Put(1, 0),  # another bridge's
         messages.HeldUp(1, 0),
         messages.HeldUp(77, 0),
         messages.HeldUp(2, 0),  # of an array that nobody asks for
@@ -669,7 +668,9 @@ def test_no_mapping_is_left() -> None:
         bridge.send("a", np.zeros(4), 0)
         (chunk,) = agent.chunks(agent.wait(StepComplete))
         session = agent.settings.session
-        assert mappings(session) == 3  # the rank's, the agent's marks, the reader's
+        assert (
+            mappings(session) == 4
+        )  # slots: the rank's and the reader's; the board: the rank's and the agent's
         bridge.close()
         agent.wait(BridgeClosed)
         gc.collect()

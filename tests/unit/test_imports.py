@@ -91,7 +91,7 @@ server = AgentServer(settings, "run", "node")
 def analytics():
     while not any(isinstance(e, BridgeJoined) for e in server.poll(10)):
         pass
-    server.start(StartPlan({"a": 1}, {"a": np.dtype("f8")}, ("c",)))
+    server.start(StartPlan({"a": 1}, {"a": np.dtype("f8")}, ("c",)), {})
 
 thread = threading.Thread(target=analytics)
 thread.start()

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deisa.ray._transport import memory
+from deisa.ray._transport.board import Board, read_board
 from deisa.ray._transport.memory import (
     PAGE_BYTES,
     check_fits,
@@ -23,6 +24,7 @@ from deisa.ray._transport.memory import (
     slot_size,
     slot_view,
     touch,
+    within,
 )
 from deisa.ray.errors import MemoryBoundError, ProtocolError
 
@@ -46,7 +48,7 @@ def test_a_segment_never_changes_size(segment: int) -> None:
 
 def test_what_one_end_writes_the_other_end_reads(segment: int) -> None:
     (spec,), nbytes = lay_out([(0, (2, 3), np.dtype("i4"), 2)])
-    assert nbytes == 3 * PAGE_BYTES
+    assert nbytes == 2 * PAGE_BYTES
     mine, theirs = (map_segment(segment, nbytes, writable=w) for w in (True, False))
     slot_view(mine, spec, 1)[...] = np.arange(6).reshape(2, 3)
     read = slot_view(theirs, spec, 1)
@@ -66,8 +68,36 @@ def test_a_segment_that_is_too_small_is_not_mapped(segment: int) -> None:
 
 def test_touching_brings_every_page_in(segment: int) -> None:
     assert os.fstat(segment).st_blocks == 0
-    touch(map_segment(segment, 3 * PAGE_BYTES, writable=True))
+    (spec,), nbytes = lay_out([(0, (3 * PAGE_BYTES // 8,), np.dtype("f8"), 1)])
+    touch(slot_view(map_segment(segment, nbytes, writable=True), spec, 0))
     assert os.fstat(segment).st_blocks * 512 == 3 * PAGE_BYTES
+
+
+def test_touching_a_part_of_a_box_brings_its_own_pages_in(segment: int) -> None:
+    (box,), nbytes = lay_out([(4, (3, PAGE_BYTES // 4), np.dtype("f4"), 1)])
+    memory = map_segment(segment, nbytes, writable=True)
+    slot_view(memory, box, 0)[...] = 7
+    touch(slot_view(memory, within(box, 5, (1, 3), (2, 5)), 0))
+    expected = np.full(box.shape, 7, "f4")
+    expected[1:3, 3:8] = 0
+    np.testing.assert_array_equal(slot_view(memory, box, 0), expected)
+
+
+def test_only_the_agent_writes_on_its_board() -> None:
+    board = Board("deisa-test-board", {"a": 2, "b": 1})
+    theirs = read_board(os.dup(board.descriptor), board.nbytes)
+    assert theirs[board.rows["a"] :][:3].tolist() == [2, 0, 1]
+    assert theirs[board.rows["b"] :][:2].tolist() == [1, 0]
+    board.give("a", 2, 1)
+    board.give("a", 3, 0)
+    assert theirs[board.rows["a"] :][:3].tolist() == [4, 1, 0]
+    with pytest.raises(TypeError, match="read-only"):
+        theirs[0] = 99
+    with pytest.raises(PermissionError):
+        map_segment(board.descriptor, board.nbytes, writable=True)
+    with pytest.raises(PermissionError):
+        os.pwrite(board.descriptor, b"x", 0)
+    board.close()
 
 
 def test_slots_are_whole_pages() -> None:
@@ -96,7 +126,6 @@ def test_nothing_overlaps(chunks: list, number: int) -> None:  # type: ignore[ty
             slots,
         )
         assert spec.strides == np.empty(shape, dtype).strides == contiguous_strides(shape, dtype.itemsize)
-        taken.append((spec.marks, spec.marks + slots))
         for slot in range(slots):
             start = spec.base + slot * spec.slot_bytes
             assert start % PAGE_BYTES == 0

@@ -407,7 +407,7 @@ class Replay:
         if self.todo[bridge]:
             t, name = self.todo[bridge].popleft()
             if name in self.names:
-                self.arrivals[node].put(bridge, self.region[bridge, name], t, t + 1)
+                self.arrivals[node].put(bridge, self.region[bridge, name], t)
             else:
                 self.arrivals[node].advance(bridge, t)
         else:

@@ -124,7 +124,7 @@ class Bridge:
         self._lock = threading.Lock()
         self._timestep: int | None = None
         self._sent: set[tuple[str, int]] = set()  # (array, chunk index) of the current timestep
-        self._lent: dict[tuple[str, int], tuple[int, np.ndarray]] = {}
+        self._lent: dict[tuple[str, int], np.ndarray] = {}  # slots given out, by array and chunk index
         self._chunks = self._bytes = 0
         self._held_up_s = 0.0
         self._channel = RankChannel(settings)
@@ -201,19 +201,15 @@ class Bridge:
                 return
             region = regions[index]
             self._begin(timestep)
-            if lent is not None and lent[1] is chunk:
-                slot, view = lent
-                view.flags.writeable = False
+            if lent is not chunk:
+                self._free_slot(array_name, region, dtype, timestep)[...] = data
+            self._channel.put(region, timestep)
+            if lent is not None:  # whoever still has it must not write into what is handed over
+                lent.flags.writeable = False
                 del self._lent[array_name, index]
-            else:
-                slot, view = self._take_slot(array_name, region, index, dtype, timestep)
-                view[...] = data
-                if lent is not None:  # whoever still has it must not write into what is handed over
-                    view.flags.writeable = False
-            self._channel.put(region, timestep, slot)
             self._sent.add((array_name, index))
             self._chunks += 1
-            self._bytes += view.nbytes
+            self._bytes += data.nbytes
 
     def slot(self, array_name: str, timestep: int, *, chunk_index: int | None = None) -> np.ndarray:
         """Give out the memory that the next `send` of a chunk will hand over, to compute into directly.
@@ -235,7 +231,7 @@ class Bridge:
             timestep, index = self._check_send(array_name, timestep, chunk_index)
             key = (array_name, index)
             if key in self._lent:
-                return self._lent[key][1]
+                return self._lent[key]
             dtype = self._dtypes[array_name]
             if dtype is None:
                 raise ChunkDtypeError(
@@ -245,10 +241,8 @@ class Bridge:
             if regions is None:  # no callback asks for the array: any memory will do
                 return np.empty(self._arrays[array_name].chunks[index].shape, dtype)
             self._advance(timestep)
-            slot, view = self._take_slot(array_name, regions[index], index, dtype, timestep)
-            given = view.view()
-            self._lent[key] = (slot, given)
-            return given
+            self._lent[key] = self._free_slot(array_name, regions[index], dtype, timestep).view()
+            return self._lent[key]
 
     def advance(self, timestep: int) -> None:
         """Say that this rank sends nothing older than `timestep` any more, without sending anything.
@@ -368,17 +362,19 @@ class Bridge:
         self._dtypes[array_name] = dtype
         return dtype
 
-    def _take_slot(
-        self, array_name: str, region: int, index: int, dtype: np.dtype, timestep: int
-    ) -> tuple[int, np.ndarray]:
-        if (array_name, index) in self._lent:
-            slot, view = self._lent.pop((array_name, index))
-            return slot, view
-        if self._arrays[array_name].dtype is None and not self._channel.has_memory(region):
-            self._channel.learn(array_name, region, dtype)
-        slot, view, held_up_s = self._channel.take_slot(array_name, region, timestep)
+    def _free_slot(self, array_name: str, region: int, dtype: np.dtype, timestep: int) -> np.ndarray:
+        if self._arrays[array_name].dtype is None:
+            known = self._channel.dtype_of(region)
+            if known is None:
+                self._channel.learn(array_name, region, dtype)
+            elif known != dtype:
+                raise ChunkDtypeError(
+                    f"bridge {self._id}, array {array_name!r}, timestep {timestep}: other bridges declared dtype "
+                    f"{known}, this one declared none and sends {dtype}"
+                )
+        slot, held_up_s = self._channel.free_slot(array_name, region, timestep)
         self._held_up_s += held_up_s
-        return slot, view
+        return slot
 
     def _advance(self, timestep: int) -> None:
         if timestep != self._timestep:

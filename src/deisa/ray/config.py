@@ -32,6 +32,9 @@ class Settings:
         one more slot for each chunk.
     memory_fraction : float
         Largest part of a node's available memory that chunk slots may take, in (0, 1].
+    merge_chunks_beyond : int
+        Number of chunks of an array beyond which those of one node are merged into boxes that its ranks
+        share, so that Dask sees about as many chunks as the analytics has CPUs; 0 merges always.
     connect_timeout_s : float
         How long a `Bridge` looks for the agent of its host.
     start_timeout_s : float
@@ -53,6 +56,7 @@ class Settings:
     socket_path: str | None = None
     max_simulation_ahead: int = 1
     memory_fraction: float = 0.8
+    merge_chunks_beyond: int = 1000
     connect_timeout_s: float = 120.0
     start_timeout_s: float = 300.0
     send_timeout_s: float = 1800.0
@@ -69,6 +73,10 @@ class Settings:
         if self.max_simulation_ahead < 1:
             raise ConfigurationError(
                 f"max_simulation_ahead is {self.max_simulation_ahead}; it must be at least 1"
+            )
+        if self.merge_chunks_beyond < 0:
+            raise ConfigurationError(
+                f"merge_chunks_beyond is {self.merge_chunks_beyond}; it must be at least 0"
             )
         if not 0 < self.memory_fraction <= 1:
             raise ConfigurationError(f"memory_fraction is {self.memory_fraction}; it must lie in (0, 1]")

@@ -15,7 +15,7 @@ submitted = [0]
 
 def bundles():
     """Bundles since the last question."""
-    before, submitted[0] = submitted[0], deisa._engine.executor.bundles_submitted
+    before, submitted[0] = submitted[0], deisa._engine.executor.stats.submitted
     return submitted[0] - before
 
 

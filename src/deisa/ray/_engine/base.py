@@ -8,7 +8,7 @@ from typing import Protocol
 from deisa.ray._graph.leaves import AgentAddress
 from deisa.ray._graph.scheduler import BundleExecutor
 from deisa.ray._state.events import Event
-from deisa.ray._transport.server import StartPlan
+from deisa.ray._transport.server import Boxes, StartPlan
 from deisa.ray.errors import DeisaError
 
 
@@ -27,10 +27,13 @@ class AgentGroup(Protocol):
     def report_progress(self, text: str) -> None:
         """Tell the waiting ranks what the analytics waits for."""
 
-    def bound_bytes(self, plan: StartPlan) -> Mapping[str, int]:
-        """Chunk memory that each node needs; raises `MemoryBoundError` where it does not fit."""
+    def cpus(self, node_id: str) -> int:
+        """CPUs of a node that bundles may use."""
 
-    def start(self, plan: StartPlan) -> None:
+    def bound_bytes(self, plan: StartPlan, boxes: Mapping[str, Boxes]) -> Mapping[str, int]:
+        """Chunk memory that each node needs, with boxes by node; raises `MemoryBoundError` where it does not fit."""
+
+    def start(self, plan: StartPlan, boxes: Mapping[str, Boxes]) -> None:
         """Create the slots and let the ranks go."""
 
     def release(self, consumer: str, steps: Mapping[str, Sequence[tuple[str, int]]]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,12 @@ import cloudpickle
 import numpy as np
 
 from deisa.ray._graph.bundles import Bundle
-from deisa.ray._graph.execute import run_bundle, threads_that_pay
-from deisa.ray._graph.leaves import AgentAddress, Handle
-from deisa.ray._graph.scheduler import Input
+from deisa.ray._graph.execute import pick, run_bundle, threads_that_pay
+from deisa.ray._graph.leaves import AgentAddress, Handle, StepSlots
+from deisa.ray._graph.scheduler import Picks
 from deisa.ray._state.events import Event
 from deisa.ray._transport.address import agent_address
-from deisa.ray._transport.server import AgentServer, StartPlan
+from deisa.ray._transport.server import AgentServer, Boxes, StartPlan
 from deisa.ray.config import Settings
 from deisa.ray.errors import DeisaError
 
@@ -62,13 +62,17 @@ class LocalAgents:
         """Tell the waiting ranks what the analytics waits for."""
         self._agent.report_progress(text)
 
-    def bound_bytes(self, plan: StartPlan) -> Mapping[str, int]:
-        """Chunk memory needed."""
-        return {NODE_ID: self._agent.bound_bytes(plan)}
+    def cpus(self, node_id: str) -> int:
+        """Threads that a bundle here uses."""
+        return self._settings.threads_per_bundle or 1
 
-    def start(self, plan: StartPlan) -> None:
+    def bound_bytes(self, plan: StartPlan, boxes: Mapping[str, Boxes]) -> Mapping[str, int]:
+        """Chunk memory needed."""
+        return {NODE_ID: self._agent.bound_bytes(plan, boxes.get(NODE_ID, {}))}
+
+    def start(self, plan: StartPlan, boxes: Mapping[str, Boxes]) -> None:
         """Create the slots and let the ranks go."""
-        self._agent.start(plan)
+        self._agent.start(plan, boxes.get(NODE_ID, {}))
 
     def release(self, consumer: str, steps: Mapping[str, Sequence[tuple[str, int]]]) -> None:
         """End leases."""
@@ -95,6 +99,8 @@ class LocalGroup:
 class LocalExecutor:
     """Runs each bundle when it is submitted, by default in the caller's thread."""
 
+    ships = False  # tasks run as the very objects that the callback made
+
     def __init__(self, settings: Settings) -> None:
         self._threads = settings.threads_per_bundle or 1
 
@@ -102,16 +108,23 @@ class LocalExecutor:
         """Only here."""
         return [None]
 
-    def submit(self, bundle: Bundle, inputs: Sequence[Input]) -> list[Handle]:
+    def prepare(
+        self, bundle: Bundle, picks: Sequence[Picks], reusable: bool
+    ) -> tuple[Bundle, Sequence[Picks]]:
+        """Nothing is to be done."""
+        return bundle, picks
+
+    def submit(
+        self,
+        prepared: tuple[Bundle, Sequence[Picks]],
+        groups: Sequence[Handle],
+        steps: Mapping[Hashable, StepSlots],
+    ) -> list[Handle]:
         """Run a bundle to its end."""
-        given = {
-            key: value
-            for taken in inputs
-            for values in [taken.handle.fetch()]
-            for key, value in ((key, values[i]) for i, key in taken.picks)
-        }
-        groups = run_bundle(bundle.tasks, given, bundle.outputs, threads_that_pay(bundle, self._threads))
-        return [LocalGroup([_own(value) for value in group]) for group in groups]
+        bundle, picks = prepared
+        values = {**pick([group.fetch() for group in groups], picks), **steps}
+        returned = run_bundle(bundle.tasks, values, bundle.outputs, threads_that_pay(bundle, self._threads))
+        return [LocalGroup([_own(value) for value in group]) for group in returned]
 
     def fetch(self, handles: Sequence[Handle]) -> list[Sequence[Any]]:
         """Return groups of values."""

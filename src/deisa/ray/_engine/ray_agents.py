@@ -19,7 +19,7 @@ from deisa.ray._engine.ray_cluster import node_cpus
 from deisa.ray._graph.leaves import AgentAddress
 from deisa.ray._state.events import AgentLost, Event
 from deisa.ray._transport.address import agent_address
-from deisa.ray._transport.server import AgentServer, StartPlan
+from deisa.ray._transport.server import AgentServer, Boxes, StartPlan
 from deisa.ray.config import Settings
 from deisa.ray.errors import AgentLostError, DeisaError, SessionError
 
@@ -90,7 +90,7 @@ class RayAgents:
                 lifetime="detached",
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
             ).remote(self._settings, self._run_id, node_id)
-        opened = self._ask(new, lambda actor: actor.open.remote(), OPEN_TIMEOUT_S)
+        opened = self._ask(new, lambda _, actor: actor.open.remote(), OPEN_TIMEOUT_S)
         for node_id, (agent_id, serving) in opened.items():
             self._addresses[node_id] = AgentAddress(node_id, agent_id, agent_address(self._settings))
             if not serving:
@@ -99,9 +99,11 @@ class RayAgents:
                 )
         return new
 
-    def _ask(self, node_ids: Sequence[str], call: Callable[[Any], Any], timeout_s: float) -> dict[str, Any]:
+    def _ask(
+        self, node_ids: Sequence[str], call: Callable[[str, Any], Any], timeout_s: float
+    ) -> dict[str, Any]:
         """Call all agents at once and wait for the answers."""
-        references = [call(self._actors[node_id]) for node_id in node_ids]
+        references = [call(node_id, self._actors[node_id]) for node_id in node_ids]
         try:
             return dict(zip(node_ids, ray.get(references, timeout=timeout_s), strict=True))
         except RayTaskError as exc:
@@ -166,18 +168,25 @@ class RayAgents:
         for actor in list(self._actors.values()):
             actor.call.remote("report_progress", text)
 
-    def bound_bytes(self, plan: StartPlan) -> Mapping[str, int]:
-        """Chunk memory that each node needs."""
-        return self._call_all("bound_bytes", plan)
+    def cpus(self, node_id: str) -> int:
+        """CPUs of a node that Ray may use, at least one."""
+        return max(1, node_cpus().get(node_id, 1))
 
-    def start(self, plan: StartPlan) -> None:
+    def bound_bytes(self, plan: StartPlan, boxes: Mapping[str, Boxes]) -> Mapping[str, int]:
+        """Chunk memory that each node needs."""
+        return self._call_all("bound_bytes", plan, boxes)
+
+    def start(self, plan: StartPlan, boxes: Mapping[str, Boxes]) -> None:
         """Create the slots and let the ranks go."""
         self._started = True
-        self._call_all("start", plan)
+        self._call_all("start", plan, boxes)
 
-    def _call_all(self, method: str, *arguments: Any) -> dict[str, Any]:
+    def _call_all(self, method: str, plan: StartPlan, boxes: Mapping[str, Boxes]) -> dict[str, Any]:
+        kept = ray.put(plan)  # the same for all
         return self._ask(
-            list(self._actors), lambda actor: actor.call.remote(method, *arguments), OPEN_TIMEOUT_S
+            list(self._actors),
+            lambda node_id, actor: actor.call.remote(method, kept, boxes.get(node_id, {})),
+            OPEN_TIMEOUT_S,
         )
 
     def release(self, consumer: str, steps: Mapping[str, Sequence[tuple[str, int]]]) -> None:

@@ -22,8 +22,10 @@ import numpy as np
 
 from deisa.ray._engine.base import AgentGroup
 from deisa.ray._engine.leases import Leases
-from deisa.ray._graph.assemble import ChunkHome, assemble
+from deisa.ray._graph.assemble import ArrayHome
+from deisa.ray._graph.leaves import StepSlots
 from deisa.ray._state import events
+from deisa.ray._state.boxes import Tiling, merge, separate
 from deisa.ray._state.events import BridgeStats, Event
 from deisa.ray._state.layout import (
     ArrayLayout,
@@ -34,7 +36,7 @@ from deisa.ray._state.layout import (
 )
 from deisa.ray._state.timeline import CompleteStep, Firing, Subscription, Timeline
 from deisa.ray._transport.memory import human_bytes
-from deisa.ray._transport.server import StartPlan
+from deisa.ray._transport.server import SharedBox, StartPlan
 from deisa.ray.config import Settings
 from deisa.ray.errors import (
     AgentLostError,
@@ -76,7 +78,8 @@ class Session:
         self._world_size: int | None = None
         self._stats: dict[int, BridgeStats] = {}
         self._layouts: dict[str, ArrayLayout] = {}
-        self._homes: dict[str, list[ChunkHome]] = {}
+        self._tilings: dict[str, Tiling] = {}
+        self._homes: dict[str, ArrayHome] = {}
         self._nodes_of: dict[str, list[str]] = {}
         self._dtypes: dict[str, np.dtype] = {}
         self._timeline: Timeline | None = None
@@ -170,7 +173,7 @@ class Session:
         slots = {name: size + self._settings.max_simulation_ahead for name, size in largest.items()}
         owners: dict[str, dict[str, tuple[int, ...]]] = {}
         for name in slots:
-            self._settle(name)
+            self._tilings[name] = self._tile(self._layouts[name])
             by_node: dict[str, set[int]] = defaultdict(set)
             for chunk in self._layouts[name].chunks:
                 by_node[self._joined[chunk.bridge_id][0]].add(chunk.bridge_id)
@@ -180,27 +183,45 @@ class Session:
         dtypes = {name: self._layouts[name].dtype for name in slots}
         self._dtypes = {name: dtype for name, dtype in dtypes.items() if dtype is not None}
         plan = StartPlan(slots, dtypes, (CONSUMER,))
-        self.bound_bytes = self._agents.bound_bytes(plan)
+        boxes = self._shared_boxes()
+        self.bound_bytes = self._agents.bound_bytes(plan, boxes)
         self._announce_bound(slots)
-        self._agents.start(plan)
+        self._agents.start(plan, boxes)
 
-    def _settle(self, name: str) -> None:
-        """Find the region of every chunk of an array, and its place among its node's regions."""
-        regions: dict[str, list[int]] = defaultdict(list)
-        for node_id, joined in self._joined.values():
-            regions[node_id] += joined.regions.get(name, ())
-        places = {
-            (node_id, region): place
-            for node_id, numbers in regions.items()
-            for place, region in enumerate(sorted(numbers))
-        }
-        addresses = {node_id: self._agents.address(node_id) for node_id in regions}
-        homes = []
-        for chunk in self._layouts[name].chunks:
-            node_id, joined = self._joined[chunk.bridge_id]
-            region = joined.regions[name][chunk.index]
-            homes.append(ChunkHome(addresses[node_id], region, places[node_id, region]))
-        self._homes[name] = homes
+    def _tile(self, layout: ArrayLayout) -> Tiling:
+        """Decide which chunks of an array share memory."""
+        nodes = [self._joined[chunk.bridge_id][0] for chunk in layout.chunks]
+        if layout.dtype is None or len(layout.chunks) <= self._settings.merge_chunks_beyond:
+            return separate(layout, nodes)
+        return merge(layout, nodes, {node_id: self._agents.cpus(node_id) for node_id in set(nodes)})
+
+    def _region(self, layout: ArrayLayout, number: int) -> int:
+        chunk = layout.chunks[number]
+        return self._joined[chunk.bridge_id][1].regions[layout.name][chunk.index]
+
+    def _shared_boxes(self) -> dict[str, dict[str, list[SharedBox]]]:
+        """The boxes with several chunks, by node and array."""
+        shared: dict[str, dict[str, list[SharedBox]]] = defaultdict(lambda: defaultdict(list))
+        for name, tiling in self._tilings.items():
+            layout = self._layouts[name]
+            if len(tiling.boxes) == len(layout.chunks):
+                continue
+            for box in tiling.boxes:
+                places = []
+                for number in box.chunks:
+                    corner = zip(layout.chunks[number].offset, box.offset, strict=True)
+                    places.append((self._region(layout, number), tuple(c - b for c, b in corner)))
+                shared[box.node_id][name].append(SharedBox(box.shape, tuple(places)))
+        return {node_id: dict(by_array) for node_id, by_array in shared.items()}
+
+    def _home(self, name: str) -> ArrayHome:
+        if name not in self._homes:
+            layout, tiling = self._layouts[name], self._tilings[name]
+            homes = [
+                (self._agents.address(b.node_id), self._region(layout, b.chunks[0])) for b in tiling.boxes
+            ]
+            self._homes[name] = ArrayHome(name, layout.shape, self._dtypes[name], tiling, homes)
+        return self._homes[name]
 
     def _announce_bound(self, slots: Mapping[str, int]) -> None:
         for name, count in slots.items():
@@ -210,8 +231,10 @@ class Session:
                 if layout.dtype is not None
                 else "dtype not declared"
             )
+            boxes = len(self._tilings[name].boxes)
+            merged = f" merged into {boxes}" if boxes < len(layout.chunks) else ""
             print(
-                f"deisa-ray: array {name!r} {layout.shape}, {size} a timestep, {len(layout.chunks)} chunks, "
+                f"deisa-ray: array {name!r} {layout.shape}, {size} a timestep, {len(layout.chunks)} chunks{merged}, "
                 f"{count} slots each",
                 file=sys.stderr,
             )
@@ -352,11 +375,8 @@ class Session:
 
     def _assemble(self, step: CompleteStep) -> None:
         name, timestep = step.array, step.timestep
-        lease = self.leases.grant(name, timestep)
-        array = assemble(
-            self._layouts[name], self._dtypes[name], self._homes[name], step.slots, timestep, lease
-        )
-        self._arrays[name, timestep] = DeisaArray(array, timestep)
+        slots = StepSlots(step.slots, self.leases.grant(name, timestep))
+        self._arrays[name, timestep] = DeisaArray(self._home(name).assemble(slots), timestep)
 
     def _mind_leases(self, idle_s: float) -> None:
         """When the simulation waits for slots, see who holds them."""

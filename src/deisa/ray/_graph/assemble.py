@@ -1,67 +1,126 @@
-"""From slots to one Dask array: each cell of the layout's grid becomes a leaf."""
+"""From slots to one Dask array: each cell of an array's tiling becomes a leaf, once somebody looks at it."""
 
 from __future__ import annotations
 
+import itertools
+import math
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import dask.array as da
 import numpy as np
+from dask._task_spec import DataNode, GraphNode, TaskRef
+from dask.highlevelgraph import HighLevelGraph, Layer, MaterializedLayer
 
-from deisa.ray._graph.leaves import AgentAddress, ChunkRef, Leaf, Lease, read_chunk
-from deisa.ray._state.layout import ArrayLayout, Chunk
+from deisa.ray._graph.leaves import AgentAddress, ChunkPlace, Leaf, StepSlots, read_chunk
+from deisa.ray._state.boxes import Tiling
+from deisa.ray._state.layout import Shape
 
-
-@dataclass(frozen=True, slots=True)
-class ChunkHome:
-    """Where a chunk's slots are: the agent, the region, and its position among the node's regions."""
-
-    agent: AgentAddress
-    region: int
-    place: int
+Key = Hashable
 
 
-def assemble(
-    layout: ArrayLayout,
-    dtype: np.dtype,
-    homes: Sequence[ChunkHome],
-    slots: Mapping[str, Sequence[int]],
-    timestep: int,
-    lease: Lease,
-) -> da.Array:
-    """Build the whole array at one timestep.
+@dataclass(frozen=True, eq=False)
+class ArrayHome:
+    """Where an array lies, the same at every timestep.
 
     Parameters
     ----------
-    layout : ArrayLayout
+    name : str
+    shape : tuple of int
     dtype : numpy.dtype
-    homes : sequence of ChunkHome
-        For each chunk of the layout.
-    slots : mapping of str to sequence of int
-        For each node, the slots of its regions at this timestep, by place.
-    timestep : int
-        Only used in the array's name.
-    lease : Lease
-        Held by every leaf, so that the slots live as long as any collection built on them.
+    tiling : Tiling
+    homes : sequence of (AgentAddress, int)
+        For each box of the tiling, the agent, and the region under which its readers find the box.
     """
-    name = f"{layout.name}-t{timestep}-{uuid.uuid4().hex}"
-    graph = {}
-    for position in np.ndindex(layout.cells.shape):
-        number = int(layout.cells[position])
-        home = homes[number]
-        chunk = layout.chunks[number]
-        cell_shape = tuple(layout.cuts[d][i] for d, i in enumerate(position))
-        within = None if cell_shape == chunk.shape else _part(layout, chunk, position, cell_shape)
-        nbytes = int(np.prod(cell_shape, dtype=np.int64)) * dtype.itemsize
-        slot = slots[home.agent.node_id][home.place]
-        key = (name, *position)
-        graph[key] = Leaf(key, read_chunk, ChunkRef(home.agent, home.region, slot, nbytes, within, lease))
-    return da.Array(graph, name, layout.cuts, dtype=dtype, shape=layout.shape)
+
+    name: str
+    shape: Shape
+    dtype: np.dtype
+    tiling: Tiling
+    homes: Sequence[tuple[AgentAddress, int]]
+    uid: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def assemble(self, step: StepSlots) -> da.Array:
+        """Build the whole array at one timestep; its cost does not depend on the number of chunks."""
+        name = f"{self.name}-{uuid.uuid4().hex}"  # no timestep in it: names are alike but for their tokens
+        graph = HighLevelGraph({name: StepLayer(name, self, step)}, {name: set()})
+        return da.Array(graph, name, self.tiling.cuts, dtype=self.dtype, shape=self.shape)
+
+    @property
+    def places(self) -> Mapping[tuple[int, ...], ChunkPlace]:
+        """Where each cell lies; made at the first look."""
+        if not self._places:
+            self._places.update(self._find_places())
+        return self._places
+
+    _places: dict[tuple[int, ...], ChunkPlace] = field(default_factory=dict, init=False, repr=False)
+
+    def _find_places(self) -> Iterator[tuple[tuple[int, ...], ChunkPlace]]:
+        cuts = self.tiling.cuts
+        starts = [list(itertools.accumulate(sizes, initial=0)) for sizes in cuts]
+        for position in np.ndindex(self.tiling.cells.shape):
+            number = int(self.tiling.cells[position])
+            box = self.tiling.boxes[number]
+            shape = tuple(sizes[i] for sizes, i in zip(cuts, position, strict=True))
+            within = None
+            if shape != box.shape:
+                corner = [at[i] - o for at, i, o in zip(starts, position, box.offset, strict=True)]
+                within = tuple(slice(start, start + n) for start, n in zip(corner, shape, strict=True))
+            agent, region = self.homes[number]
+            yield position, ChunkPlace(agent, region, math.prod(shape) * self.dtype.itemsize, within)
 
 
-def _part(
-    layout: ArrayLayout, chunk: Chunk, position: tuple[int, ...], cell_shape: tuple[int, ...]
-) -> tuple[slice, ...]:
-    starts = (sum(layout.cuts[d][:i]) - chunk.offset[d] for d, i in enumerate(position))
-    return tuple(slice(start, start + n) for start, n in zip(starts, cell_shape, strict=True))
+class StepLayer(Layer):
+    """The leaves of one timestep of an array, and the slots that they all depend on.
+
+    Its tasks are made when they are asked for: where a plan is reused, never.
+    """
+
+    def __init__(self, name: str, home: ArrayHome, step: StepSlots) -> None:
+        super().__init__()
+        self.name = name
+        self.home = home
+        self.step = step
+        self._tasks: dict[Key, GraphNode] = {}
+
+    @property
+    def step_key(self) -> str:
+        """The key of the slots."""
+        return f"slots-of-{self.name}"
+
+    def _materialize(self) -> dict[Key, GraphNode]:
+        if not self._tasks:
+            self._tasks[self.step_key] = DataNode(self.step_key, self.step)
+            slots = TaskRef(self.step_key)
+            for position, place in self.home.places.items():
+                key = (self.name, *position)
+                self._tasks[key] = Leaf(key, read_chunk, place, slots)
+        return self._tasks
+
+    def __getitem__(self, key: Key) -> GraphNode:
+        return self._materialize()[key]
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._materialize())
+
+    def __len__(self) -> int:
+        return self.home.tiling.cells.size + 1
+
+    def is_materialized(self) -> bool:
+        """Whether the leaves have been made."""
+        return bool(self._tasks)
+
+    def get_output_keys(self) -> set[Key]:
+        """The keys of the leaves, and of their slots."""
+        return set(self._materialize())
+
+    def cull(self, keys: set[Key], all_hlg_keys: Collection[Key]) -> tuple[Layer, Mapping[Key, set[Key]]]:
+        """Leave out what `keys` do not need; there are no dependencies on other layers."""
+        tasks = self._materialize()
+        if len(keys) < len(tasks) - 1:
+            needed: dict[Key, Any] = {self.step_key: tasks[self.step_key]}
+            needed.update((key, tasks[key]) for key in keys)
+            return MaterializedLayer(needed), {key: set() for key in needed}
+        return self, {key: set() for key in tasks}

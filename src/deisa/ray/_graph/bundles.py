@@ -19,11 +19,12 @@ from dataclasses import dataclass
 
 from dask._task_spec import GraphNode
 
-from deisa.ray._graph.leaves import Lease, chunk_of
+from deisa.ray._graph.leaves import chunk_of
 
 Key = Hashable
 ANYWHERE: str | None = None
 GUESSED_BYTES = 1024  # size of a value of which nothing is known
+CALLER = "caller"  # stands among nodes for the process that computes
 DRIVER = -1  # stands for the caller in the set of a value's users
 
 
@@ -51,10 +52,10 @@ class Bundle:
         Those among the values given to `partition` that its tasks need.
     outputs : tuple of tuple of Key
         Groups of keys whose values are returned.
-    leaf_bytes : int
-        Bytes of chunk memory that its tasks read.
-    leases : frozenset of Lease
-        To hold until the bundle has ended.
+    leaves, leaf_bytes : int
+        Chunks that its tasks read, and their bytes.
+    takers : tuple of frozenset of (str or None)
+        For each group of outputs, the nodes other than its own that take it, `CALLER` among them.
     """
 
     node_id: str | None
@@ -62,8 +63,9 @@ class Bundle:
     inputs: tuple[BundleInput, ...]
     given: tuple[Key, ...]
     outputs: tuple[tuple[Key, ...], ...]
+    leaves: int
     leaf_bytes: int
-    leases: frozenset[Lease]
+    takers: tuple[frozenset[str | None], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,7 @@ def partition(
     nodes : callable
         Returns the nodes on which tasks without a place may run, at least one. Asked only if need be.
     given : mapping of key to str or None
-        Keys whose values exist already, and the node that holds each.
+        Keys whose values exist already, and the node that holds each, or `ANYWHERE`.
     """
     wanted = [key for key in dict.fromkeys(keys) if key not in given]
     order = _topological(graph, wanted, given)
@@ -128,6 +130,7 @@ def partition(
     for number, (node_id, bundle_keys) in enumerate(members):
         tasks = tuple(graph[key] for key in bundle_keys)
         chunks = [chunk for task in tasks if (chunk := chunk_of(task)) is not None]
+        takers = [{CALLER if user == DRIVER else members[user][0] for user in by} for by in groups[number]]
         bundles.append(
             Bundle(
                 node_id,
@@ -135,8 +138,9 @@ def partition(
                 tuple(inputs[number]),
                 tuple(taken[number]),
                 tuple(map(tuple, groups[number].values())),
+                len(chunks),
                 sum(chunk.nbytes for chunk in chunks),
-                frozenset(chunk.lease for chunk in chunks if chunk.lease is not None),
+                tuple(frozenset(taking - {node_id}) for taking in takers),
             )
         )
     return Partition(tuple(bundles), results)

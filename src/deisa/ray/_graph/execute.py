@@ -11,7 +11,6 @@ from typing import Any
 from dask._task_spec import GraphNode
 
 from deisa.ray._graph.bundles import Bundle
-from deisa.ray._graph.leaves import chunk_of
 
 THREADS_PAY_BYTES = 256 * 1024  # chunk bytes read by each task, from which on threads beat one
 THREADS_PAY_TASKS = 8  # tasks in a bundle that reads no chunks, likewise
@@ -19,10 +18,16 @@ THREADS_PAY_TASKS = 8  # tasks in a bundle that reads no chunks, likewise
 
 def threads_that_pay(bundle: Bundle, limit: int) -> int:
     """How many threads a bundle is worth, at most `limit`: NumPy frees the interpreter on large arrays only."""
-    readers = sum(chunk_of(task) is not None for task in bundle.tasks)
-    if readers:
-        return min(limit, readers) if bundle.leaf_bytes >= readers * THREADS_PAY_BYTES else 1
+    if bundle.leaves:
+        return min(limit, bundle.leaves) if bundle.leaf_bytes >= bundle.leaves * THREADS_PAY_BYTES else 1
     return limit if len(bundle.tasks) >= THREADS_PAY_TASKS else 1
+
+
+def pick(
+    groups: Sequence[Sequence[Any]], picks: Sequence[Sequence[tuple[int, Hashable]]]
+) -> dict[Hashable, Any]:
+    """Name the values that a bundle takes from groups, given as ``(position in the group, key)`` pairs."""
+    return {key: group[i] for group, taken in zip(groups, picks, strict=True) for i, key in taken}
 
 
 def run_bundle(

@@ -2,16 +2,19 @@
 
 Both are ordinary Dask tasks whose function knows how to get the value, so any scheduler can run
 them; the bundle scheduler also reads from them *where* the value is.
+
+A chunk's leaf says in which box it lies, which is the same at all timesteps, and takes the slots of its
+timestep as an input: a graph that has been cut into bundles once serves for other timesteps too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from dask._task_spec import GraphNode, Task
+from dask._task_spec import DataNode, GraphNode, Task
 
 from deisa.ray._transport.reader import attach
 
@@ -58,39 +61,57 @@ class AgentAddress:
 
 
 @dataclass(frozen=True, slots=True)
-class ChunkRef:
-    """One slot of one region, or a part of it.
+class ChunkPlace:
+    """A box on a node, or a part of it; in which slot, the timestep says.
 
-    `within` cuts out the part; None is the whole chunk. The lease stays in the process that made
-    the reference: it is not pickled.
+    Attributes
+    ----------
+    agent : AgentAddress
+    box : int
+        The region under which the agent's readers find the box.
+    nbytes : int
+    within : tuple of slice or None
+        Cuts out the part; None is the whole box.
     """
 
     agent: AgentAddress
-    region: int
-    slot: int
+    box: int
     nbytes: int
     within: tuple[slice, ...] | None
-    lease: Lease | None = field(repr=False, compare=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_restore_chunk, (self.agent, self.region, self.slot, self.nbytes, _bounds(self.within)))
+        bounds = None if self.within is None else tuple((s.start, s.stop) for s in self.within)
+        return (_restore_place, (self.agent, self.box, self.nbytes, bounds))
+
+
+def _restore_place(
+    agent: AgentAddress, box: int, nbytes: int, bounds: tuple[tuple[int, int], ...] | None
+) -> ChunkPlace:
+    return ChunkPlace(agent, box, nbytes, None if bounds is None else tuple(slice(*b) for b in bounds))
+
+
+@dataclass(frozen=True, slots=True)
+class StepSlots:
+    """In which slot each node has one timestep of an array.
+
+    The lease stays in the process that made this: it is not pickled.
+    """
+
+    slots: Mapping[str, int]
+    lease: Lease | None
+
+    def on(self, node_id: str | None) -> StepSlots:
+        """The part that a bundle on a node needs."""
+        return StepSlots({node: slot for node, slot in self.slots.items() if node == node_id}, None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (StepSlots, (dict(self.slots), None))
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
-        return (self.agent.agent_id, self.region, self.slot, id(self.lease), _bounds(self.within))
+        return (dict(self.slots), id(self.lease))
 
 
-def _bounds(within: tuple[slice, ...] | None) -> tuple[tuple[int, int], ...] | None:
-    return None if within is None else tuple((s.start, s.stop) for s in within)
-
-
-def _restore_chunk(
-    agent: AgentAddress, region: int, slot: int, nbytes: int, bounds: tuple[tuple[int, int], ...] | None
-) -> ChunkRef:
-    within = None if bounds is None else tuple(slice(*b) for b in bounds)
-    return ChunkRef(agent, region, slot, nbytes, within, None)
-
-
-def read_chunk(ref: ChunkRef) -> np.ndarray:
+def read_chunk(place: ChunkPlace, step: StepSlots) -> np.ndarray:
     """Return a chunk as a read-only view of its slot; no bytes are copied.
 
     Raises
@@ -98,9 +119,9 @@ def read_chunk(ref: ChunkRef) -> np.ndarray:
     SessionEndedError
         Away from the chunk's node, or after the session.
     """
-    memory = attach(ref.agent.address, ref.agent.agent_id, ref.region)
-    chunk = memory.chunk(ref.region, ref.slot)
-    return chunk if ref.within is None else chunk[ref.within]
+    agent = place.agent
+    box = attach(agent.address, agent.agent_id, place.box).chunk(place.box, step.slots[agent.node_id])
+    return box if place.within is None else box[place.within]
 
 
 class Handle(Protocol):
@@ -124,10 +145,17 @@ def fetch_kept(result: KeptResult) -> Any:
     return result.handle.fetch()[result.index]
 
 
-def chunk_of(task: GraphNode) -> ChunkRef | None:
+def chunk_of(task: GraphNode) -> ChunkPlace | None:
     """Return the chunk that a task reads, if it is such a leaf."""
     if isinstance(task, Task) and task.func is read_chunk:
         return task.args[0]
+    return None
+
+
+def step_of(task: GraphNode) -> StepSlots | None:
+    """Return the slots that a graph's node stands for, if it does."""
+    if isinstance(task, DataNode) and isinstance(task.value, StepSlots):
+        return task.value
     return None
 
 

@@ -2,35 +2,57 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 from dask._task_spec import GraphNode, convert_legacy_graph
 from dask.base import collections_to_expr, flatten
 
-from deisa.ray._graph.bundles import Bundle, partition
-from deisa.ray._graph.leaves import Handle, KeptResult, Leaf, fetch_kept, kept_of
+from deisa.ray._graph.bundles import ANYWHERE, Bundle, partition
+from deisa.ray._graph.leaves import Handle, KeptResult, Leaf, StepSlots, fetch_kept, kept_of, step_of
+from deisa.ray._graph.plans import Plan, Plans, structure_of
+
+Key = Hashable
+Picks = tuple[tuple[int, Key], ...]  # what a bundle takes from a group of values: position in the group, key
 
 
-@dataclass(frozen=True, slots=True)
-class Input:
-    """Values that a bundle takes from one group: ``(position in the group, key)`` pairs."""
+@dataclass(slots=True)
+class Usage:
+    """What a scheduler has done so far.
 
-    handle: Handle
-    picks: tuple[tuple[int, Hashable], ...]
+    Attributes
+    ----------
+    computations, reused_plans : int
+        Graphs computed, and those among them for which a plan was there already.
+    planning_s : float
+        Time from getting a graph to its last bundle being submitted (seconds).
+    """
+
+    computations: int = 0
+    reused_plans: int = 0
+    planning_s: float = 0.0
 
 
 class BundleExecutor(Protocol):
     """What runs bundles: Ray, or this process."""
 
+    ships: bool  # whether bundles are pickled: then those of a plan may be prepared once and submitted often
+
     def nodes(self) -> Sequence[str | None]:
         """Nodes that may run tasks without a place."""
 
-    def submit(self, bundle: Bundle, inputs: Sequence[Input]) -> list[Handle]:
-        """Start a bundle once its inputs are there; returns a handle for each group of outputs."""
+    def prepare(self, bundle: Bundle, picks: Sequence[Picks], reusable: bool) -> Any:
+        """Make of a bundle what `submit` takes; `picks` says what it needs of each group of values."""
+
+    def submit(self, prepared: Any, groups: Sequence[Handle], steps: Mapping[Key, StepSlots]) -> list[Handle]:
+        """Start a bundle once its inputs are there; returns a handle for each group of outputs.
+
+        Holds on to `steps`, the slots that its leaves are in, until it has ended.
+        """
 
     def fetch(self, handles: Sequence[Handle]) -> list[Sequence[Any]]:
         """Wait for groups of values and bring them here; raises what a task has raised."""
@@ -44,6 +66,8 @@ class BundleScheduler:
 
     def __init__(self, executor: BundleExecutor) -> None:
         self._executor = executor
+        self._plans = Plans()
+        self.usage = Usage()
 
     def __call__(self, dsk: Any, keys: Any, **_ignored: Any) -> Any:
         """Compute the values of `keys` (a key, or nested lists of keys) in the graph `dsk`.
@@ -68,23 +92,77 @@ class BundleScheduler:
             rebuilt.append(rebuild({key: Leaf(key, fetch_kept, kept[key]) for key in keys}, *state))
         return rebuilt
 
-    def _run(self, dsk: Any, wanted: Sequence[Hashable]) -> dict[Hashable, KeptResult]:
-        graph = _materialize(dsk)
-        given = {key: kept for key, task in graph.items() if (kept := kept_of(task)) is not None}
-        at = {key: kept.node_id for key, kept in given.items()}
-        parts = partition(graph, wanted, self._executor.nodes, at)
+    def _run(self, dsk: Any, wanted: Sequence[Key]) -> dict[Key, KeptResult]:
+        started = time.perf_counter()
+        try:
+            structure = structure_of(dsk, wanted) if self._executor.ships else None
+            plan = self._plans.get(structure) if structure is not None else None
+            self.usage.computations += 1
+            if structure is not None and plan is not None:
+                self.usage.reused_plans += 1
+                bound: dict[Key, StepSlots] = dict(zip(plan.step_keys, structure.steps, strict=True))
+                results = self._launch(plan, {}, bound)
+                return {new: results[old] for old, new in zip(plan.wanted, wanted, strict=True)}
+            graph = _materialize(dsk)
+            kept = {key: found for key, task in graph.items() if (found := kept_of(task)) is not None}
+            steps = {key: step for key, task in graph.items() if (step := step_of(task)) is not None}
+            plan = self._plan(
+                graph, wanted, kept, steps, structure.step_keys if structure is not None else None
+            )
+            if structure is not None:
+                self._plans.keep(structure, plan)
+            return self._launch(plan, kept, steps)
+        finally:
+            self.usage.planning_s += time.perf_counter() - started
+
+    def _plan(
+        self,
+        graph: Mapping[Key, GraphNode],
+        wanted: Sequence[Key],
+        kept: Mapping[Key, KeptResult],
+        steps: Mapping[Key, StepSlots],
+        step_keys: tuple[str, ...] | None,
+    ) -> Plan:
+        given = {key: result.node_id for key, result in kept.items()} | dict.fromkeys(steps, ANYWHERE)
+        parts = partition(graph, wanted, self._executor.nodes, given)
+        prepared = [
+            self._executor.prepare(
+                bundle,
+                [
+                    *(tuple(enumerate(taken.keys)) for taken in bundle.inputs),
+                    *_by_handle(bundle, kept).values(),
+                ],
+                step_keys is not None,
+            )
+            for bundle in parts.bundles
+        ]
+        if step_keys is not None:  # it will be kept
+            parts = replace(parts, bundles=tuple(replace(bundle, tasks=()) for bundle in parts.bundles))
+        return Plan(parts, tuple(prepared), tuple(wanted), step_keys or ())
+
+    def _launch(
+        self, plan: Plan, kept: Mapping[Key, KeptResult], steps: Mapping[Key, StepSlots]
+    ) -> dict[Key, KeptResult]:
         returned: list[list[Handle]] = []
-        for bundle in parts.bundles:
-            inputs = [Input(returned[i.bundle][i.group], tuple(enumerate(i.keys))) for i in bundle.inputs]
-            by_handle: dict[Handle, list[tuple[int, Hashable]]] = defaultdict(list)
-            for key in bundle.given:
-                by_handle[given[key].handle].append((given[key].index, key))
-            inputs += [Input(handle, tuple(picks)) for handle, picks in by_handle.items()]
-            returned.append(self._executor.submit(bundle, inputs))
-        results = {key: given[key] for key in wanted if key in given}
-        for key, (number, group, index) in parts.results.items():
-            results[key] = KeptResult(returned[number][group], index, parts.bundles[number].node_id)
+        bundles = plan.partition.bundles
+        for bundle, prepared in zip(bundles, plan.prepared, strict=True):
+            groups = [returned[taken.bundle][taken.group] for taken in bundle.inputs]
+            groups += _by_handle(bundle, kept)
+            used = {key: steps[key] for key in bundle.given if key in steps}
+            returned.append(self._executor.submit(prepared, groups, used))
+        results = {key: kept[key] for key in plan.wanted if key in kept}
+        for key, (number, group, index) in plan.partition.results.items():
+            results[key] = KeptResult(returned[number][group], index, bundles[number].node_id)
         return results
+
+
+def _by_handle(bundle: Bundle, kept: Mapping[Key, KeptResult]) -> dict[Handle, Picks]:
+    """What a bundle takes of results that exist already."""
+    picks: dict[Handle, Picks] = defaultdict(tuple)
+    for key in bundle.given:
+        if key in kept:
+            picks[kept[key].handle] += ((kept[key].index, key),)
+    return picks
 
 
 def _materialize(dsk: Any) -> dict[Hashable, GraphNode]:

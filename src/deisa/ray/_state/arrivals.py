@@ -1,14 +1,19 @@
 """What has arrived on one node, and which slots hold it.
 
-A *region* is one chunk on this node; it has K *slots*, each holding the chunk at one timestep.
-A slot is free, or holds a chunk that has arrived and is not released yet: the rank takes a free one
-when it copies, the agent frees it when every consumer's lease on that (array, timestep) has ended.
+A *region* is one chunk on this node. All regions of an array have K *slots* each and go through them
+in step: the n-th timestep that any of them hands over lies in the slot that the agent has given *turn* n.
+At first turn n has slot n; when every consumer's lease on an (array, timestep) has ended, its slot goes to
+the next turn. A rank that has handed over as many timesteps as there are turns has to wait.
+
+::
+
+    turn    0  1  2  3  4          K = 3; timesteps in slots 0, 1 and 2 have arrived,
+    slot    0  1  2  1             the one in slot 1 has been released: turn 3 may begin, turn 4 waits
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -26,7 +31,15 @@ from deisa.ray.errors import ProtocolError
 
 NOT_STARTED = -math.inf
 FINISHED = math.inf
-EMPTY = -1
+MIXED = -1  # chunks of one timestep in different slots
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Turn number `number` has been given `slot`."""
+
+    number: int
+    slot: int
 
 
 @dataclass(slots=True)
@@ -37,16 +50,23 @@ class _Bridge:
 
 
 @dataclass(slots=True)
+class _Arriving:
+    slot: int
+    regions: set[int] = field(default_factory=set)  # those that are there
+
+
+@dataclass(slots=True)
 class _Array:
-    regions: list[int]  # increasing
-    place: dict[int, int]  # region -> position in `regions`
+    regions: tuple[int, ...]
     owners: tuple[int, ...]  # bridges that own a region of it
     slots: int
-    last: list[float]  # timestep sent last, by position
+    sent: dict[int, int]  # region -> timesteps handed over
+    last: dict[int, float]  # region -> timestep handed over last
+    slot_of_turn: list[int]  # slot of turn n at n % slots; older turns are over
+    turns: int  # so many have been given a slot
     passed: float = NOT_STARTED
-    arriving: dict[int, list[int]] = field(default_factory=dict)  # timestep -> slot by position
-    missing: dict[int, int] = field(default_factory=dict)  # timestep -> chunks still to come
-    leased: dict[int, tuple[list[int], set[str]]] = field(default_factory=dict)
+    arriving: dict[int, _Arriving] = field(default_factory=dict)  # by timestep
+    leased: dict[int, tuple[int, set[str]]] = field(default_factory=dict)  # timestep -> slot, holders
 
 
 class NodeArrivals:
@@ -60,7 +80,6 @@ class NodeArrivals:
         self._bridges: dict[int, _Bridge] = {}
         self._arrays: dict[str, _Array] = {}
         self._owner: dict[int, tuple[int, str]] = {}  # region -> bridge, array
-        self._busy: dict[int, set[int]] = {}  # region -> slots not free
         self._consumers: frozenset[str] = frozenset()
         self._next_region = 0
         self._events: list[Event] = []
@@ -85,46 +104,58 @@ class NodeArrivals:
     def subscribe(self, slots: Mapping[str, int], consumers: Iterable[str]) -> None:
         """Start the session: the arrays asked for, how many slots each chunk has, who leases them."""
         self._consumers = frozenset(consumers)
-        for array, count in slots.items():
-            regions = sorted(r for r, (_, name) in self._owner.items() if name == array)
+        regions_of: dict[str, list[int]] = {array: [] for array in slots}
+        for region, (_, array) in self._owner.items():
+            if array in regions_of:
+                regions_of[array].append(region)
+        for array, regions in regions_of.items():
             if regions:
-                owners = tuple(sorted({self._owner[r][0] for r in regions}))
-                place = {region: position for position, region in enumerate(regions)}
-                self._arrays[array] = _Array(regions, place, owners, count, [NOT_STARTED] * len(regions))
-                self._busy.update((region, set()) for region in regions)
+                self._arrays[array] = _Array(
+                    tuple(regions),
+                    tuple(sorted({self._owner[region][0] for region in regions})),
+                    slots[array],
+                    dict.fromkeys(regions, 0),
+                    dict.fromkeys(regions, NOT_STARTED),
+                    list(range(slots[array])),
+                    slots[array],
+                )
 
-    def put(self, bridge_id: int, region: int, timestep: int, slot: int) -> None:
-        """A chunk lies in `slot` of `region`.
+    def put(self, bridge_id: int, region: int, timestep: int) -> None:
+        """A chunk lies in the slot of its region's turn.
 
         Raises
         ------
         ProtocolError
-            When the bridge breaks the account: another bridge's region, a slot that does not
-            exist or is not free, an older timestep, the same chunk twice.
+            When the bridge breaks the account: another bridge's region, a turn that has no slot yet,
+            an older timestep, the same chunk twice.
         """
         owner, name = self._owner.get(region, (None, ""))
         array = self._arrays.get(name)
         if owner != bridge_id or array is None:
             raise ProtocolError(f"bridge {bridge_id} has no region {region} to send")
-        if not 0 <= slot < array.slots or slot in self._busy[region]:
-            raise ProtocolError(f"bridge {bridge_id}: slot {slot} of region {region} is not free")
-        place = array.place[region]
-        if array.last[place] == timestep:
+        turn = array.sent[region]
+        if turn >= array.turns:
+            raise ProtocolError(f"bridge {bridge_id}: region {region} has no free slot")
+        if array.last[region] == timestep:
             raise ProtocolError(f"bridge {bridge_id} sent region {region} twice for timestep {timestep}")
         self.advance(bridge_id, timestep)
-        array.last[place] = timestep
-        if timestep not in array.arriving:
-            array.arriving[timestep] = [EMPTY] * len(array.regions)
-            array.missing[timestep] = len(array.regions)
-        arriving = array.arriving[timestep]
-        arriving[place] = slot
-        self._busy[region].add(slot)
+        array.last[region] = timestep
+        array.sent[region] = turn + 1
         self._bridges[bridge_id].last_sent = timestep
-        array.missing[timestep] -= 1
-        if array.missing[timestep] == 0:
-            del array.missing[timestep], array.arriving[timestep]
-            array.leased[timestep] = (arriving, set(self._consumers))
-            self._events.append(StepComplete(name, timestep, tuple(arriving)))
+        slot = array.slot_of_turn[turn % array.slots]
+        arriving = array.arriving.get(timestep)
+        if arriving is None:
+            arriving = array.arriving[timestep] = _Arriving(slot)
+        elif arriving.slot != slot:
+            arriving.slot = MIXED
+        arriving.regions.add(region)
+        if len(arriving.regions) == len(array.regions):
+            del array.arriving[timestep]
+            # Slots differ only after some region has skipped a timestep that others sent: that one has been
+            # reported as torn, and nothing after it is delivered.
+            if arriving.slot != MIXED:
+                array.leased[timestep] = (slot, set(self._consumers))
+                self._events.append(StepComplete(name, timestep, slot))
 
     def advance(self, bridge_id: int, timestep: float) -> None:
         """A bridge says that it will send nothing older than `timestep` any more."""
@@ -145,12 +176,9 @@ class NodeArrivals:
             return
         array.passed = passed
         for timestep in sorted(t for t in array.arriving if t < passed):
-            slots = array.arriving[timestep]
-            absent = {
-                self._owner[r][0] for r, slot in zip(array.regions, slots, strict=True) if slot == EMPTY
-            }
+            there = array.arriving.pop(timestep).regions
+            absent = {self._owner[region][0] for region in array.regions if region not in there}
             self._events.append(StepTorn(name, timestep, tuple(sorted(absent))))
-            del array.missing[timestep], array.arriving[timestep]
         self._events.append(OwnersPassed(name, None if passed == FINISHED else int(passed)))
 
     def hold_up(self, bridge_id: int, region: int, timestep: int) -> None:
@@ -161,9 +189,14 @@ class NodeArrivals:
         self.advance(bridge_id, timestep)
         self._events.append(SendHeldUp(bridge_id, name, timestep))
 
-    def slots_of_region(self, region: int) -> int:
-        """How many slots a region has."""
-        return self._arrays[self._owner[region][1]].slots
+    def must_wait(self, region: int) -> bool:
+        """Whether the region's next turn has no slot yet."""
+        array = self._arrays[self.array_of(region)]
+        return array.sent[region] >= array.turns
+
+    def array_of(self, region: int) -> str:
+        """The array that a region is a chunk of."""
+        return self._owner[region][1]
 
     def close(self, bridge_id: int, stats: BridgeStats) -> None:
         """A bridge has closed: nothing more comes from it."""
@@ -174,21 +207,20 @@ class NodeArrivals:
         """A bridge has gone without closing. What it had not sent will never be complete."""
         self._events.append(BridgeLost(bridge_id, self._bridges[bridge_id].last_sent, reason))
 
-    def release(self, consumer: str, array: str, timestep: int) -> dict[int, list[tuple[int, int]]]:
-        """End a consumer's lease; returns the slots that became free, as (region, slot) by bridge."""
-        slots, holders = self._arrays[array].leased[timestep]
+    def release(self, consumer: str, array: str, timestep: int) -> Turn | None:
+        """End a consumer's lease; returns the turn that got the slot, once nobody holds it any more."""
+        account = self._arrays[array]
+        slot, holders = account.leased[timestep]
         holders.discard(consumer)
-        freed: dict[int, list[tuple[int, int]]] = defaultdict(list)
-        if not holders:
-            del self._arrays[array].leased[timestep]
-            for region, slot in zip(self._arrays[array].regions, slots, strict=True):
-                self._busy[region].discard(slot)
-                freed[self._owner[region][0]].append((region, slot))
-        return freed
-
-    def is_finished(self, bridge_id: int) -> bool:
-        """Whether the bridge has closed."""
-        return self._bridges[bridge_id].at == FINISHED
+        if holders:
+            return None
+        del account.leased[timestep]
+        turn = Turn(account.turns, slot)
+        # This overwrites the turn before by as many as there are slots. Every region is past it: one of the turns
+        # since then has been released, having been complete.
+        account.slot_of_turn[turn.number % account.slots] = slot
+        account.turns += 1
+        return turn
 
     def regions_of(self, bridge_id: int) -> Mapping[str, Sequence[int]]:
         """The bridge's regions by array."""

@@ -48,14 +48,11 @@ class DtypeLearned:
 
 @dataclass(frozen=True, slots=True)
 class StepComplete:
-    """Every chunk that this node owns of `array` has arrived for `timestep`.
-
-    `slots` follows the node's regions of that array, in increasing order of region.
-    """
+    """Every chunk that this node owns of `array` has arrived for `timestep`; all lie in the same `slot`."""
 
     array: str
     timestep: int
-    slots: tuple[int, ...]
+    slot: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -432,11 +432,7 @@ def _from_offsets(
 ) -> ArrayLayout:
     chunks = tuple(Chunk(bridge_id, index, c.offset or (), c.shape) for bridge_id, index, c in owned)
     shape = shape or ()
-    rank = len(shape)
-    edges = [
-        np.unique([0, shape[d], *(c.offset[d] for c in chunks), *(c.offset[d] + c.shape[d] for c in chunks)])
-        for d in range(rank)
-    ]
+    edges = _edges([(c.offset, c.shape) for c in chunks], shape)
     grid = tuple(len(e) - 1 for e in edges)
     if math.prod(grid) > MAX_CELLS:
         raise LayoutError(
@@ -445,10 +441,7 @@ def _from_offsets(
         )
     cells = np.full(grid, -1, dtype=np.int32)
     for number, chunk in enumerate(chunks):
-        region = tuple(
-            slice(*np.searchsorted(edges[d], (chunk.offset[d], chunk.offset[d] + chunk.shape[d])))
-            for d in range(rank)
-        )
+        region = _cells_of(edges, chunk.offset, chunk.shape)
         taken = cells[region]
         if np.any(taken >= 0):
             other = chunks[int(np.max(taken))]
@@ -459,11 +452,66 @@ def _from_offsets(
         cells[region] = number
     if np.any(cells < 0):
         hole = np.argwhere(cells < 0)[0]
-        start = tuple(int(edges[d][hole[d]]) for d in range(rank))
-        stop = tuple(int(edges[d][hole[d] + 1]) for d in range(rank))
+        start = tuple(int(e[h]) for e, h in zip(edges, hole, strict=True))
+        stop = tuple(int(e[h + 1]) for e, h in zip(edges, hole, strict=True))
         raise HoleError(
             f"array {name!r}: no chunk covers elements {start} to {stop} of global_shape {shape} "
             f"({name_bridges(c.bridge_id for c in chunks)} described {len(chunks)} chunks)"
         )
-    cuts = tuple(tuple(int(n) for n in np.diff(e)) for e in edges)
-    return ArrayLayout(name, dtype, shape, chunks, cuts, cells)
+    return ArrayLayout(name, dtype, shape, chunks, _sizes(edges), cells)
+
+
+def tile(
+    boxes: Sequence[tuple[Shape, Shape]],
+    shape: Shape,
+    max_cells: int,
+    inner_edges: Sequence[tuple[int, int]] = (),
+) -> tuple[tuple[tuple[int, ...], ...], np.ndarray] | None:
+    """Find the grid of cells in which each cell lies in one box.
+
+    Parameters
+    ----------
+    boxes : sequence of (offset, shape)
+        They tile the array exactly.
+    shape : tuple of int
+    max_cells : int
+    inner_edges : sequence of (dimension, edge)
+        Where to cut besides.
+
+    Returns
+    -------
+    cuts, cells
+        The cells' sizes along each dimension, and for each cell the position of its box; None when there would
+        be more than `max_cells`.
+    """
+    edges = _edges(boxes, shape, inner_edges)
+    grid = tuple(len(e) - 1 for e in edges)
+    if math.prod(grid) > max_cells:
+        return None
+    cells = np.empty(grid, dtype=np.int32)
+    for number, (offset, box_shape) in enumerate(boxes):
+        cells[_cells_of(edges, offset, box_shape)] = number
+    return _sizes(edges), cells
+
+
+def _edges(
+    boxes: Sequence[tuple[Shape, Shape]], shape: Shape, inner_edges: Sequence[tuple[int, int]] = ()
+) -> list[np.ndarray]:
+    found: list[set[int]] = [{0, length} for length in shape]
+    for offset, box_shape in boxes:
+        for d, (start, length) in enumerate(zip(offset, box_shape, strict=True)):
+            found[d] |= {start, start + length}
+    for d, edge in inner_edges:
+        found[d].add(edge)
+    return [np.array(sorted(edges)) for edges in found]
+
+
+def _cells_of(edges: Sequence[np.ndarray], offset: Shape, shape: Shape) -> tuple[slice, ...]:
+    return tuple(
+        slice(*np.searchsorted(e, (start, start + length)))
+        for e, start, length in zip(edges, offset, shape, strict=True)
+    )
+
+
+def _sizes(edges: Sequence[np.ndarray]) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(int(n) for n in np.diff(e)) for e in edges)

@@ -48,18 +48,18 @@ class Firing:
 
 @dataclass(frozen=True, slots=True)
 class CompleteStep:
-    """A whole array at a timestep, with the slots of each node that hold it."""
+    """A whole array at a timestep, and the slot of each node that holds it."""
 
     array: str
     timestep: int
-    slots: Mapping[str, tuple[int, ...]]
+    slots: Mapping[str, int]
 
 
 @dataclass(slots=True)
 class _Array:
     owners: Mapping[str, tuple[int, ...]]  # node -> bridges on it that own chunks of this array
     passed: dict[str, float]  # node -> nothing older comes from it
-    arrived: dict[int, dict[str, tuple[int, ...]]] = field(default_factory=dict)  # not complete yet
+    arrived: dict[int, dict[str, int]] = field(default_factory=dict)  # not complete yet
     complete: list[int] = field(default_factory=list)  # those that a window may still need
     first: float = math.inf
     resolved: float = NEVER  # the last timestep at which nothing more can become complete
@@ -101,7 +101,7 @@ class Timeline:
         """
         array = self._arrays[event.array]
         by_node = array.arrived.setdefault(event.timestep, {})
-        by_node[node] = event.slots
+        by_node[node] = event.slot
         skipped = [n for n in array.owners if n not in by_node and array.passed[n] > event.timestep]
         if skipped:
             raise self._torn(event.array, event.timestep, (b for n in skipped for b in array.owners[n]))

@@ -17,8 +17,9 @@ from deisa.ray._state.events import BridgeStats
 from deisa.ray._state.layout import ArrayDescription
 from deisa.ray._transport import messages
 from deisa.ray._transport.address import agent_address, check_same_user, shown
+from deisa.ray._transport.board import read_board
 from deisa.ray._transport.descriptors import receive_with_descriptors
-from deisa.ray._transport.memory import FREE, TAKEN, map_segments, slot_view, touch
+from deisa.ray._transport.memory import map_segments, prefer_huge_pages, slot_view, touch
 from deisa.ray._transport.messages import FrameBuffer, Message
 from deisa.ray.config import Settings
 from deisa.ray.errors import (
@@ -38,15 +39,10 @@ FIRST_RETRY_S, LAST_RETRY_S = 0.01, 0.25
 
 @dataclass(slots=True)
 class _Region:
-    slots: list[np.ndarray]
-    marks: memoryview  # one byte for each slot; the agent frees, this rank takes
-
-    def take(self) -> int:
-        """Take a free slot; -1 when there is none."""
-        slot = self.marks.tobytes().find(FREE)
-        if slot >= 0:
-            self.marks[slot] = TAKEN
-        return slot
+    row: int  # of its array on the board
+    slots: int
+    memory: list[np.ndarray] | None  # by slot; None until the dtype is known
+    turn: int = 0  # timesteps handed over
 
 
 class RankChannel:
@@ -60,7 +56,9 @@ class RankChannel:
         self._address = agent_address(settings)
         self._frames = FrameBuffer()
         self._descriptors: list[int] = []
+        self._memory: dict[int, list[np.ndarray]] = {}  # slots of regions, before the start says more of them
         self._regions: dict[int, _Region] = {}
+        self._board = memoryview(b"")
         self._arrays: dict[str, tuple[int, ...]] | None = None
         self._progress = ""
         self._failure: DeisaError | None = None
@@ -184,13 +182,13 @@ class RankChannel:
     def _handle(self, message: Message) -> None:
         match message:
             case messages.Free():
-                pass  # the slot is marked free
+                pass  # it stands on the board
             case messages.Progress(text):
                 self._progress = text
             case messages.Slots():
                 self._map(message)
-            case messages.Start(regions):
-                self._arrays = regions
+            case messages.Start():
+                self._begin(message)
             case messages.Fail(kind, text):
                 self._failure = named_error(kind, text)
                 raise self._failure
@@ -200,60 +198,77 @@ class RankChannel:
                 )
 
     def _map(self, message: messages.Slots) -> None:
-        received = self._descriptors[: message.descriptors]
-        del self._descriptors[: message.descriptors]
+        received = self._descriptors[: len(message.sizes)]
+        del self._descriptors[: len(message.sizes)]
         memory = map_segments(received, message.sizes, writable=True)
         for segment in memory:
-            touch(segment)
+            prefer_huge_pages(segment)
         for spec in message.regions:
-            views = [slot_view(memory[spec.segment], spec, slot) for slot in range(spec.slots)]
-            marks = memoryview(memory[spec.segment])[spec.marks : spec.marks + spec.slots]
-            self._regions[spec.region] = _Region(views, marks)
+            slots = [slot_view(memory[spec.segment], spec, slot) for slot in range(spec.slots)]
+            for slot in slots:
+                touch(slot)
+            if spec.region in self._regions:  # its dtype was left open
+                self._regions[spec.region].memory = slots
+            else:
+                self._memory[spec.region] = slots
 
-    def has_memory(self, region: int) -> bool:
-        """Whether the region has its slots; not before `learn` where the dtype was left open."""
-        return region in self._regions
+    def _begin(self, start: messages.Start) -> None:
+        if start.board_bytes:
+            if not self._descriptors:
+                raise ProtocolError(
+                    "the agent's board did not come along; is the limit on open files too small?"
+                )
+            self._board = read_board(self._descriptors.pop(0), start.board_bytes)
+        for wanted in start.arrays.values():
+            for region in wanted.regions:
+                self._regions[region] = _Region(wanted.row, wanted.slots, self._memory.pop(region, None))
+        self._arrays = {name: wanted.regions for name, wanted in start.arrays.items()}
+
+    def dtype_of(self, region: int) -> np.dtype | None:
+        """The dtype of a region's slots; None before `learn` where no bridge has declared it."""
+        memory = self._regions[region].memory
+        return memory[0].dtype if memory is not None else None
 
     def learn(self, array: str, region: int, dtype: np.dtype) -> None:
         """Tell the agent the dtype of an array and wait for its slots."""
         self._send(messages.encode(messages.Learned(array, dtype)))
         self._wait(
-            lambda: region in self._regions,
+            lambda: self._regions[region].memory is not None,
             self._settings.start_timeout_s,
             lambda: f"waiting for the memory of array {array!r}",
             "DEISA_RAY_START_TIMEOUT_S",
         )
 
-    def take_slot(self, array: str, region: int, timestep: int) -> tuple[int, np.ndarray, float]:
-        """Take a free slot, waiting for one if need be.
+    def free_slot(self, array: str, region: int, timestep: int) -> tuple[np.ndarray, float]:
+        """Return the memory for a region's next chunk, waiting for it if need be; the same until `put`.
 
         Returns
         -------
-        slot, view, held_up_s
-            Its number, the memory as an array, and the seconds spent waiting.
+        slot, held_up_s
+            The memory as an array, and the seconds spent waiting.
         """
-        memory = self._regions[region]
+        own = self._regions[region]
+        assert own.memory is not None
         held_up_s = 0.0
-        slot = memory.take()
-        if slot < 0:
+        if own.turn >= self._board[own.row]:
             started = time.perf_counter()
             self._send(messages.encode(messages.HeldUp(region, timestep)))
             self._wait(
-                lambda: FREE in memory.marks.tobytes(),
+                lambda: own.turn < self._board[own.row],
                 self._settings.send_timeout_s,
                 lambda: (
-                    f"all {len(memory.slots)} slots of array {array!r} are in use: timestep {timestep} waits for the "
+                    f"all {own.slots} slots of array {array!r} are in use: timestep {timestep} waits for the "
                     "analytics (slower than the simulation, or keeping arrays alive)"
                 ),
                 "DEISA_RAY_SEND_TIMEOUT_S",
             )
             held_up_s = time.perf_counter() - started
-            slot = memory.take()
-        return slot, memory.slots[slot], held_up_s
+        return own.memory[self._board[own.row + 1 + own.turn % own.slots]], held_up_s
 
-    def put(self, region: int, timestep: int, slot: int) -> None:
+    def put(self, region: int, timestep: int) -> None:
         """Hand a filled slot over."""
-        self._send(messages.frame([messages.Put.code, region, timestep, slot]))
+        self._regions[region].turn += 1
+        self._send(messages.frame([messages.Put.code, region, timestep]))
 
     def advance(self, timestep: int) -> None:
         """Say that nothing older than `timestep` will come."""
@@ -293,4 +308,6 @@ class RankChannel:
         for descriptor in self._descriptors:
             os.close(descriptor)
         self._descriptors.clear()
+        self._memory.clear()
         self._regions.clear()
+        self._board = memoryview(b"")

@@ -7,6 +7,8 @@ import math
 import mmap
 import os
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,6 @@ from deisa.ray._transport.messages import RegionSpec
 from deisa.ray.errors import MemoryBoundError, ProtocolError
 
 PAGE_BYTES = mmap.PAGESIZE
-FREE, TAKEN = 0, 1  # the mark of a slot
 
 
 def create_segment(name: str, nbytes: int) -> int:
@@ -38,29 +39,32 @@ def lay_out(
 ) -> tuple[list[RegionSpec], int]:
     """Place the slots of several chunks, given as (region, shape, dtype, slots), in one segment.
 
-    The segment starts with the marks of all slots; every slot starts on a page of its own. Returns
-    the regions and the segment's size in bytes.
+    Every slot starts on a page of its own. Returns the regions and the segment's size in bytes.
     """
     regions = []
-    marks = 0
-    base = marks_size(sum(slots for *_, slots in chunks))
+    base = 0
     for region, shape, dtype, slots in chunks:
         slot_bytes = slot_size(shape, dtype)
-        strides = tuple(int(n) for n in contiguous_strides(shape, dtype.itemsize))
-        regions.append(RegionSpec(region, segment, marks, base, slot_bytes, slots, shape, strides, dtype))
-        marks += slots
+        strides = contiguous_strides(shape, dtype.itemsize)
+        regions.append(RegionSpec(region, segment, base, slot_bytes, slots, shape, strides, dtype))
         base += slot_bytes * slots
     return regions, base
 
 
-def marks_size(slots: int) -> int:
-    """Bytes at the start of a segment for the marks of so many slots: whole pages."""
-    return -(-slots // PAGE_BYTES) * PAGE_BYTES
+def within(box: RegionSpec, region: int, offset: Shape, shape: Shape) -> RegionSpec:
+    """Place a chunk inside a box, `offset` elements from its corner."""
+    base = box.base + sum(o * step for o, step in zip(offset, box.strides, strict=True))
+    return replace(box, region=region, base=base, shape=shape)
 
 
 def slot_size(shape: Shape, dtype: np.dtype) -> int:
     """Bytes of one slot: the chunk, rounded up to whole pages."""
-    return -(-math.prod(shape) * dtype.itemsize // PAGE_BYTES) * PAGE_BYTES
+    return whole_pages(math.prod(shape) * dtype.itemsize)
+
+
+def whole_pages(nbytes: int) -> int:
+    """Round a number of bytes up to whole pages."""
+    return -(-nbytes // PAGE_BYTES) * PAGE_BYTES
 
 
 def contiguous_strides(shape: Shape, itemsize: int) -> Shape:
@@ -119,9 +123,18 @@ def slot_view(memory: object, spec: RegionSpec, slot: int) -> np.ndarray:
     )
 
 
-def touch(memory: mmap.mmap) -> None:
-    """Fault every page in, so that no later copy pays for it and pages lie near the caller."""
-    np.frombuffer(memory, dtype=np.uint8)[::PAGE_BYTES] = 0
+def touch(slot: np.ndarray) -> None:
+    """Fault every page of a slot in, so that no later copy pays for it and pages lie near the caller."""
+    if slot.flags.c_contiguous:
+        slot.reshape(-1).view(np.uint8)[::PAGE_BYTES] = 0
+    else:  # rows in a box that other ranks share
+        slot.view(f"V{slot.itemsize}")[...] = np.void(bytes(slot.itemsize))
+
+
+def prefer_huge_pages(memory: mmap.mmap) -> None:
+    """Have the kernel use huge pages where its ``shmem_enabled`` setting leaves that to the program."""
+    with suppress(OSError):
+        memory.madvise(mmap.MADV_HUGEPAGE)
 
 
 def available_bytes() -> int:

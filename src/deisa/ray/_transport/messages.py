@@ -11,7 +11,7 @@ message that has been decoded is valid in form.
     -------------                         -------------
     Hello      who, and which chunks      Progress   still waiting, for whom
     Learned    dtype of an array          Slots      regions of memory, with descriptors
-    Put        a chunk lies in a slot     Start      the arrays asked for
+    Put        a chunk lies in its slot   Start      the arrays asked for, with a descriptor
     HeldUp     no slot free               Free       a slot, for a rank that was held up
     Advance    nothing older will come    Fail       the session is over, and why
     Close      the end
@@ -43,7 +43,7 @@ from deisa.ray._state.layout import (
 )
 from deisa.ray.errors import ProtocolError
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MAX_MESSAGE_BYTES = 16 * 2**20
 MAX_CHUNKS_PER_MESSAGE = 100_000
 _LENGTH = struct.Struct("<I")
@@ -56,19 +56,36 @@ class RegionSpec:
     """Where the slots of one chunk lie.
 
     The chunk at slot ``s`` starts at byte ``base + s * slot_bytes`` of descriptor number
-    `segment`, with the given strides (bytes): a chunk may lie inside a larger box. Byte
-    ``marks + s`` of the segment is 1 from when the rank takes the slot until the agent frees it.
+    `segment`, with the given strides (bytes): a chunk may lie inside a larger box.
     """
 
     region: int
     segment: int
-    marks: int
     base: int
     slot_bytes: int
     slots: int
     shape: Shape
     strides: Shape
     dtype: np.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class WantedArray:
+    """An array that a callback asks for.
+
+    Its row on the board starts at 64-bit word `row`: the number of turns that have a slot, then the slot
+    of turn ``n`` at place ``n % slots``.
+
+    Attributes
+    ----------
+    regions : tuple of int
+        This bridge's chunks of the array.
+    row, slots : int
+    """
+
+    regions: tuple[int, ...]
+    row: int
+    slots: int
 
 
 class Message:
@@ -95,10 +112,11 @@ class Learned(Message):
 
 @dataclass(frozen=True, slots=True)
 class Put(Message):
+    """The chunk of `timestep` lies in the slot of the region's turn."""
+
     code: ClassVar[int] = 3
     region: int
     timestep: int
-    slot: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,20 +160,27 @@ class Progress(Message):
 
 @dataclass(frozen=True, slots=True)
 class Slots(Message):
-    """Regions of memory; their `segment` numbers count the descriptors that come along."""
+    """Regions of memory; their `segment` numbers count the descriptors that come along, of the given sizes."""
 
     code: ClassVar[int] = 17
-    descriptors: int
     sizes: tuple[int, ...]
     regions: tuple[RegionSpec, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Start(Message):
-    """The session has started; `regions` gives this bridge's region numbers by array."""
+    """The session has started.
+
+    Attributes
+    ----------
+    board_bytes : int
+        Size of the segment whose descriptor comes along: the board, on which the agent says whose turn it is.
+    arrays : dict of str to WantedArray
+    """
 
     code: ClassVar[int] = 18
-    regions: dict[str, tuple[int, ...]]
+    board_bytes: int
+    arrays: dict[str, WantedArray]
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,9 +401,9 @@ def _array(value: Any) -> ArrayDescription:
 
 
 def _region(value: Any) -> RegionSpec:
-    region, segment, marks, base, slot_bytes, slots, shape, strides, dtype = _fields(value, 9)
+    region, segment, base, slot_bytes, slots, shape, strides, dtype = _fields(value, 8)
     return RegionSpec(
-        _natural(region), _natural(segment), _natural(marks), _natural(base), _natural(slot_bytes), _natural(slots),
+        _natural(region), _natural(segment), _natural(base), _natural(slot_bytes), _natural(slots),
         _naturals(shape), _integers(strides), _dtype(dtype),
     )  # fmt: skip
 
@@ -388,10 +413,15 @@ def _stats(value: Any) -> BridgeStats:
     return BridgeStats(_natural(chunks), _natural(handed_over), _seconds(held_up_s))
 
 
-def _region_numbers(value: Any) -> dict[str, tuple[int, ...]]:
+def _wanted_arrays(value: Any) -> dict[str, WantedArray]:
     if type(value) is not dict:
-        raise TypeError("expected a map of arrays to regions")
-    return {_text(name): _naturals(regions) for name, regions in value.items()}
+        raise TypeError("expected a map of arrays")
+    return {_text(name): _wanted(fields) for name, fields in value.items()}
+
+
+def _wanted(value: Any) -> WantedArray:
+    regions, row, slots = _fields(value, 3)
+    return WantedArray(_naturals(regions), _natural(row), _natural(slots))
 
 
 _READ: dict[tuple[str, str], Any] = {
@@ -403,7 +433,6 @@ _READ: dict[tuple[str, str], Any] = {
     ("Learned", "dtype"): _dtype,
     ("Put", "region"): _natural,
     ("Put", "timestep"): _integer,
-    ("Put", "slot"): _natural,
     ("HeldUp", "region"): _natural,
     ("HeldUp", "timestep"): _integer,
     ("Advance", "timestep"): _integer,
@@ -411,10 +440,10 @@ _READ: dict[tuple[str, str], Any] = {
     ("Abort", "reason"): _text,
     ("Attach", "version"): _integer,
     ("Progress", "text"): _text,
-    ("Slots", "descriptors"): _natural,
     ("Slots", "sizes"): _naturals,
     ("Slots", "regions"): lambda value: tuple(map(_region, _items(value))),
-    ("Start", "regions"): _region_numbers,
+    ("Start", "board_bytes"): _natural,
+    ("Start", "arrays"): _wanted_arrays,
     ("Free", "region"): _natural,
     ("Fail", "kind"): _text,
     ("Fail", "text"): _text,

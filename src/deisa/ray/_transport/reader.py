@@ -66,8 +66,8 @@ class AgentMemory:
         raise SessionEndedError("the agent ended while its memory was being mapped")
 
     def _map(self, message: messages.Slots, descriptors: list[int]) -> None:
-        received = descriptors[: message.descriptors]
-        del descriptors[: message.descriptors]
+        received = descriptors[: len(message.sizes)]
+        del descriptors[: len(message.sizes)]
         memory = map_segments(received, message.sizes, writable=False)
         for spec in message.regions:
             self._regions[spec.region] = (memory[spec.segment], spec)

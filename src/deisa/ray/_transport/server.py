@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import errno
 import logging
-import mmap
 import os
 import selectors
 import socket
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -28,16 +27,9 @@ from deisa.ray._state.events import AgentLost, BridgeJoined, DtypeLearned, Event
 from deisa.ray._state.layout import ArrayDescription, Shape
 from deisa.ray._transport import messages
 from deisa.ray._transport.address import agent_address, check_same_user, shown
+from deisa.ray._transport.board import Board
 from deisa.ray._transport.descriptors import RECEIVE_BYTES
-from deisa.ray._transport.memory import (
-    FREE,
-    check_fits,
-    create_segment,
-    lay_out,
-    map_segment,
-    marks_size,
-    slot_size,
-)
+from deisa.ray._transport.memory import check_fits, create_segment, lay_out, slot_size, within
 from deisa.ray._transport.messages import FrameBuffer, Message, RegionSpec
 from deisa.ray._transport.reader import probe
 from deisa.ray.config import Settings
@@ -72,19 +64,39 @@ def yield_to_ranks() -> None:
 
 @dataclass(frozen=True, slots=True)
 class StartPlan:
-    """What the analytics asks of an agent: how many slots each chunk of an array gets."""
+    """What the analytics asks of all agents: how many slots each chunk of an array gets."""
 
     slots: Mapping[str, int]
     dtypes: Mapping[str, np.dtype | None]
     consumers: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class SharedBox:
+    """A box of an array on one node, in whose slots several of the node's chunks lie side by side.
+
+    Readers know it by the number of its first region.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Elements along each dimension.
+    chunks : tuple of (int, tuple of int)
+        Each chunk's region, and the offset of its corner from that of the box (elements).
+    """
+
+    shape: Shape
+    chunks: tuple[tuple[int, Shape], ...]
+
+
+Boxes = Mapping[str, Sequence[SharedBox]]  # by array; of those arrays whose chunks are merged
+
+
 @dataclass(slots=True)
 class _Segment:
     descriptor: int
     nbytes: int
-    regions: list[RegionSpec]
-    marks: mmap.mmap
+    regions: list[RegionSpec]  # as readers see them
 
 
 @dataclass(slots=True, eq=False)
@@ -120,9 +132,9 @@ class AgentServer:
         self._bridges: dict[int, _Connection] = {}
         self._connections: set[_Connection] = set()
         self._segments: list[_Segment] = []
-        self._marks: dict[int, tuple[mmap.mmap, int]] = {}  # region -> where the marks of its slots are
+        self._board: Board | None = None
         self._lost: list[tuple[int, str]] = []  # bridges, and why; still to be reported
-        self._held_up: set[int] = set()  # regions whose rank waits for a slot
+        self._held_up: dict[str, set[tuple[int, int]]] = defaultdict(set)  # array -> (bridge, region) waiting
         self._plan: StartPlan | None = None
         self._progress = "the analytics is up but has not called execute_callbacks() yet"
         self._joined: list[Event] = []
@@ -200,7 +212,7 @@ class AgentServer:
             for connection in self._bridges.values():
                 self._post(connection, messages.Progress(text))
 
-    def bound_bytes(self, plan: StartPlan) -> int:
+    def bound_bytes(self, plan: StartPlan, boxes: Boxes) -> int:
         """Chunk memory this node needs for `plan`.
 
         Raises
@@ -209,12 +221,13 @@ class AgentServer:
             When that is more than the node may give.
         """
         with self._lock:
-            dtypes = {name: dtype for name, dtype in plan.dtypes.items() if dtype is not None}
-            needed = sum(lay_out(self._chunks(c, dtypes, plan.slots))[1] for c in self._bridges.values())
+            separate = _known_dtypes(plan, without=boxes)
+            needed = sum(lay_out(self._chunks(c, separate, plan.slots))[1] for c in self._bridges.values())
+            needed += sum(_lay_out_boxes(name, boxes, plan)[1] for name in boxes)
         check_fits(needed, self._settings.memory_fraction, f"session {self._settings.session!r}")
         return needed
 
-    def start(self, plan: StartPlan) -> None:
+    def start(self, plan: StartPlan, boxes: Boxes) -> None:
         """Create the slots and let the ranks go."""
         with self._lock:
             self._plan = plan
@@ -223,37 +236,39 @@ class AgentServer:
                 if named is not None and self._bridges.get(named) is not connection:  # too late to be noticed
                     self._fail(connection, BridgeIdError(f"bridge_id {named} is taken"))
             self._arrivals.subscribe(plan.slots, plan.consumers)
+            self._board = board = Board(f"deisa-{self._settings.session}-board", plan.slots)
+            for connection in self._bridges.values():
+                self._provide(connection, _known_dtypes(plan, without=boxes))
+            for name in boxes:
+                self._provide_boxes(name, boxes, plan)
             for bridge_id, connection in self._bridges.items():
-                regions = self._arrivals.regions_of(bridge_id)
-                known = [name for name in regions if plan.dtypes.get(name) is not None]
-                self._provide(connection, {name: plan.dtypes[name] for name in known})  # type: ignore[misc]
-                wanted = {name: tuple(numbers) for name, numbers in regions.items() if name in plan.slots}
-                self._post(connection, messages.Start(wanted))
+                wanted = {
+                    name: messages.WantedArray(tuple(regions), board.rows[name], plan.slots[name])
+                    for name, regions in self._arrivals.regions_of(bridge_id).items()
+                    if name in plan.slots
+                }
+                if wanted:
+                    self._post(connection, messages.Start(board.nbytes, wanted), [board.descriptor])
+                else:
+                    self._post(connection, messages.Start(0, {}))
 
     def release(self, consumer: str, steps: Sequence[tuple[str, int]]) -> None:
         """End a consumer's leases on (array, timestep) pairs, and give free slots back to the ranks."""
         with self._lock:
-            if self.closed.is_set():
+            board = self._board
+            if self.closed.is_set() or board is None:
                 return  # the memory has gone
             for array, timestep in steps:
-                for bridge_id, slots in self._arrivals.release(consumer, array, timestep).items():
-                    for region, slot in slots:
-                        marks, offset = self._marks[region]
-                        marks[offset + slot] = FREE
-                        if region in self._held_up:
+                turn = self._arrivals.release(consumer, array, timestep)
+                if turn is not None:
+                    board.give(array, turn.number, turn.slot)
+                    for bridge_id, region in list(self._held_up[array]):
+                        if not self._arrivals.must_wait(region):
                             self._let_go(bridge_id, region)
 
-    def _is_free(self, region: int) -> bool:
-        if region not in self._marks:
-            raise ProtocolError(f"region {region} has no slots to wait for")
-        marks, offset = self._marks[region]
-        return FREE in marks[offset : offset + self._arrivals.slots_of_region(region)]
-
     def _let_go(self, bridge_id: int, region: int) -> None:
-        self._held_up.discard(region)
-        connection = self._bridges.get(bridge_id)
-        if connection is not None:
-            self._post(connection, messages.Free(region))
+        self._held_up[self._arrivals.array_of(region)].discard((bridge_id, region))
+        self._post(self._bridges[bridge_id], messages.Free(region))
 
     def close(self, error: DeisaError | None = None) -> None:
         """End the session on this node: tell the ranks why, close every socket, free the memory."""
@@ -372,12 +387,12 @@ class AgentServer:
         if bridge_id is None or connection.closed or self._plan is None:
             raise ProtocolError(f"a {type(message).__name__} is out of place here")
         match message:
-            case messages.Put(region, timestep, slot):
-                self._arrivals.put(bridge_id, region, timestep, slot)
+            case messages.Put(region, timestep):
+                self._arrivals.put(bridge_id, region, timestep)
             case messages.HeldUp(region, timestep):
                 self._arrivals.hold_up(bridge_id, region, timestep)
-                self._held_up.add(region)
-                if self._is_free(region):  # since the message left
+                self._held_up[self._arrivals.array_of(region)].add((bridge_id, region))
+                if not self._arrivals.must_wait(region):  # since the message left
                     self._let_go(bridge_id, region)
             case messages.Advance(timestep):
                 self._arrivals.advance(bridge_id, timestep)
@@ -430,7 +445,8 @@ class AgentServer:
         assert bridge_id is not None and self._plan is not None
         regions = self._arrivals.regions_of(bridge_id).get(array, ())
         has_memory = {spec.region for segment in self._segments for spec in segment.regions}
-        if array not in self._plan.slots or not regions or regions[0] in has_memory:
+        declared = self._plan.dtypes.get(array) is not None
+        if array not in self._plan.slots or declared or not regions or regions[0] in has_memory:
             raise ProtocolError(f"bridge {bridge_id} need not tell the dtype of array {array!r:.60}")
         chunks = connection.arrays[array].chunks
         needed = sum(slot_size(c.shape, dtype) for c in chunks) * self._plan.slots[array]
@@ -444,13 +460,30 @@ class AgentServer:
         chunks = self._chunks(connection, arrays, self._plan.slots)
         if not chunks:
             return
-        regions, nbytes = lay_out(chunks)
-        descriptor = create_segment(f"deisa-{self._settings.session}", nbytes)
-        marks = map_segment(descriptor, marks_size(sum(r.slots for r in regions)), writable=True)
-        segment = _Segment(descriptor, nbytes, regions, marks)
+        segment = self._add_segment(*lay_out(chunks))
+        self._post(
+            connection, messages.Slots((segment.nbytes,), tuple(segment.regions)), [segment.descriptor]
+        )
+
+    def _add_segment(self, regions: list[RegionSpec], nbytes: int) -> _Segment:
+        segment = _Segment(create_segment(f"deisa-{self._settings.session}", nbytes), nbytes, regions)
         self._segments.append(segment)
-        self._marks.update((r.region, (marks, r.marks)) for r in regions)
-        self._post(connection, messages.Slots(1, (nbytes,), tuple(regions)), [segment.descriptor])
+        return segment
+
+    def _provide_boxes(self, array: str, boxes: Boxes, plan: StartPlan) -> None:
+        """Create one segment with the slots of all boxes of an array, and hand every bridge its places there."""
+        segment = self._add_segment(*_lay_out_boxes(array, boxes, plan))
+        places = {
+            region: (whole, offset)
+            for whole, box in zip(segment.regions, boxes[array], strict=True)
+            for region, offset in box.chunks
+        }
+        for bridge_id, connection in self._bridges.items():
+            regions = self._arrivals.regions_of(bridge_id).get(array, ())
+            if regions:
+                shapes = [chunk.shape for chunk in connection.arrays[array].chunks]
+                own = [within(places[r][0], r, places[r][1], s) for r, s in zip(regions, shapes, strict=True)]
+                self._post(connection, messages.Slots((segment.nbytes,), tuple(own)), [segment.descriptor])
 
     def _chunks(
         self, connection: _Connection, dtypes: Mapping[str, np.dtype], slots: Mapping[str, int]
@@ -470,9 +503,7 @@ class AgentServer:
             batch = self._segments[start : start + DESCRIPTORS_PER_MESSAGE]
             regions = [replace(r, segment=i) for i, segment in enumerate(batch) for r in segment.regions]
             sizes = tuple(segment.nbytes for segment in batch)
-            self._post(
-                connection, messages.Slots(len(batch), sizes, tuple(regions)), [s.descriptor for s in batch]
-            )
+            self._post(connection, messages.Slots(sizes, tuple(regions)), [s.descriptor for s in batch])
         self._post(connection, messages.Attached(self.agent_id, self._quiet_s))
 
     @property
@@ -550,9 +581,20 @@ class AgentServer:
             self._selector.close()
             os.close(self._wake)
             for segment in self._segments:
-                segment.marks.close()
                 os.close(segment.descriptor)
             self._segments.clear()
-            self._marks.clear()
+            if self._board is not None:
+                self._board.close()
             self.closed.set()
             self._changed.notify_all()
+
+
+def _known_dtypes(plan: StartPlan, without: Boxes) -> dict[str, np.dtype]:
+    """The dtypes of the arrays whose chunks have memory of their own, as far as bridges have declared them."""
+    return {name: dtype for name, dtype in plan.dtypes.items() if dtype is not None and name not in without}
+
+
+def _lay_out_boxes(array: str, boxes: Boxes, plan: StartPlan) -> tuple[list[RegionSpec], int]:
+    dtype = plan.dtypes[array]
+    assert dtype is not None
+    return lay_out([(box.chunks[0][0], box.shape, dtype, plan.slots[array]) for box in boxes[array]])
