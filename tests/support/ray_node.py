@@ -45,11 +45,13 @@ class RayNode:
         cpus: int = 2,
         object_store_bytes: int = 300_000_000,
         wrapper: Sequence[str] = (),
+        python: str | Path = sys.executable,
     ) -> RayNode:
         """Begin to start a node: the head of a new cluster, unless `address` is that of one to join.
 
         Ray puts Unix sockets below `temp_dir`: its path has to stay far below 108 characters. `wrapper` is a
-        command to run `ray start` under, such as `nsenter`. Follow with `wait_started`.
+        command to run `ray start` under, such as `nsenter`; `python` the interpreter whose Ray it is. Follow with
+        `wait_started`.
         """
         role = (
             ["--address", address]
@@ -58,7 +60,7 @@ class RayNode:
         )
         argv = [
             *wrapper,
-            *(sys.executable, "-m", "ray.scripts.scripts", "start", *role),
+            *(str(python), "-m", "ray.scripts.scripts", "start", *role),
             *(["--node-ip-address", ip] if ip else []),
             *("--num-cpus", str(cpus)),
             *("--object-store-memory", str(object_store_bytes)),

@@ -106,7 +106,7 @@ REFUSALS: dict[str, Refusal] = {
     "dtype": (
         lambda b: b.send("a", GOOD.astype("f4"), 5),
         ChunkDtypeError,
-        r"^bridge 0, array 'a', timestep 5: declared dtype float64, got float32; send chunk.astype\('<f8'\)",
+        r"^bridge 0, array 'a', timestep 5: declared dtype float64, got float32; send chunk.astype\('float64'\)",
     ),
     "byte order": (
         lambda b: b.send("a", GOOD.astype(">f8"), 5),

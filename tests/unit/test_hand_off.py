@@ -7,11 +7,13 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import numpy as np
 import pytest
 
@@ -28,6 +30,7 @@ from deisa.ray._state.events import (
 )
 from deisa.ray._transport import memory, messages, reader, server
 from deisa.ray._transport.address import agent_address, check_same_user, shown
+from deisa.ray._transport.pages import OutboxWriter
 from deisa.ray._transport.reader import attach, probe
 from deisa.ray._transport.server import AgentServer, StartPlan
 from deisa.ray.bridge import Bridge
@@ -177,7 +180,7 @@ def test_a_scalar(agent: Agent) -> None:
 
 def test_an_array_that_nobody_asks_for_is_not_copied(agent: Agent) -> None:
     (bridge,) = agent.bridges({"a": whole((2,)), "unwanted": whole((2**20,))}, slots={"a": 1})
-    assert mappings(agent.settings.session) == 3  # the rank's slots, and the board on either side
+    assert mappings(agent.settings.session) == 1 + 2 * 3  # the rank's slots, and three pages on either side
     assert agent.server._segments[0].nbytes == memory.PAGE_BYTES
     for t in range(100):
         bridge.send("unwanted", np.zeros(2**20), t)
@@ -511,6 +514,12 @@ def test_an_agent_that_is_being_asked_does_not_end() -> None:
 
 # Peers that do not behave.
 
+
+def frame(payload: list[Any]) -> bytes:
+    body = msgpack.packb(payload)
+    return struct.pack("<I", len(body)) + body
+
+
 HELLO = messages.encode(messages.Hello(messages.PROTOCOL_VERSION, 9, 10, ()))
 
 
@@ -520,15 +529,15 @@ HELLO = messages.encode(messages.Hello(messages.PROTOCOL_VERSION, 9, 10, ()))
         (b"GET / HTTP/1.1\r\n\r\n", "exceeds the limit"),
         (b"\x05\0\0\0hello", "no message"),
         (struct.pack("<I", 2**32 - 1), "exceeds the limit"),
-        (messages.encode(messages.Put(0, 0)), "a Put is out of place here"),
+        (messages.encode(messages.Look()), "a Look is out of place here"),
         (messages.encode(messages.Learned("a", np.dtype("f8"))), "a Learned is out of place"),
         (messages.encode(messages.Progress("hi")), "a Progress is out of place"),
-        (messages.frame([2, "a", "(,)f8"]), "malformed Learned"),
-        (messages.encode(messages.Hello(99, 0, 1, ())), "speaks protocol version 99, this agent 2"),
+        (frame([2, "a", "(,)f8"]), "malformed Learned"),
+        (messages.encode(messages.Hello(99, 0, 1, ())), "speaks protocol version 99, this agent 3"),
         (messages.encode(messages.Attach(99)), "speaks protocol version 99"),
         (HELLO, "bridge 9 came after session"),
     ],
-    ids=["http", "garbage", "huge", "put", "learned", "progress", "dtype", "version", "reader", "late"],
+    ids=["http", "garbage", "huge", "look", "learned", "progress", "dtype", "version", "reader", "late"],
 )
 def test_a_peer_that_does_not_behave_disturbs_nobody(agent: Agent, said: bytes, message: str) -> None:
     (bridge,) = agent.bridges({"a": whole((4,))}, slots={"a": 2})
@@ -553,7 +562,6 @@ def test_a_peer_that_says_half_a_message_and_leaves(agent: Agent) -> None:
 @pytest.mark.parametrize(
     "foul",
     [
-        messages.Put(1, 0),  # another bridge's
         messages.HeldUp(1, 0),
         messages.HeldUp(77, 0),
         messages.HeldUp(2, 0),  # of an array that nobody asks for
@@ -580,10 +588,66 @@ def test_a_bridge_that_breaks_the_protocol_is_lost_and_the_others_go_on(
     assert lost.bridge_id == 0
     with pytest.raises(ProtocolError):
         bad.send("a", np.zeros(4), 0)
-        bad.send("a", np.zeros(4), 1)
     good.send("b", np.zeros(4), 0)
     assert agent.wait(StepComplete).array == "b"
     good.close()
+
+
+def add_foreign_region(outbox: OutboxWriter) -> None:
+    outbox.add(1, 0)
+
+
+def add_unknown_region(outbox: OutboxWriter) -> None:
+    outbox.add(77, 0)
+
+
+def add_too_much(outbox: OutboxWriter) -> None:
+    for _ in range(2):
+        outbox.add(0, 0)
+
+
+def take_back(outbox: OutboxWriter) -> None:
+    outbox._words[0] = -1
+
+
+@pytest.mark.parametrize("foul", [add_foreign_region, add_unknown_region, add_too_much, take_back])
+def test_a_bridge_that_spoils_its_outbox_is_lost_and_the_others_go_on(
+    agent: Agent, foul: Callable[[OutboxWriter], None]
+) -> None:
+    bad, good = agent.bridges({"a": whole((4,))}, {"b": whole((4,))}, slots={"a": 1, "b": 1})
+    if agent.regions["a"] != [0]:
+        bad, good = good, bad
+    (array,) = (name for name, regions in agent.regions.items() if regions == [1])
+    outlet = next(chunk.outlet for chunks in bad._own.values() for chunk in chunks)
+    assert outlet is not None
+    foul(outlet._outbox)
+    assert agent.wait(BridgeLost).bridge_id == bad.bridge_id
+    good.send(array, np.zeros(4), 0)
+    assert agent.wait(StepComplete).array == array
+
+
+def test_a_spoilt_tally_delays_and_loses_nothing(agent: Agent) -> None:
+    said = [{"a": whole((2,)) | {"chunk_shape": (1,), "offset": (i,)}} for i in range(2)]
+    one, two = agent.bridges(*said, slots={"a": 2})
+    outlet = one._own["a"][0].outlet
+    assert outlet is not None
+    for timestep in range(6):
+        one.send("a", [1.0], timestep)
+        outlet._tally._row[0] = outlet._tally._row[1] = -5
+        two.send("a", [2.0], timestep)
+        assert agent.wait(StepComplete).timestep == timestep
+        agent.release(("a", timestep))
+
+
+def test_only_the_last_rank_of_a_node_wakes_the_agent(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    woken: list[int] = []
+    said = [{"a": whole((3,)) | {"chunk_shape": (1,), "offset": (i,)}} for i in range(3)]
+    bridges = agent.bridges(*said, slots={"a": 3})
+    for bridge in bridges:
+        monkeypatch.setattr(bridge._channel, "have_agent_look", partial(woken.append, bridge.bridge_id))
+    for number in (0, 1, 2, 1, 0, 2, 2, 1, 0):
+        bridges[number].send("a", [0.0], len(woken))
+    assert woken == [2, 2, 0]
 
 
 def test_only_the_same_user_may_talk(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -669,12 +733,13 @@ def test_no_mapping_is_left() -> None:
         (chunk,) = agent.chunks(agent.wait(StepComplete))
         session = agent.settings.session
         assert (
-            mappings(session) == 4
-        )  # slots: the rank's and the reader's; the board: the rank's and the agent's
+            mappings(session) == 2 + 2 * 3
+        )  # slots: the rank's and the reader's; three pages on either side
         bridge.close()
         agent.wait(BridgeClosed)
         gc.collect()
-        assert mappings(session) == 2
+        assert mappings(session) == 1 + 3
+    gc.collect()
     assert mappings(session) == 1
     assert chunk.tolist() == [0] * 4  # memory in use stays until it is dropped
     del chunk

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deisa.ray._transport import memory
-from deisa.ray._transport.board import Board, read_board
 from deisa.ray._transport.memory import (
     PAGE_BYTES,
     check_fits,
@@ -81,23 +80,6 @@ def test_touching_a_part_of_a_box_brings_its_own_pages_in(segment: int) -> None:
     expected = np.full(box.shape, 7, "f4")
     expected[1:3, 3:8] = 0
     np.testing.assert_array_equal(slot_view(memory, box, 0), expected)
-
-
-def test_only_the_agent_writes_on_its_board() -> None:
-    board = Board("deisa-test-board", {"a": 2, "b": 1})
-    theirs = read_board(os.dup(board.descriptor), board.nbytes)
-    assert theirs[board.rows["a"] :][:3].tolist() == [2, 0, 1]
-    assert theirs[board.rows["b"] :][:2].tolist() == [1, 0]
-    board.give("a", 2, 1)
-    board.give("a", 3, 0)
-    assert theirs[board.rows["a"] :][:3].tolist() == [4, 1, 0]
-    with pytest.raises(TypeError, match="read-only"):
-        theirs[0] = 99
-    with pytest.raises(PermissionError):
-        map_segment(board.descriptor, board.nbytes, writable=True)
-    with pytest.raises(PermissionError):
-        os.pwrite(board.descriptor, b"x", 0)
-    board.close()
 
 
 def test_slots_are_whole_pages() -> None:

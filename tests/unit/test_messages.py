@@ -117,7 +117,8 @@ def strategy(cls: type[Message]) -> st.SearchStrategy[Message]:
     if cls is messages.Slots:
         fields["regions"] = st.lists(REGIONS, max_size=3).map(tuple)
     if cls is messages.Start:
-        wanted = st.builds(messages.WantedArray, NATURALS, NATURAL, NATURAL)
+        wanted = st.builds(messages.WantedArray, NATURALS, *[NATURAL] * 5)
+        fields["pages"] = NATURALS
         fields["arrays"] = st.dictionaries(TEXT, wanted, max_size=3)
     return st.builds(cls, **fields)
 
@@ -179,7 +180,7 @@ def test_cut_anywhere_the_stream_is_the_same(sent: list[Message], data: st.DataO
 
 
 def test_byte_by_byte() -> None:
-    sent = [messages.Put(1, -2), messages.Progress("waiting"), messages.Advance(2**63 - 1)]
+    sent = [messages.HeldUp(1, -2), messages.Progress("waiting"), messages.Advance(2**63 - 1)]
     buffer = FrameBuffer()
     received = [m for byte in b"".join(map(encode, sent)) for m in buffer.feed(bytes([byte]))]
     assert received == sent

@@ -187,6 +187,31 @@ def test_arrays_that_nobody_uses_are_counted() -> None:
     assert node.timeline.forget() == [("b", 0), ("b", 3)]
 
 
+# What is counted.
+
+
+def test_a_timestep_is_delivered_when_something_fires_at_it() -> None:
+    node = OneNode("ab", on(("a", 2), ("b", 1)), on(("b", 1)))
+    for t in range(4):
+        node.passed("ab", t)
+        node.complete("a", t)
+        assert node.firings() == []
+    assert node.timeline.timesteps_delivered() == {"a": 0, "b": 0}
+    node.complete("b", 3)
+    assert node.firings() == [(0, 3, ((2, 3), (3,))), (1, 3, ((3,),))]
+    assert node.timeline.timesteps_delivered() == {"a": 1, "b": 1}
+    assert node.timeline.timesteps_seen() == {"a": 4, "b": 1}
+
+
+def test_skipped_timesteps_leave_nothing_behind() -> None:
+    node = OneNode("ab", on(("a", 1), ("b", 1)))
+    node.passed("b", None)
+    for t in range(100):
+        node.complete("a", t)
+        assert node.timeline.forget() == [("a", t)]
+    assert node.timeline._arrays["a"].undelivered == set()
+
+
 # Several nodes.
 
 
@@ -456,6 +481,13 @@ def test_every_firing_of_any_simulation(simulation: Simulation, data: st.DataObj
         assert replay.fired[number] == simulation.expected(number)
     assert replay.timeline.resolved_entirely
     assert replay.timeline.timesteps_seen() == {n: len(simulation.sent[n]) for n in replay.names}
+    fired: dict[str, set[int]] = {name: set() for name in replay.names}
+    for subscription, firings in zip(simulation.subscriptions, replay.fired, strict=True):
+        for name, _ in subscription.windows:
+            fired[name] |= {timestep for timestep, _ in firings}
+    assert replay.timeline.timesteps_delivered() == {
+        name: len(fired[name] & set(simulation.sent[name])) for name in replay.names
+    }
     for name, timesteps in replay.alive.items():
         assert len(timesteps) <= bound(simulation.subscriptions, name)
 

@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from deisa.ray._state.events import BridgeStats
-from deisa.ray._state.layout import ArrayDescription, describe_arrays, require_fixed_size
-from deisa.ray._transport.client import RankChannel
+from deisa.ray._state.layout import Shape, describe_arrays, require_fixed_size
+from deisa.ray._transport.client import Outlet, RankChannel
 from deisa.ray.config import Settings
 from deisa.ray.errors import (
     BridgeIdError,
@@ -35,6 +35,7 @@ from deisa.ray.errors import (
 
 logger = logging.getLogger("deisa.ray.bridge")
 
+_FIRST_TIMESTEP, _LAST_TIMESTEP = -(2**63), 2**63 - 1
 _DLPACK_HOST_DEVICES = {1, 3, 11}  # kDLCPU, kDLCUDAHost, kDLROCMHost
 
 
@@ -43,6 +44,21 @@ class Communicator(Protocol):
 
     def Get_rank(self) -> int: ...  # noqa: D102
     def Get_size(self) -> int: ...  # noqa: D102
+
+
+class _OwnChunk:
+    """One chunk that this bridge owns, with all that `Bridge.send` looks at."""
+
+    __slots__ = ("array", "dtype", "index", "lent", "outlet", "sent", "shape")
+
+    def __init__(self, array: str, index: int, shape: Shape, dtype: np.dtype | None) -> None:
+        self.array = array
+        self.index = index
+        self.shape = shape
+        self.dtype = dtype
+        self.outlet: Outlet | None = None  # where no callback asks for the array
+        self.sent: int | None = None  # the last timestep
+        self.lent: np.ndarray | None = None  # a slot that was given out
 
 
 class Bridge:
@@ -115,24 +131,30 @@ class Bridge:
         self._id, self._world_size = _identity(comm, bridge_id, system_metadata)
         if arrays_metadata is None:
             raise DescriptionError("arrays_metadata is missing: describe the chunks this rank will send")
-        self._arrays = {described.name: described for described in describe_arrays(arrays_metadata)}
-        self._dtypes = {name: described.dtype for name, described in self._arrays.items()}
+        arrays = describe_arrays(arrays_metadata)
+        self._own = {
+            described.name: [
+                _OwnChunk(described.name, index, chunk.shape, described.dtype)
+                for index, chunk in enumerate(described.chunks)
+            ]
+            for described in arrays
+        }
         if settings is None:
             settings = Settings.from_environment(session=session)
         elif session is not None and session != settings.session:
             raise ConfigurationError(f"session={session!r}, but settings.session is {settings.session!r}")
         self._lock = threading.Lock()
         self._timestep: int | None = None
-        self._sent: set[tuple[str, int]] = set()  # (array, chunk index) of the current timestep
-        self._lent: dict[tuple[str, int], np.ndarray] = {}  # slots given out, by array and chunk index
         self._chunks = self._bytes = 0
-        self._held_up_s = 0.0
         self._channel = RankChannel(settings)
         try:
-            self._channel.start(self._id, self._world_size, list(self._arrays.values()))
+            self._channel.start(self._id, self._world_size, arrays)
         except BaseException:
             self._channel.abort()
             raise
+        for chunks in self._own.values():
+            for own in chunks:
+                own.outlet = self._channel.outlet(own.array, own.index)
         self._open = True
 
     @property
@@ -143,7 +165,7 @@ class Bridge:
     @property
     def stats(self) -> BridgeStats:
         """Chunks and bytes handed over so far, and the time spent waiting for free slots."""
-        return BridgeStats(self._chunks, self._bytes, self._held_up_s)
+        return BridgeStats(self._chunks, self._bytes, self._channel.held_up_s)
 
     def send(self, array_name: str, chunk: Any, timestep: int, *, chunk_index: int | None = None) -> None:
         """Hand one chunk over; afterwards the caller may overwrite its buffer.
@@ -176,38 +198,33 @@ class Bridge:
             When the analytics has ended.
         """
         with self._lock:
-            timestep, index = self._check_send(array_name, timestep, chunk_index)
-            described = self._arrays[array_name]
-            lent = self._lent.get((array_name, index))
+            own, timestep = self._check_send(array_name, timestep, chunk_index)
             data = chunk if type(chunk) is np.ndarray else _on_host(array_name, chunk)
-            shape = described.chunks[index].shape
-            if data.shape != shape:
+            if data.shape != own.shape:
                 raise ChunkShapeError(
-                    f"bridge {self._id}, array {array_name!r}, timestep {timestep}: declared chunk shape {shape}, "
-                    f"got {data.shape}"
+                    f"bridge {self._id}, array {array_name!r}, timestep {timestep}: declared chunk shape "
+                    f"{own.shape}, got {data.shape}"
                 )
-            dtype = self._dtypes[array_name]
-            if dtype is None:
-                dtype = self._learn_dtype(array_name, data.dtype)
-            if data.dtype != dtype:
+            if own.dtype is None:
+                self._settle_dtype(own, data.dtype, timestep)
+            if data.dtype is not own.dtype and data.dtype != own.dtype:
                 raise ChunkDtypeError(
-                    f"bridge {self._id}, array {array_name!r}, timestep {timestep}: declared dtype {dtype}, "
-                    f"got {data.dtype}; send chunk.astype({dtype.str!r}) or declare the other dtype"
+                    f"bridge {self._id}, array {array_name!r}, timestep {timestep}: declared dtype {own.dtype}, "
+                    f"got {data.dtype}; send chunk.astype({str(own.dtype)!r}) or declare the other dtype"
                 )
-            regions = self._channel.wanted.get(array_name)
-            if regions is None:
+            outlet = own.outlet
+            if outlet is None:
                 self._advance(timestep)
-                self._sent.add((array_name, index))
+                own.sent = timestep
                 return
-            region = regions[index]
-            self._begin(timestep)
-            if lent is not chunk:
-                self._free_slot(array_name, region, dtype, timestep)[...] = data
-            self._channel.put(region, timestep)
-            if lent is not None:  # whoever still has it must not write into what is handed over
-                lent.flags.writeable = False
-                del self._lent[array_name, index]
-            self._sent.add((array_name, index))
+            self._timestep = timestep  # the agent may have been told: nothing older may come
+            if own.lent is not chunk:
+                outlet.free_slot(timestep)[...] = data
+            outlet.put(timestep)
+            if own.lent is not None:  # whoever still has it must not write into what is handed over
+                own.lent.flags.writeable = False
+                own.lent = None
+            own.sent = timestep
             self._chunks += 1
             self._bytes += data.nbytes
 
@@ -228,21 +245,18 @@ class Bridge:
             As `send` does.
         """
         with self._lock:
-            timestep, index = self._check_send(array_name, timestep, chunk_index)
-            key = (array_name, index)
-            if key in self._lent:
-                return self._lent[key]
-            dtype = self._dtypes[array_name]
-            if dtype is None:
+            own, timestep = self._check_send(array_name, timestep, chunk_index)
+            if own.lent is not None:
+                return own.lent
+            if own.dtype is None:
                 raise ChunkDtypeError(
                     f"bridge {self._id}, array {array_name!r}: a slot needs the dtype; declare it in arrays_metadata"
                 )
-            regions = self._channel.wanted.get(array_name)
-            if regions is None:  # no callback asks for the array: any memory will do
-                return np.empty(self._arrays[array_name].chunks[index].shape, dtype)
+            if own.outlet is None:  # no callback asks for the array: any memory will do
+                return np.empty(own.shape, own.dtype)
             self._advance(timestep)
-            self._lent[key] = self._free_slot(array_name, regions[index], dtype, timestep).view()
-            return self._lent[key]
+            own.lent = own.outlet.free_slot(timestep).view()
+            return own.lent
 
     def advance(self, timestep: int) -> None:
         """Say that this rank sends nothing older than `timestep` any more, without sending anything.
@@ -257,7 +271,7 @@ class Bridge:
         """
         with self._lock:
             self._check_open()
-            self._advance(self._check_timestep(timestep, "advance()"))
+            self._advance(self._check_timestep(timestep))
 
     def close(self, timestep: int | None = None) -> None:
         """Say that this rank sends nothing more. What it sent stays with the agent; closing twice is fine.
@@ -282,8 +296,15 @@ class Bridge:
                     self._timestep,
                 )
             self._open = False
-            self._lent.clear()
-            self._channel.close(self.stats)
+            stats = self.stats
+            self._let_go()
+            self._channel.close(stats)
+
+    def _let_go(self) -> None:
+        """Drop the slots: their memory is unmapped as soon as nobody else has a view of it."""
+        for chunks in self._own.values():
+            for own in chunks:
+                own.lent = own.outlet = None
 
     def __enter__(self) -> Bridge:
         return self
@@ -296,96 +317,94 @@ class Bridge:
             self.close()
         else:
             self._open = False
+            self._let_go()
             self._channel.abort("".join(traceback.format_exception_only(error)).strip())
 
     def __repr__(self) -> str:
         state = "open" if self._open else "closed"
-        return (
-            f"<Bridge {self._id} of {self._world_size}, {state}, arrays: {', '.join(self._arrays) or 'none'}>"
-        )
+        return f"<Bridge {self._id} of {self._world_size}, {state}, arrays: {', '.join(self._own) or 'none'}>"
 
-    def _check_send(self, array_name: str, timestep: int, chunk_index: int | None) -> tuple[int, int]:
+    def _check_send(self, array_name: str, timestep: int, chunk_index: int | None) -> tuple[_OwnChunk, int]:
         self._check_open()
-        described = self._arrays.get(array_name)
-        if described is None:
+        chunks = self._own.get(array_name)
+        if chunks is None:
             raise UnknownArrayError(
                 f"bridge {self._id} described no array {array_name!r}; it has "
-                f"{', '.join(map(repr, self._arrays)) or 'none'}"
+                f"{', '.join(map(repr, self._own)) or 'none'}"
             )
-        index = self._chunk_index(described, chunk_index)
-        step = self._check_timestep(timestep, f"array {array_name!r}")
-        if step == self._timestep and (array_name, index) in self._sent:
+        if chunk_index is None and len(chunks) == 1:
+            own = chunks[0]
+        else:
+            own = chunks[self._chunk_index(array_name, len(chunks), chunk_index)]
+        step = self._check_timestep(timestep, array_name)
+        if step == own.sent:
             raise DuplicateChunkError(
-                f"bridge {self._id} has already sent chunk {index} of array {array_name!r} for timestep {step}"
+                f"bridge {self._id} has already sent chunk {own.index} of array {array_name!r} for timestep {step}"
             )
-        return step, index
+        return own, step
 
     def _check_open(self) -> None:
         if not self._open:
             raise ClosedError(f"bridge {self._id} is closed; nothing can be sent after close()")
 
-    def _check_timestep(self, timestep: int, what: str) -> int:
+    def _check_timestep(self, timestep: int, array_name: str | None = None) -> int:
+        if type(timestep) is int and (self._timestep is None or timestep >= self._timestep):
+            step = timestep
+        else:
+            step = self._as_timestep(timestep, array_name)
+        if not _FIRST_TIMESTEP <= step <= _LAST_TIMESTEP:
+            raise TimestepError(f"{self._what(array_name)}: timestep {step} exceeds 64 bits")
+        return step
+
+    def _as_timestep(self, timestep: Any, array_name: str | None) -> int:
         try:
             step = int(operator.index(timestep))
         except TypeError as exc:
             raise TimestepError(
-                f"bridge {self._id}, {what}: timesteps are integers, got {timestep!r}"
+                f"{self._what(array_name)}: timesteps are integers, got {timestep!r}"
             ) from exc
-        if not -(2**63) <= step < 2**63:
-            raise TimestepError(f"bridge {self._id}, {what}: timestep {step} exceeds 64 bits")
         if self._timestep is not None and step < self._timestep:
             raise TimestepError(
-                f"bridge {self._id}, {what}: timestep {step} comes after timestep {self._timestep}; "
+                f"{self._what(array_name)}: timestep {step} comes after timestep {self._timestep}; "
                 "timesteps must not decrease"
             )
         return step
 
-    def _chunk_index(self, described: ArrayDescription, chunk_index: int | None) -> int:
-        count = len(described.chunks)
-        if chunk_index is None and count == 1:
-            return 0
+    def _what(self, array_name: str | None) -> str:
+        return f"bridge {self._id}, {'advance()' if array_name is None else f'array {array_name!r}'}"
+
+    def _chunk_index(self, array_name: str, count: int, chunk_index: int | None) -> int:
         if chunk_index is None and count > 1:
             raise ChunkIndexError(
-                f"bridge {self._id} owns {count} chunks of array {described.name!r}; say which with chunk_index="
+                f"bridge {self._id} owns {count} chunks of array {array_name!r}; say which with chunk_index="
             )
         if count == 0 or not isinstance(chunk_index, int | np.integer) or not 0 <= chunk_index < count:
             raise ChunkIndexError(
-                f"bridge {self._id} owns {count} chunks of array {described.name!r}, there is no chunk {chunk_index}"
+                f"bridge {self._id} owns {count} chunks of array {array_name!r}, there is no chunk {chunk_index}"
             )
         return int(chunk_index)
 
-    def _learn_dtype(self, array_name: str, dtype: np.dtype) -> np.dtype:
+    def _settle_dtype(self, own: _OwnChunk, dtype: np.dtype, timestep: int) -> None:
+        """Make the dtype of the first chunk that is sent that of the array, whose description left it open."""
         try:
-            require_fixed_size(array_name, dtype)
+            require_fixed_size(own.array, dtype)
         except DescriptionError as exc:
             raise ChunkDtypeError(f"bridge {self._id}, {exc}") from exc
-        self._dtypes[array_name] = dtype
-        return dtype
-
-    def _free_slot(self, array_name: str, region: int, dtype: np.dtype, timestep: int) -> np.ndarray:
-        if self._arrays[array_name].dtype is None:
-            known = self._channel.dtype_of(region)
-            if known is None:
-                self._channel.learn(array_name, region, dtype)
-            elif known != dtype:
+        if own.outlet is not None:
+            if own.outlet.dtype is None:
+                self._channel.learn(own.array, own.outlet, dtype)
+            elif own.outlet.dtype != dtype:
                 raise ChunkDtypeError(
-                    f"bridge {self._id}, array {array_name!r}, timestep {timestep}: other bridges declared dtype "
-                    f"{known}, this one declared none and sends {dtype}"
+                    f"bridge {self._id}, array {own.array!r}, timestep {timestep}: other bridges declared dtype "
+                    f"{own.outlet.dtype}, this one declared none and sends {dtype}"
                 )
-        slot, held_up_s = self._channel.free_slot(array_name, region, timestep)
-        self._held_up_s += held_up_s
-        return slot
+        for chunk in self._own[own.array]:
+            chunk.dtype = dtype
 
     def _advance(self, timestep: int) -> None:
         if timestep != self._timestep:
             self._channel.advance(timestep)
-            self._begin(timestep)
-
-    def _begin(self, timestep: int) -> None:
-        """From here on nothing older may come: the agent may have been told already."""
-        if timestep != self._timestep:
             self._timestep = timestep
-            self._sent.clear()
 
 
 def _identity(

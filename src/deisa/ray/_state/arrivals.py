@@ -226,6 +226,11 @@ class NodeArrivals:
         """The bridge's regions by array."""
         return self._bridges[bridge_id].regions
 
+    @property
+    def has_events(self) -> bool:
+        """Whether there is anything to hand over."""
+        return bool(self._events)
+
     def take_events(self) -> list[Event]:
         """Hand over the events that have gathered, oldest first."""
         events, self._events = self._events, []

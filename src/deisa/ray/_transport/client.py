@@ -7,9 +7,8 @@ import os
 import select
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,10 +16,10 @@ from deisa.ray._state.events import BridgeStats
 from deisa.ray._state.layout import ArrayDescription
 from deisa.ray._transport import messages
 from deisa.ray._transport.address import agent_address, check_same_user, shown
-from deisa.ray._transport.board import read_board
 from deisa.ray._transport.descriptors import receive_with_descriptors
 from deisa.ray._transport.memory import map_segments, prefer_huge_pages, slot_view, touch
 from deisa.ray._transport.messages import FrameBuffer, Message
+from deisa.ray._transport.pages import Fence, OutboxWriter, TallyRow, map_words
 from deisa.ray.config import Settings
 from deisa.ray.errors import (
     AnalyticsLostError,
@@ -35,14 +34,94 @@ logger = logging.getLogger("deisa.ray.bridge")
 
 MAX_REASON = 500  # characters
 FIRST_RETRY_S, LAST_RETRY_S = 0.01, 0.25
+PAGES = 3  # that come along with a start: board, tally, outbox
+_LOOK = messages.encode(messages.Look())
 
 
-@dataclass(slots=True)
-class _Region:
-    row: int  # of its array on the board
-    slots: int
-    memory: list[np.ndarray] | None  # by slot; None until the dtype is known
-    turn: int = 0  # timesteps handed over
+class Outlet:
+    """Where one chunk of this rank is handed over, timestep after timestep.
+
+    Attributes
+    ----------
+    memory : list of numpy.ndarray or None
+        By slot; None until the dtype of the array is known.
+    """
+
+    __slots__ = (
+        "_array",
+        "_board",
+        "_channel",
+        "_outbox",
+        "_row",
+        "_slots",
+        "_tally",
+        "_turn",
+        "memory",
+        "region",
+    )
+
+    def __init__(
+        self,
+        channel: RankChannel,
+        array: str,
+        region: int,
+        wanted: messages.WantedArray,
+        board: memoryview,
+        outbox: OutboxWriter,
+        tally: TallyRow,
+        memory: list[np.ndarray] | None,
+    ) -> None:
+        self._channel = channel
+        self._array = array
+        self.region = region
+        self._row = wanted.row  # of the array on the board
+        self._slots = wanted.slots
+        self._board = board
+        self._outbox = outbox
+        self._tally = tally
+        self._turn = 0  # timesteps handed over
+        self.memory = memory
+
+    @property
+    def dtype(self) -> np.dtype | None:
+        """The dtype of the slots; None before `RankChannel.learn` where no bridge has declared it."""
+        return self.memory[0].dtype if self.memory is not None else None
+
+    def free_slot(self, timestep: int) -> np.ndarray:
+        """Return the memory for the next chunk, waiting for it if need be; the same until `put`.
+
+        Raises
+        ------
+        WaitTimeoutError, AnalyticsLostError
+        """
+        assert self.memory is not None
+        if self._turn >= self._board[self._row]:
+            self._channel.wait_free(self.region, timestep, self._has_slot, self._describe_wait(timestep))
+        return self.memory[self._board[self._row + 1 + self._turn % self._slots]]
+
+    def _has_slot(self) -> bool:
+        return self._turn < self._board[self._row]
+
+    def _describe_wait(self, timestep: int) -> str:
+        return (
+            f"all {self._slots} slots of array {self._array!r} are in use: timestep {timestep} waits for the "
+            "analytics (slower than the simulation, or keeping arrays alive)"
+        )
+
+    def put(self, timestep: int) -> None:
+        """Hand the filled slot over; wakes the agent only when every rank of its node has done so.
+
+        Raises
+        ------
+        AnalyticsLostError, DeisaError
+            When the agent has gone, or has said that the session is over.
+        """
+        self._turn += 1
+        self._outbox.add(self.region, timestep)
+        if self._tally.is_last():
+            self._channel.have_agent_look()
+        else:
+            self._channel.hear()
 
 
 class RankChannel:
@@ -57,9 +136,8 @@ class RankChannel:
         self._frames = FrameBuffer()
         self._descriptors: list[int] = []
         self._memory: dict[int, list[np.ndarray]] = {}  # slots of regions, before the start says more of them
-        self._regions: dict[int, _Region] = {}
-        self._board = memoryview(b"")
-        self._arrays: dict[str, tuple[int, ...]] | None = None
+        self._outlets: dict[str, tuple[Outlet, ...]] | None = None
+        self.held_up_s = 0.0
         self._progress = ""
         self._failure: DeisaError | None = None
         self._socket: socket.socket | None = None
@@ -127,7 +205,7 @@ class RankChannel:
 
     def _wait_until_started(self) -> None:
         self._wait(
-            lambda: self._arrays is not None,
+            lambda: self._outlets is not None,
             self._settings.start_timeout_s,
             lambda: self._progress or "waiting for the agent's answer",
             "DEISA_RAY_START_TIMEOUT_S",
@@ -147,10 +225,10 @@ class RankChannel:
             self._poll.poll(1000 * min(timeout_s - (now - started), self._settings.warn_every_s))
             self.receive()
 
-    @property
-    def wanted(self) -> dict[str, tuple[int, ...]]:
-        """Regions of this bridge, by array, of the arrays that a callback asks for."""
-        return self._arrays or {}
+    def outlet(self, array: str, index: int) -> Outlet | None:
+        """Where a chunk is handed over; None for an array that no callback asks for."""
+        outlets = (self._outlets or {}).get(array)
+        return outlets[index] if outlets else None
 
     def receive(self) -> None:
         """Handle what the agent has sent, without waiting; raises what it says has failed."""
@@ -207,73 +285,73 @@ class RankChannel:
             slots = [slot_view(memory[spec.segment], spec, slot) for slot in range(spec.slots)]
             for slot in slots:
                 touch(slot)
-            if spec.region in self._regions:  # its dtype was left open
-                self._regions[spec.region].memory = slots
-            else:
-                self._memory[spec.region] = slots
+            self._memory[spec.region] = slots
+        for outlets in (self._outlets or {}).values():
+            for outlet in outlets:
+                outlet.memory = self._memory.get(outlet.region)  # its dtype was left open
 
     def _begin(self, start: messages.Start) -> None:
-        if start.board_bytes:
-            if not self._descriptors:
+        if start.pages:
+            received, self._descriptors = self._descriptors[:PAGES], self._descriptors[PAGES:]
+            if len(received) != PAGES or len(start.pages) != PAGES:
+                for descriptor in received:
+                    os.close(descriptor)
                 raise ProtocolError(
-                    "the agent's board did not come along; is the limit on open files too small?"
+                    "the agent's pages did not all come along; is the limit on open files (ulimit -n) too small?"
                 )
-            self._board = read_board(self._descriptors.pop(0), start.board_bytes)
-        for wanted in start.arrays.values():
-            for region in wanted.regions:
-                self._regions[region] = _Region(wanted.row, wanted.slots, self._memory.pop(region, None))
-        self._arrays = {name: wanted.regions for name, wanted in start.arrays.items()}
+            board, tally, outbox = (
+                map_words(descriptor, nbytes, writable=writable)
+                for descriptor, nbytes, writable in zip(
+                    received, start.pages, (False, True, True), strict=True
+                )
+            )
+            fence = Fence()
+            capacity = sum(len(wanted.regions) * wanted.slots for wanted in start.arrays.values())
+            writer = OutboxWriter(outbox, capacity, fence)
+            rows = {
+                name: TallyRow(tally, w.tally, w.bridges, w.own, len(w.regions), fence)
+                for name, w in start.arrays.items()
+            }
+            self._outlets = {
+                name: tuple(
+                    Outlet(self, name, region, wanted, board, writer, rows[name], self._memory.get(region))
+                    for region in wanted.regions
+                )
+                for name, wanted in start.arrays.items()
+            }
+        else:
+            self._outlets = {}
 
-    def dtype_of(self, region: int) -> np.dtype | None:
-        """The dtype of a region's slots; None before `learn` where no bridge has declared it."""
-        memory = self._regions[region].memory
-        return memory[0].dtype if memory is not None else None
-
-    def learn(self, array: str, region: int, dtype: np.dtype) -> None:
+    def learn(self, array: str, outlet: Outlet, dtype: np.dtype) -> None:
         """Tell the agent the dtype of an array and wait for its slots."""
         self._send(messages.encode(messages.Learned(array, dtype)))
         self._wait(
-            lambda: self._regions[region].memory is not None,
+            lambda: outlet.memory is not None,
             self._settings.start_timeout_s,
             lambda: f"waiting for the memory of array {array!r}",
             "DEISA_RAY_START_TIMEOUT_S",
         )
 
-    def free_slot(self, array: str, region: int, timestep: int) -> tuple[np.ndarray, float]:
-        """Return the memory for a region's next chunk, waiting for it if need be; the same until `put`.
+    def wait_free(self, region: int, timestep: int, is_free: Callable[[], bool], waiting: str) -> None:
+        """Tell the agent that a chunk has no slot, and wait until it has one."""
+        started = time.perf_counter()
+        self._send(messages.encode(messages.HeldUp(region, timestep)))
+        self._wait(is_free, self._settings.send_timeout_s, lambda: waiting, "DEISA_RAY_SEND_TIMEOUT_S")
+        self.held_up_s += time.perf_counter() - started
 
-        Returns
-        -------
-        slot, held_up_s
-            The memory as an array, and the seconds spent waiting.
-        """
-        own = self._regions[region]
-        assert own.memory is not None
-        held_up_s = 0.0
-        if own.turn >= self._board[own.row]:
-            started = time.perf_counter()
-            self._send(messages.encode(messages.HeldUp(region, timestep)))
-            self._wait(
-                lambda: own.turn < self._board[own.row],
-                self._settings.send_timeout_s,
-                lambda: (
-                    f"all {own.slots} slots of array {array!r} are in use: timestep {timestep} waits for the "
-                    "analytics (slower than the simulation, or keeping arrays alive)"
-                ),
-                "DEISA_RAY_SEND_TIMEOUT_S",
-            )
-            held_up_s = time.perf_counter() - started
-        return own.memory[self._board[own.row + 1 + own.turn % own.slots]], held_up_s
+    def have_agent_look(self) -> None:
+        """Wake the agent: a timestep is complete on this node."""
+        self._send(_LOOK)
 
-    def put(self, region: int, timestep: int) -> None:
-        """Hand a filled slot over."""
-        self._regions[region].turn += 1
-        self._send(messages.frame([messages.Put.code, region, timestep]))
+    def hear(self) -> None:
+        """Look whether the agent has sent anything, or has gone."""
+        if self._poll.poll(0):
+            self.receive()
 
     def advance(self, timestep: int) -> None:
         """Say that nothing older than `timestep` will come."""
         self.receive()
-        self._send(messages.frame([messages.Advance.code, timestep]))
+        self._send(messages.encode(messages.Advance(timestep)))
 
     def close(self, stats: BridgeStats) -> None:
         """End in order; what was handed over stays with the agent."""
@@ -309,5 +387,4 @@ class RankChannel:
             os.close(descriptor)
         self._descriptors.clear()
         self._memory.clear()
-        self._regions.clear()
-        self._board = memoryview(b"")
+        self._outlets = None

@@ -11,7 +11,7 @@ message that has been decoded is valid in form.
     -------------                         -------------
     Hello      who, and which chunks      Progress   still waiting, for whom
     Learned    dtype of an array          Slots      regions of memory, with descriptors
-    Put        a chunk lies in its slot   Start      the arrays asked for, with a descriptor
+    Look       chunks lie in their slots  Start      the arrays asked for, with shared pages
     HeldUp     no slot free               Free       a slot, for a rank that was held up
     Advance    nothing older will come    Fail       the session is over, and why
     Close      the end
@@ -43,11 +43,10 @@ from deisa.ray._state.layout import (
 )
 from deisa.ray.errors import ProtocolError
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 MAX_MESSAGE_BYTES = 16 * 2**20
 MAX_CHUNKS_PER_MESSAGE = 100_000
 _LENGTH = struct.Struct("<I")
-_PACKER = msgpack.Packer()  # kept: a new one for each message would also be a new buffer
 _INT64 = range(-(2**63), 2**63)
 
 
@@ -81,11 +80,17 @@ class WantedArray:
     regions : tuple of int
         This bridge's chunks of the array.
     row, slots : int
+    tally, bridges, own : int
+        The array's row on the tally starts at word `tally` and has one word for each of so many bridges;
+        `own` is this bridge's word.
     """
 
     regions: tuple[int, ...]
     row: int
     slots: int
+    tally: int
+    bridges: int
+    own: int
 
 
 class Message:
@@ -111,12 +116,10 @@ class Learned(Message):
 
 
 @dataclass(frozen=True, slots=True)
-class Put(Message):
-    """The chunk of `timestep` lies in the slot of the region's turn."""
+class Look(Message):
+    """There is something in the outboxes of this node: the rank was the last one to hand a timestep over."""
 
     code: ClassVar[int] = 3
-    region: int
-    timestep: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,13 +176,14 @@ class Start(Message):
 
     Attributes
     ----------
-    board_bytes : int
-        Size of the segment whose descriptor comes along: the board, on which the agent says whose turn it is.
+    pages : tuple of int
+        Sizes of the board, the tally and the bridge's outbox, whose descriptors come along; empty where no
+        callback asks for any of the bridge's arrays.
     arrays : dict of str to WantedArray
     """
 
     code: ClassVar[int] = 18
-    board_bytes: int
+    pages: tuple[int, ...]
     arrays: dict[str, WantedArray]
 
 
@@ -210,7 +214,7 @@ class Attached(Message):
 MESSAGES: dict[int, type[Message]] = {
     cls.code: cls
     for cls in (
-        Hello, Learned, Put, HeldUp, Advance, Close, Abort, Attach,
+        Hello, Learned, Look, HeldUp, Advance, Close, Abort, Attach,
         Progress, Slots, Start, Free, Fail, Attached,
     )
 }  # fmt: skip
@@ -219,12 +223,7 @@ MESSAGES: dict[int, type[Message]] = {
 def encode(message: Message) -> bytes:
     """Turn a message into a frame: length, code, fields."""
     fields = [_plain(getattr(message, f.name)) for f in dataclasses.fields(message)]  # type: ignore[arg-type]
-    return frame([message.code, *fields])
-
-
-def frame(payload: list[Any]) -> bytes:
-    """Pack a message that is already plain lists and numbers; the hot path of `send` uses this."""
-    body: bytes = _PACKER.pack(payload)
+    body: bytes = msgpack.packb([message.code, *fields])
     if len(body) > MAX_MESSAGE_BYTES:
         raise ProtocolError(
             f"a message of {len(body)} bytes is larger than the limit of {MAX_MESSAGE_BYTES}; "
@@ -420,8 +419,8 @@ def _wanted_arrays(value: Any) -> dict[str, WantedArray]:
 
 
 def _wanted(value: Any) -> WantedArray:
-    regions, row, slots = _fields(value, 3)
-    return WantedArray(_naturals(regions), _natural(row), _natural(slots))
+    regions, *places = _fields(value, 6)
+    return WantedArray(_naturals(regions), *map(_natural, places))
 
 
 _READ: dict[tuple[str, str], Any] = {
@@ -431,8 +430,6 @@ _READ: dict[tuple[str, str], Any] = {
     ("Hello", "arrays"): lambda value: tuple(map(_array, _items(value))),
     ("Learned", "array"): _text,
     ("Learned", "dtype"): _dtype,
-    ("Put", "region"): _natural,
-    ("Put", "timestep"): _integer,
     ("HeldUp", "region"): _natural,
     ("HeldUp", "timestep"): _integer,
     ("Advance", "timestep"): _integer,
@@ -442,7 +439,7 @@ _READ: dict[tuple[str, str], Any] = {
     ("Progress", "text"): _text,
     ("Slots", "sizes"): _naturals,
     ("Slots", "regions"): lambda value: tuple(map(_region, _items(value))),
-    ("Start", "board_bytes"): _natural,
+    ("Start", "pages"): _naturals,
     ("Start", "arrays"): _wanted_arrays,
     ("Free", "region"): _natural,
     ("Fail", "kind"): _text,

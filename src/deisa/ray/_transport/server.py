@@ -18,6 +18,7 @@ from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +28,10 @@ from deisa.ray._state.events import AgentLost, BridgeJoined, DtypeLearned, Event
 from deisa.ray._state.layout import ArrayDescription, Shape
 from deisa.ray._transport import messages
 from deisa.ray._transport.address import agent_address, check_same_user, shown
-from deisa.ray._transport.board import Board
 from deisa.ray._transport.descriptors import RECEIVE_BYTES
 from deisa.ray._transport.memory import check_fits, create_segment, lay_out, slot_size, within
 from deisa.ray._transport.messages import FrameBuffer, Message, RegionSpec
+from deisa.ray._transport.pages import LOOK_S, Board, OutboxReader, Page
 from deisa.ray._transport.reader import probe
 from deisa.ray.config import Settings
 from deisa.ray.errors import (
@@ -106,6 +107,7 @@ class _Connection:
     frames: FrameBuffer = field(default_factory=FrameBuffer)
     outgoing: deque[tuple[memoryview, list[int]]] = field(default_factory=deque)
     bridge_id: int | None = None
+    outbox: OutboxReader | None = None
     arrays: dict[str, ArrayDescription] = field(default_factory=dict)
     closed: bool = False
 
@@ -133,6 +135,7 @@ class AgentServer:
         self._connections: set[_Connection] = set()
         self._segments: list[_Segment] = []
         self._board: Board | None = None
+        self._tally: Page | None = None
         self._lost: list[tuple[int, str]] = []  # bridges, and why; still to be reported
         self._held_up: dict[str, set[tuple[int, int]]] = defaultdict(set)  # array -> (bridge, region) waiting
         self._plan: StartPlan | None = None
@@ -241,16 +244,40 @@ class AgentServer:
                 self._provide(connection, _known_dtypes(plan, without=boxes))
             for name in boxes:
                 self._provide_boxes(name, boxes, plan)
-            for bridge_id, connection in self._bridges.items():
-                wanted = {
-                    name: messages.WantedArray(tuple(regions), board.rows[name], plan.slots[name])
-                    for name, regions in self._arrivals.regions_of(bridge_id).items()
-                    if name in plan.slots
-                }
-                if wanted:
-                    self._post(connection, messages.Start(board.nbytes, wanted), [board.descriptor])
-                else:
-                    self._post(connection, messages.Start(0, {}))
+            self._let_all_go(plan, board)
+            os.eventfd_write(self._wake, 1)  # from now on the thread looks into the outboxes
+
+    def _let_all_go(self, plan: StartPlan, board: Board) -> None:
+        """Give every rank its places on the shared pages."""
+        owners: dict[str, list[int]] = {}
+        for bridge_id in self._bridges:
+            for name, regions in self._arrivals.regions_of(bridge_id).items():
+                if name in plan.slots and regions:
+                    owners.setdefault(name, []).append(bridge_id)
+        firsts = dict(zip(owners, accumulate(map(len, owners.values()), initial=0), strict=False))
+        prefix = f"deisa-{self._settings.session}"
+        self._tally = tally = Page(f"{prefix}-tally", sum(map(len, owners.values())))
+        for bridge_id, connection in self._bridges.items():
+            wanted = {
+                name: messages.WantedArray(
+                    tuple(regions),
+                    board.rows[name],
+                    plan.slots[name],
+                    firsts[name],
+                    len(owners[name]),
+                    firsts[name] + owners[name].index(bridge_id),
+                )
+                for name, regions in self._arrivals.regions_of(bridge_id).items()
+                if name in plan.slots and regions
+            }
+            if not wanted:
+                self._post(connection, messages.Start((), {}))
+                continue
+            capacity = sum(len(array.regions) * array.slots for array in wanted.values())
+            connection.outbox = OutboxReader(f"{prefix}-outbox", capacity)
+            pages = (board.page, tally, connection.outbox.page)
+            start = messages.Start(tuple(page.nbytes for page in pages), wanted)
+            self._post(connection, start, [page.descriptor for page in pages])
 
     def release(self, consumer: str, steps: Sequence[tuple[str, int]]) -> None:
         """End a consumer's leases on (array, timestep) pairs, and give free slots back to the ranks."""
@@ -290,11 +317,12 @@ class AgentServer:
         yield_to_ranks()
         try:
             while not self.closed.is_set():
-                ready = self._selector.select(TICK_S)
+                ready = self._selector.select(TICK_S if self._plan is None else LOOK_S)
                 with self._lock:
                     if not self.closed.is_set():
                         for key, mask in ready:
                             self._serve_one(key, mask)
+                        self._collect_all()
                         self._report_losses()
                         self._check_driver()
         except Exception as error:
@@ -309,6 +337,9 @@ class AgentServer:
         if key.fileobj is self._listener:
             self._accept()
             return
+        if key.fileobj == self._wake:
+            os.eventfd_read(self._wake)
+            return
         connection: _Connection = key.data
         if mask & selectors.EVENT_WRITE:
             with suppress(OSError):  # what a dead peer said before is still to be read
@@ -316,12 +347,34 @@ class AgentServer:
         if mask & selectors.EVENT_READ:
             self._receive(connection)
 
+    def _collect_all(self) -> None:
+        """Look into every outbox, and tell the analytics if anything has become complete."""
+        for connection in list(self._bridges.values()):
+            if connection in self._connections and not connection.closed:
+                try:
+                    self._collect(connection)
+                except ProtocolError as error:
+                    logger.warning(
+                        "refused bridge %s (pid %d): %s", connection.bridge_id, connection.pid, error
+                    )
+                    self._fail(connection, error)
+        if self._joined or self._arrivals.has_events:
+            self._changed.notify_all()
+
+    def _collect(self, connection: _Connection) -> None:
+        """Account for what a rank has handed over since the last look."""
+        if connection.outbox is not None:
+            assert connection.bridge_id is not None
+            for region, timestep in connection.outbox.take():
+                self._arrivals.put(connection.bridge_id, region, timestep)
+
     def _report_losses(self) -> None:
         """Report the bridges that were lost, after all that the others had sent by then."""
         while self._lost:
             lost, self._lost = self._lost, []
             for connection in list(self._connections):
                 self._receive(connection)
+            self._collect_all()
             for bridge_id, reason in lost:
                 self._arrivals.lose(bridge_id, reason)
                 if self._plan is None:
@@ -386,9 +439,10 @@ class AgentServer:
         bridge_id = connection.bridge_id
         if bridge_id is None or connection.closed or self._plan is None:
             raise ProtocolError(f"a {type(message).__name__} is out of place here")
+        self._collect(connection)  # it was handed over before the message was sent
         match message:
-            case messages.Put(region, timestep):
-                self._arrivals.put(bridge_id, region, timestep)
+            case messages.Look():
+                pass  # all outboxes are looked into after every round
             case messages.HeldUp(region, timestep):
                 self._arrivals.hold_up(bridge_id, region, timestep)
                 self._held_up[self._arrivals.array_of(region)].add((bridge_id, region))
@@ -564,6 +618,9 @@ class AgentServer:
         self._connections.discard(connection)
         self._selector.unregister(connection.socket)
         connection.socket.close()
+        with suppress(ProtocolError):  # what a rank handed over before it died counts
+            if not connection.closed:
+                self._collect(connection)
         bridge_id = connection.bridge_id
         if bridge_id is not None and self._bridges.get(bridge_id) is connection and not connection.closed:
             self._lost.append((bridge_id, reason))
@@ -583,8 +640,11 @@ class AgentServer:
             for segment in self._segments:
                 os.close(segment.descriptor)
             self._segments.clear()
-            if self._board is not None:
-                self._board.close()
+            pages = [c.outbox.page for c in self._bridges.values() if c.outbox is not None]
+            pages += [self._board.page] if self._board is not None else []
+            pages += [self._tally] if self._tally is not None else []
+            for page in pages:
+                page.close()
             self.closed.set()
             self._changed.notify_all()
 
