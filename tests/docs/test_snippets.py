@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 
 from deisa.ray import Bridge, Deisa, Settings
+from deisa.ray._state.events import BridgeStats
 from deisa.ray._transport.messages import MESSAGES
+from deisa.ray.report import ArrayFigures, CallbackFigures, ComputationFigures, Report
 from tests.support.mpi import Mpi
 
 ROOT = Path(__file__).parents[2]
@@ -227,6 +229,25 @@ def test_scheduler_snippet(block: Block, ray_cluster: str, tmp_path: Path) -> No
         assert output_of(process) == block.output
 
 
+def test_the_printed_report() -> None:
+    held_up_s = {0: 2.82, 1: 2.83, 2: 2.82, 3: 2.80}
+    report = Report(
+        arrays={
+            "temperature": ArrayFigures(50, 50, 400 * 2**20),
+            "pressure": ArrayFigures(25, 25, 200 * 2**20),
+        },
+        bridges={b: BridgeStats(75, 150 * 2**20, seconds) for b, seconds in held_up_s.items()},
+        callbacks=(
+            CallbackFigures("summary", 50, 0, 2.274, 1.09),
+            CallbackFigures("both", 25, 0, 0.528, 0.0802),
+        ),
+        computations=ComputationFigures(75, 73, 0.1799, 2.13, 75, 0.7711, 0),
+        bound_bytes={"aa46e8ba523c" + 44 * "0": 48 * 2**20},
+        wall_s=2.8781,
+    )
+    assert f"```text\n{report}\n```" in (DOCS / "analytics.md").read_text()
+
+
 def test_message_for_an_unknown_array(caplog: pytest.LogCaptureFixture) -> None:
     def summary_callback(temperatur: Any) -> None:
         raise AssertionError
@@ -306,7 +327,7 @@ def test_every_setting_is_in_the_table() -> None:
 
 def test_every_message_is_in_the_table() -> None:
     page = (DOCS / "design.md").read_text()
-    table = re.findall(r"^\* - (\d+)\n  - `(\w+)`\n  - (.+)$", page, re.M)
+    table = re.findall(r"^\* - (\d+)\n  - `(\w+)`\n  -(?: (.+))?$", page, re.M)
     described = {int(code): (name, fields) for code, name, fields in table if fields != "as above"}
     expected = {
         code: (cls.__name__, ", ".join(field.name for field in dataclasses.fields(cls)))  # type: ignore[arg-type]

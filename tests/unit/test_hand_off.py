@@ -639,6 +639,20 @@ def test_a_spoilt_tally_delays_and_loses_nothing(agent: Agent) -> None:
         agent.release(("a", timestep))
 
 
+def test_chunks_may_overtake_the_messages_before_them(agent: Agent) -> None:
+    """An outbox is read as a whole: also what was handed over after the message that is being handled."""
+    said = [{"a": whole((2,)) | {"chunk_shape": (1,), "offset": (i,)}} for i in range(2)]
+    bridges = agent.bridges(*said, slots={"a": 3})
+    with agent.server._lock:  # it handles nothing meanwhile
+        for bridge in bridges:
+            for timestep in range(3):
+                slot = bridge.slot("a", timestep)  # says that it has advanced
+                slot[...] = timestep
+                bridge.send("a", slot, timestep)
+    assert [agent.wait(StepComplete).timestep for _ in range(3)] == [0, 1, 2]
+    assert not [event for event in agent.events() if isinstance(event, BridgeLost)]
+
+
 def test_only_the_last_rank_of_a_node_wakes_the_agent(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
     woken: list[int] = []
     said = [{"a": whole((3,)) | {"chunk_shape": (1,), "offset": (i,)}} for i in range(3)]

@@ -138,6 +138,9 @@ class NodeArrivals:
             raise ProtocolError(f"bridge {bridge_id}: region {region} has no free slot")
         if array.last[region] == timestep:
             raise ProtocolError(f"bridge {bridge_id} sent region {region} twice for timestep {timestep}")
+        at = self._bridges[bridge_id].at
+        if timestep < at:
+            raise ProtocolError(f"bridge {bridge_id} went back from timestep {at} to {timestep}")
         self.advance(bridge_id, timestep)
         array.last[region] = timestep
         array.sent[region] = turn + 1
@@ -158,11 +161,13 @@ class NodeArrivals:
                 self._events.append(StepComplete(name, timestep, slot))
 
     def advance(self, bridge_id: int, timestep: float) -> None:
-        """A bridge says that it will send nothing older than `timestep` any more."""
+        """A bridge says that it will send nothing older than `timestep` any more.
+
+        An older timestep than the last says nothing new: the message was under way while chunks that were
+        handed over after it have been seen.
+        """
         bridge = self._bridges[bridge_id]
-        if timestep < bridge.at:
-            raise ProtocolError(f"bridge {bridge_id} went back from timestep {bridge.at} to {timestep}")
-        if timestep == bridge.at:
+        if timestep <= bridge.at:
             return
         bridge.at = timestep
         for name in bridge.regions:
