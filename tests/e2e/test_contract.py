@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
+import re
 import threading
 from functools import partial
 
@@ -22,6 +24,7 @@ from deisa.ray.errors import (
     WaitTimeoutError,
     WindowError,
 )
+from deisa.ray.report import ArrayFigures
 from tests.e2e.simulation import Comm, Ranks, Site, grid_boxes, ranks, rows, values, wait_until
 
 # Values: every element arrives, in its place, at its timestep.
@@ -514,7 +517,134 @@ def test_the_report(site: Site) -> None:
     (bound,) = report.bound_bytes.values()
     assert 3 * 3 * 4096 <= bound < 2 * 3 * 3 * 4096  # ranks, slots, a page each; and a little for the account
     assert 0 < report.callbacks_s <= report.wall_s
-    assert "x: 5 timesteps, 480 B" in str(report)
+    assert (report.arrays["x"].delivered, report.arrays["x"].skipped) == (5, 0)
+    sent = {bridge_id: (stats.chunks, stats.bytes_handed_over) for bridge_id, stats in report.bridges.items()}
+    assert sent == dict.fromkeys(range(3), (5, 5 * 4 * 8))
+    (callback,) = report.callbacks
+    assert (callback.name, callback.calls, callback.failures) == ("<lambda>", 5, 0)
+    assert 0 < callback.mean_s <= callback.longest_s <= callback.total_s == report.callbacks_s
+    done = report.computations
+    assert (done.graphs, done.bundles, done.moved_bytes) == (5, 5, 0)
+    assert done.reused_plans == (4 if site.engine == "ray" else 0)
+    assert done.planning_s + done.waiting_s < report.callbacks_s
+    assert min(done.planning_s, done.waiting_s, done.run_s) > 0
+    assert json.loads(report.to_json()) == report.to_dict()
+    assert re.search(r"^x +5 +5 +0 +480 B$", str(report), re.MULTILINE)
+
+
+def test_the_report_of_failures_and_skipped_timesteps(site: Site) -> None:
+    def rank() -> None:
+        with site.bridge(0, 1, {"x": rows(0, 1), "y": rows(0, 1)}) as bridge:
+            for timestep in range(6):
+                bridge.send("x", values((4,), timestep), timestep)
+                if timestep % 3 == 0:
+                    bridge.send("y", values((4,), timestep), timestep)
+
+    def explode(block: np.ndarray) -> np.ndarray:
+        raise ZeroDivisionError
+
+    deisa = site.deisa()
+
+    @deisa.register(WindowSpec("x", 2), "y")
+    def both(x: list[DeisaArray], y: list[DeisaArray]) -> None:
+        (x[-1].dask - y[-1].dask).max().compute()
+
+    @deisa.register("y", exception_handler=lambda error: None)
+    def fails(y: list[DeisaArray]) -> None:
+        if y[-1].t == 3:
+            y[-1].dask.map_blocks(explode, dtype=float).compute()
+
+    deisa.register_callback(both, "x", "y")
+    deisa.register_callback(lambda other: None, "other")
+    with ranks(rank):
+        report = deisa.execute_callbacks()
+    assert report.arrays == {"x": ArrayFigures(6, 2, 6 * 32), "y": ArrayFigures(2, 2, 2 * 32)}
+    assert report.arrays["x"].skipped == 4
+    assert [(c.name, c.calls, c.failures) for c in report.callbacks] == [
+        ("both", 2, 0),
+        ("fails", 2, 1),
+        ("both", 2, 0),
+        ("<lambda>", 0, 0),
+    ]
+    assert (report.computations.graphs, report.computations.bundles) == (5, 5)
+
+
+def test_an_old_window_does_not_deliver_an_array_again(site: Site) -> None:
+    """With OR, `y` is in every window from timestep 2 on, but it is only news at 2 and 5."""
+
+    def rank() -> None:
+        with site.bridge(0, 1, {"x": rows(0, 1), "y": rows(0, 1)}) as bridge:
+            for timestep in range(6):
+                bridge.send("x", values((4,), timestep), timestep)
+                if timestep % 3 == 2:
+                    bridge.send("y", values((4,), timestep), timestep)
+
+    deisa = site.deisa()
+    deisa.register_callback(lambda x, y: None, "x", "y", when="OR")
+    with ranks(rank):
+        report = deisa.execute_callbacks()
+    assert report.callbacks_run == 4
+    assert report.arrays == {"x": ArrayFigures(6, 4, 6 * 32), "y": ArrayFigures(2, 2, 2 * 32)}
+
+
+def test_a_run_that_ends_in_an_error_leaves_its_report(site: Site) -> None:
+    first_closed = threading.Event()
+
+    def first() -> None:
+        site.send_rows(0, 2, range(3))
+        first_closed.set()
+
+    def second() -> None:
+        with site.bridge(1, 2, {"x": rows(1, 2)}) as bridge:
+            for timestep in range(3):
+                bridge.send("x", values((8,), timestep)[4:], timestep)
+            wait_until(first_closed.is_set, "the other rank has closed")
+            raise ZeroDivisionError
+
+    deisa = site.deisa()
+    seen = wholes(deisa)
+    simulation = Ranks([first, second])
+    with pytest.raises(BridgeLostError):
+        deisa.execute_callbacks()
+    simulation.errors()
+    report = deisa.report
+    assert report is not None
+    assert_fields(seen, (8,), [0, 1, 2])
+    assert report.arrays == {"x": ArrayFigures(3, 3, 3 * 64)}
+    assert (report.callbacks_run, report.callbacks_failed, report.computations.graphs) == (3, 0, 3)
+    assert [(b, stats.chunks) for b, stats in report.bridges.items()] == [(0, 3)]
+    assert 0 < report.callbacks_s <= report.wall_s
+
+
+def test_a_run_that_a_handler_stops_leaves_its_report(site: Site) -> None:
+    deisa = site.deisa()
+
+    def stop(error: Exception) -> None:
+        raise error
+
+    @deisa.register("x", exception_handler=stop)
+    def fails(x: list[DeisaArray]) -> None:
+        if x[-1].t == 1:
+            raise ZeroDivisionError
+
+    simulation = Ranks([partial(site.send_rows, 0, 1, range(1000))])
+    with pytest.raises(ZeroDivisionError):
+        deisa.execute_callbacks()
+    simulation.errors()
+    report = deisa.report
+    assert report is not None
+    assert [(c.name, c.calls, c.failures) for c in report.callbacks] == [("fails", 2, 1)]
+    assert (report.arrays["x"].delivered, report.bridges) == (2, {})
+
+
+def test_a_run_that_never_starts_leaves_an_empty_report(site: Site) -> None:
+    deisa = site.deisa(start_timeout_s=0.1)
+    wholes(deisa)
+    with pytest.raises(WaitTimeoutError):
+        deisa.execute_callbacks()
+    report = deisa.report
+    assert report is not None
+    assert (report.arrays, report.bridges, report.callbacks_run, report.wall_s) == ({}, {}, 0, 0.0)
 
 
 @pytest.mark.parametrize(("window_size", "ahead"), [(1, 1), (1, 3), (3, 2)])

@@ -14,19 +14,27 @@ from typing import NamedTuple
 KILL_TIMEOUT_S = 10.0
 
 
+class Process(NamedTuple):
+    """What Linux says about a process: who started it, and the operating-system session that it belongs to."""
+
+    pid: int
+    parent: int
+    session: int
+
+
 def kill_session(leader: subprocess.Popen[str]) -> None:
     """Kill what is left of the operating-system session that a process began, orphans included."""
-    _kill_all(lambda: [process.pid for process in _live_processes() if process.session == leader.pid])
+    _kill_all(lambda: [process.pid for process in live_processes() if process.session == leader.pid])
     leader.wait()
 
 
 def kill_tree(root: subprocess.Popen[str]) -> None:
     """Kill a process and its descendants, whatever sessions and groups they have made for themselves."""
     tree = {root.pid}
-    processes = list(_live_processes())
+    processes = list(live_processes())
     while children := {process.pid for process in processes if process.parent in tree} - tree:
         tree |= children
-    _kill_all(lambda: [process.pid for process in _live_processes() if process.pid in tree])
+    _kill_all(lambda: [process.pid for process in live_processes() if process.pid in tree])
     root.wait()
 
 
@@ -41,13 +49,7 @@ def _kill_all(find_pids: Callable[[], list[int]]) -> None:
         time.sleep(0.02)
 
 
-class _Process(NamedTuple):
-    pid: int
-    parent: int
-    session: int
-
-
-def _live_processes() -> Iterator[_Process]:
+def live_processes() -> Iterator[Process]:
     """Every process that is not a zombie."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -56,4 +58,4 @@ def _live_processes() -> Iterator[_Process]:
         except (FileNotFoundError, ProcessLookupError):
             continue
         if state not in "ZX":
-            yield _Process(int(stat.parent.name), int(parent), int(session))
+            yield Process(int(stat.parent.name), int(parent), int(session))

@@ -1,54 +1,295 @@
-"""What a run did, as `Deisa.execute_callbacks` returns it."""
+"""Where the time of a run went, as `Deisa.execute_callbacks` returns it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from html import escape
+from typing import Any
 
+from deisa.ray._state.events import BridgeStats
 from deisa.ray._transport.memory import human_bytes
+
+SHOWN_ROWS = 8  # of the bridges, and of the nodes, in text and HTML
+SHOWN_NODE_ID = 12  # characters of Ray's 56
+SHOWN_NAME = 40  # characters; a callback may be an object that only has its repr for a name
+
+Cells = tuple[str | int, ...]
+Table = Sequence[Sequence[str]]  # rows of cells, the first one is the head
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayFigures:
+    """What became of one array.
+
+    Attributes
+    ----------
+    timesteps : int
+        Complete timesteps.
+    delivered : int
+        Those among them for which at least one callback on this array ran.
+    bytes_handed_over : int
+        Bytes of the complete timesteps.
+    """
+
+    timesteps: int
+    delivered: int
+    bytes_handed_over: int
+
+    @property
+    def skipped(self) -> int:
+        """Complete timesteps for which no callback ran."""
+        return self.timesteps - self.delivered
+
+
+@dataclass(frozen=True, slots=True)
+class CallbackFigures:
+    """What one registered callback did.
+
+    Attributes
+    ----------
+    name : str
+        Not always unique: a function can be registered twice.
+    calls : int
+        Calls, failed ones included.
+    failures : int
+        Calls that raised.
+    total_s, longest_s : float
+        Time of all calls, and of the longest one (seconds), with what their exception handlers took.
+    """
+
+    name: str
+    calls: int
+    failures: int
+    total_s: float
+    longest_s: float
+
+    @property
+    def mean_s(self) -> float:
+        """Time of a call on average (seconds); 0 when there was none."""
+        return self.total_s / self.calls if self.calls else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ComputationFigures:
+    """What the callbacks computed with Dask.
+
+    Attributes
+    ----------
+    graphs, reused_plans : int
+        Graphs computed or persisted, and those among them for which a plan was there already.
+    planning_s : float
+        Time of the analytics from getting a graph to its last bundle being submitted (seconds). With
+        ``engine="local"`` a bundle runs when it is submitted, so this contains `run_s`.
+    waiting_s : float
+        Time of the analytics spent waiting for results and fetching them (seconds).
+    bundles : int
+        Bundles submitted.
+    run_s : float
+        Time in which bundles ran (seconds), all nodes together. Bundles that raised, or are still running,
+        count for nothing.
+    moved_bytes : int
+        Bytes of results that nodes, or the analytics, took from another node.
+    """
+
+    graphs: int
+    reused_plans: int
+    planning_s: float
+    waiting_s: float
+    bundles: int
+    run_s: float
+    moved_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Figures of one run.
+    """Figures of one run; one that ended in an error has those up to then.
+
+    Prints as text, and as tables in a notebook.
 
     Attributes
     ----------
-    timesteps : mapping of str to int
-        Complete timesteps of each array that a callback asked for.
-    bytes_handed_over : mapping of str to int
-        Bytes of those timesteps, by array.
-    held_up_s : mapping of int to float
-        Time each bridge spent in ``send`` waiting for a free slot (seconds), by bridge id.
-    callbacks_run : int
-        Calls of callbacks, failed ones included.
-    callbacks_failed : int
-        Calls that raised.
-    callbacks_s : float
-        Time spent in callbacks (seconds).
+    arrays : mapping of str to ArrayFigures
+        The arrays that a callback asked for.
+    bridges : mapping of int to BridgeStats
+        What each bridge handed over and how long ``send`` waited for slots, by bridge id; only bridges that
+        closed in order, since they tell when they close.
+    callbacks : tuple of CallbackFigures
+        In the order of registration.
+    computations : ComputationFigures
     bound_bytes : mapping of str to int
         Chunk memory reserved on each node.
     wall_s : float
-        From the start of the simulation to the end of the last callback (seconds).
+        From the start of the simulation to the end of the run (seconds); 0 when it did not start.
+
+    Examples
+    --------
+    >>> report = deisa.execute_callbacks()  # doctest: +SKIP
+    >>> report.arrays["temperature"].skipped  # doctest: +SKIP
+    0
+    >>> max(stats.held_up_s for stats in report.bridges.values())  # doctest: +SKIP
+    0.25
     """
 
-    timesteps: Mapping[str, int]
-    bytes_handed_over: Mapping[str, int]
-    held_up_s: Mapping[int, float]
-    callbacks_run: int
-    callbacks_failed: int
-    callbacks_s: float
+    arrays: Mapping[str, ArrayFigures]
+    bridges: Mapping[int, BridgeStats]
+    callbacks: tuple[CallbackFigures, ...]
+    computations: ComputationFigures
     bound_bytes: Mapping[str, int]
     wall_s: float
 
+    @property
+    def timesteps(self) -> dict[str, int]:
+        """Complete timesteps, by array."""
+        return {name: array.timesteps for name, array in self.arrays.items()}
+
+    @property
+    def bytes_handed_over(self) -> dict[str, int]:
+        """Bytes of the complete timesteps, by array."""
+        return {name: array.bytes_handed_over for name, array in self.arrays.items()}
+
+    @property
+    def held_up_s(self) -> dict[int, float]:
+        """Time each bridge spent in ``send`` waiting for a slot (seconds), by bridge id."""
+        return {bridge_id: stats.held_up_s for bridge_id, stats in self.bridges.items()}
+
+    @property
+    def callbacks_run(self) -> int:
+        """Calls of all callbacks, failed ones included."""
+        return sum(callback.calls for callback in self.callbacks)
+
+    @property
+    def callbacks_failed(self) -> int:
+        """Calls of all callbacks that raised."""
+        return sum(callback.failures for callback in self.callbacks)
+
+    @property
+    def callbacks_s(self) -> float:
+        """Time spent in callbacks (seconds)."""
+        return sum(callback.total_s for callback in self.callbacks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all figures as dictionaries with str keys, lists, str and numbers."""
+        return {
+            "wall_s": self.wall_s,
+            "arrays": {
+                name: asdict(array) | {"skipped": array.skipped} for name, array in self.arrays.items()
+            },
+            "callbacks": [asdict(callback) | {"mean_s": callback.mean_s} for callback in self.callbacks],
+            "computations": asdict(self.computations),
+            "bridges": {str(bridge_id): asdict(stats) for bridge_id, stats in self.bridges.items()},
+            "bound_bytes": dict(self.bound_bytes),
+        }
+
+    def to_json(self) -> str:
+        """Return `to_dict` as JSON."""
+        return json.dumps(self.to_dict(), indent=2)
+
     def __str__(self) -> str:
-        lines = [
-            f"{name}: {count} timesteps, {human_bytes(self.bytes_handed_over[name])}"
-            for name, count in self.timesteps.items()
-        ]
-        longest = max(self.held_up_s.values(), default=0.0)
-        lines += [
-            f"callbacks: {self.callbacks_run} calls ({self.callbacks_failed} failed), {self.callbacks_s:.2f} s",
-            f"simulation held up: {longest:.2f} s at most on one bridge, of {self.wall_s:.2f} s",
-        ]
-        return "\n".join(lines)
+        return "\n\n".join([self._summary(), *(_as_text(rows) for rows in self._tables())])
+
+    def _repr_html_(self) -> str:
+        tables = "\n".join(map(_as_html, self._tables()))
+        return f"<div>\n<p>{escape(self._summary())}</p>\n{tables}\n</div>"
+
+    def _summary(self) -> str:
+        inside = self.callbacks_s
+        outside = max(0.0, self.wall_s - inside)
+        return (
+            f"{_seconds(self.wall_s)}: {_seconds(inside)} in callbacks, {_seconds(outside)} outside of them"
+        )
+
+    def _tables(self) -> Iterator[Table]:
+        rows: list[Cells]
+        if self.arrays:
+            rows = [
+                (_name(name), a.timesteps, a.delivered, a.skipped, human_bytes(a.bytes_handed_over))
+                for name, a in self.arrays.items()
+            ]
+            yield _table(("array", "timesteps", "delivered", "skipped", "handed over"), rows)
+        if self.callbacks:
+            rows = [
+                (_name(c.name), c.calls, c.failures, *map(_seconds, (c.total_s, c.mean_s, c.longest_s)))
+                for c in self.callbacks
+            ]
+            yield _table(("callback", "calls", "failed", "total", "mean", "longest"), rows)
+        done = self.computations
+        if done.graphs:
+            row = (
+                done.graphs,
+                done.reused_plans,
+                _seconds(done.planning_s),
+                _seconds(done.waiting_s),
+                done.bundles,
+                _seconds(done.run_s),
+                human_bytes(done.moved_bytes),
+            )
+            head = ("graphs", "plans reused", "planning", "waiting", "bundles", "running", "moved")
+            yield _table(head, [row])
+        if self.bridges:
+            yield _table(("bridge", "chunks", "handed over", "held up"), self._bridge_rows())
+        if self.bound_bytes:
+            yield _table(("node", "chunk memory"), self._node_rows())
+
+    def _bridge_rows(self) -> Iterator[Cells]:
+        """Those held up longest, and the others together."""
+        ordered = sorted(self.bridges.items(), key=lambda item: -item[1].held_up_s)
+        for bridge_id, stats in ordered[:SHOWN_ROWS]:
+            yield bridge_id, stats.chunks, human_bytes(stats.bytes_handed_over), _seconds(stats.held_up_s)
+        others = [stats for _, stats in ordered[SHOWN_ROWS:]]
+        if others:
+            yield (
+                f"{len(others)} more",
+                sum(stats.chunks for stats in others),
+                human_bytes(sum(stats.bytes_handed_over for stats in others)),
+                f"at most {_seconds(others[0].held_up_s)}",
+            )
+
+    def _node_rows(self) -> Iterator[Cells]:
+        """Those with the most memory, and the others together."""
+        ordered = sorted(self.bound_bytes.items(), key=lambda item: -item[1])
+        for node_id, nbytes in ordered[:SHOWN_ROWS]:
+            yield node_id[:SHOWN_NODE_ID], human_bytes(nbytes)
+        others = [nbytes for _, nbytes in ordered[SHOWN_ROWS:]]
+        if others:
+            yield f"{len(others)} more", f"at most {human_bytes(others[0])}"
+
+
+def _table(head: Cells, rows: Iterable[Cells]) -> Table:
+    return [tuple(map(str, row)) for row in (head, *rows)]
+
+
+def _name(name: str) -> str:
+    name = " ".join(name.split())
+    return name if len(name) <= SHOWN_NAME else f"{name[: SHOWN_NAME - 4]} ..."
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.1f} ms"
+
+
+def _as_text(rows: Table) -> str:
+    """Columns next to each other, the first one flush left, the others flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *others in rows:
+        cells = [first.ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join(cells))
+    return "\n".join(lines)
+
+
+def _as_html(rows: Table) -> str:
+    """One table, aligned as in the text."""
+
+    def row(cells: Sequence[str], tag: str) -> str:
+        sides = ["left"] + ["right"] * (len(cells) - 1)
+        return "".join(
+            f'<{tag} style="text-align: {side}">{escape(cell)}</{tag}>'
+            for cell, side in zip(cells, sides, strict=True)
+        )
+
+    head, *body = rows
+    lines = "\n".join(f"<tr>{row(cells, 'td')}</tr>" for cells in body)
+    return f"<table>\n<thead><tr>{row(head, 'th')}</tr></thead>\n<tbody>\n{lines}\n</tbody>\n</table>"

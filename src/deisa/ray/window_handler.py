@@ -33,13 +33,15 @@ from deisa.ray.errors import (
     WindowError,
     cause_chain,
 )
-from deisa.ray.report import Report
+from deisa.ray.report import CallbackFigures, ComputationFigures, Report
 from deisa.ray.types import WindowSpec, window_spec
 
 logger = logging.getLogger("deisa.ray")
 
 Callback = Callable[..., Any]
 ExceptionHandler = Callable[[Exception], Any]
+
+LAST_BUNDLES_S = 1.0  # for the figures of bundles to come in, after a run
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,10 @@ class _Registration:
     @property
     def name(self) -> str:
         return getattr(self.callback, "__name__", None) or repr(self.callback)
+
+    @property
+    def subscription(self) -> Subscription:
+        return Subscription(tuple((w.name, w.window_size) for w in self.windows), self.when)
 
 
 class Deisa:
@@ -189,7 +195,7 @@ class Deisa:
         Returns
         -------
         Report
-            Also kept as ``deisa.report``.
+            Also kept as ``deisa.report``, which a run that raises leaves as well.
 
         Raises
         ------
@@ -210,40 +216,54 @@ class Deisa:
                 "no callback is registered: call register_callback() before execute_callbacks()"
             )
         self._executed = True
-        run = _Run()
+        run = _Run([_Calls(registration) for registration in self._registrations])
         try:
-            layouts = self._session.wait_registered()
-            runnable = [r for r in self._registrations if _can_run(r, layouts)]
-            self._session.start(
-                [Subscription(tuple((w.name, w.window_size) for w in r.windows), r.when) for r in runnable]
-            )
-            started = time.monotonic()
-            with dask_computes_with(self._scheduler):
-                self._session.run(
-                    lambda firing, windows: run.call(runnable[firing.callback], firing, windows)
-                )
+            self._run(run)
         except DeisaError as error:
             self.close(error)
             raise
         except BaseException as error:
             self.close(AnalyticsLostError(f"the analytics has ended: {error!r}"))
             raise
-        self.report = Report(
-            timesteps=self._session.timesteps,
-            bytes_handed_over=self._session.bytes_handed_over,
-            held_up_s=self._session.held_up_s,
-            callbacks_run=run.calls,
-            callbacks_failed=run.failures,
-            callbacks_s=run.seconds,
-            bound_bytes=self._session.bound_bytes,
-            wall_s=time.monotonic() - started,
-        )
+        finally:
+            self.report = report = self._report(run)
         if self._session.drop_arrays():
             self.close()
         else:  # arrays that outlive the run keep their agents; callbacks may hold such arrays
             self._registrations.clear()
             threading.Thread(target=self._close_when_unused, name="deisa-linger", daemon=True).start()
-        return self.report
+        return report
+
+    def _run(self, run: _Run) -> None:
+        layouts = self._session.wait_registered()
+        runnable = [calls for calls in run.callbacks if _can_run(calls.registration, layouts)]
+        self._session.start([calls.registration.subscription for calls in runnable])
+        started = time.monotonic()
+        try:
+            with dask_computes_with(self._scheduler):
+                self._session.run(lambda firing, windows: runnable[firing.callback].call(firing, windows))
+        finally:
+            run.wall_s = time.monotonic() - started
+
+    def _report(self, run: _Run) -> Report:
+        self._engine.executor.wait_ended(LAST_BUNDLES_S)
+        usage, bundles = self._scheduler.usage, self._engine.executor.stats
+        return Report(
+            arrays=self._session.array_figures,
+            bridges=self._session.bridge_stats,
+            callbacks=tuple(calls.figures for calls in run.callbacks),
+            computations=ComputationFigures(
+                graphs=usage.computations,
+                reused_plans=usage.reused_plans,
+                planning_s=usage.planning_s,
+                waiting_s=usage.waiting_s,
+                bundles=bundles.submitted,
+                run_s=bundles.run_s,
+                moved_bytes=bundles.moved_bytes,
+            ),
+            bound_bytes=self._session.bound_bytes,
+            wall_s=run.wall_s,
+        )
 
     def _close_when_unused(self) -> None:
         self._session.leases.wait_gone()
@@ -277,16 +297,19 @@ class Deisa:
 
 
 @dataclass(slots=True)
-class _Run:
-    """Calls callbacks and counts."""
+class _Calls:
+    """Calls one callback and counts."""
 
-    calls: int = 0
+    registration: _Registration
+    count: int = 0
     failures: int = 0
-    seconds: float = 0.0
+    total_s: float = 0.0
+    longest_s: float = 0.0
 
-    def call(self, registration: _Registration, firing: Firing, windows: Windows) -> None:
+    def call(self, firing: Firing, windows: Windows) -> None:
+        registration = self.registration
         started = time.monotonic()
-        self.calls += 1
+        self.count += 1
         try:
             if registration.by_name:
                 names = (window.name for window in registration.windows)
@@ -300,7 +323,23 @@ class _Run:
             _clear_frames(error)
             windows.clear()  # this frame is one of the traceback's
         finally:
-            self.seconds += time.monotonic() - started
+            seconds = time.monotonic() - started
+            self.total_s += seconds
+            self.longest_s = max(self.longest_s, seconds)
+
+    @property
+    def figures(self) -> CallbackFigures:
+        return CallbackFigures(
+            self.registration.name, self.count, self.failures, self.total_s, self.longest_s
+        )
+
+
+@dataclass(slots=True)
+class _Run:
+    """What is counted while callbacks run."""
+
+    callbacks: Sequence[_Calls]
+    wall_s: float = 0.0
 
 
 def _clear_frames(error: BaseException) -> None:

@@ -22,7 +22,7 @@ from deisa.ray._engine.ray_cluster import connect, node_cpus
 from deisa.ray._graph.bundles import CALLER, Bundle
 from deisa.ray._graph.execute import pick, run_bundle, threads_that_pay
 from deisa.ray._graph.leaves import Handle, StepSlots
-from deisa.ray._graph.scheduler import Picks
+from deisa.ray._graph.scheduler import BundleStats, Picks
 from deisa.ray.config import Settings
 
 logger = logging.getLogger("deisa.ray")
@@ -102,25 +102,6 @@ class PreparedBundle:
     crossings: tuple[int, ...]  # for each group, how often it leaves the node
 
 
-@dataclass(slots=True)
-class BundleStats:
-    """Bundles of one executor so far.
-
-    Attributes
-    ----------
-    submitted, ended : int
-    run_s : float
-        Time in which they ran (seconds), all nodes together.
-    moved_bytes : int
-        Bytes of results that nodes, or this process, took from another node.
-    """
-
-    submitted: int = 0
-    ended: int = 0
-    run_s: float = 0.0
-    moved_bytes: int = 0
-
-
 @dataclass(frozen=True, slots=True)
 class RayGroup:
     """Values in Ray's object store."""
@@ -142,7 +123,7 @@ class RayExecutor:
         self._cpus: dict[str, int] = {}
         self._looked = 0.0
         self._own_node: str | None = None
-        self._counting = threading.Lock()
+        self._counting = threading.Condition()
         self.stats = BundleStats()
 
     def nodes(self) -> Sequence[str | None]:
@@ -218,6 +199,7 @@ class RayExecutor:
                         times * nbytes
                         for times, nbytes in zip(prepared.crossings, result.nbytes, strict=True)
                     )
+                self._counting.notify_all()
 
         # Also where there is no lease: Ray logs the error of a reference that nobody has looked at.
         ended.future().add_done_callback(count)
@@ -241,3 +223,8 @@ class RayExecutor:
                     cause.add_note(str(exc))
                     raise cause from None
                 raise
+
+    def wait_ended(self, timeout_s: float) -> bool:
+        """Wait for Ray to tell of the last bundles, which it does a little later than results are there."""
+        with self._counting:
+            return self._counting.wait_for(lambda: self.stats.ended == self.stats.submitted, timeout_s)

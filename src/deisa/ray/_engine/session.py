@@ -47,6 +47,7 @@ from deisa.ray.errors import (
     LostError,
     WaitTimeoutError,
 )
+from deisa.ray.report import ArrayFigures
 from deisa.ray.types import DeisaArray
 
 logger = logging.getLogger("deisa.ray")
@@ -413,19 +414,20 @@ class Session:
         self.leases.stop()
 
     @property
-    def timesteps(self) -> dict[str, int]:
-        """Complete timesteps of each array so far."""
-        return self._timeline.timesteps_seen() if self._timeline else {}
-
-    @property
-    def bytes_handed_over(self) -> dict[str, int]:
-        """Bytes of the complete timesteps of each array so far."""
+    def array_figures(self) -> dict[str, ArrayFigures]:
+        """What has become of each array that a callback asked for."""
+        if self._timeline is None:
+            return {}
+        delivered = self._timeline.timesteps_delivered()
         return {
-            name: count * math.prod(self._layouts[name].shape) * self._dtypes[name].itemsize if count else 0
-            for name, count in self.timesteps.items()
+            name: ArrayFigures(seen, delivered[name], seen * self._timestep_bytes(name) if seen else 0)
+            for name, seen in self._timeline.timesteps_seen().items()
         }
 
+    def _timestep_bytes(self, name: str) -> int:
+        return math.prod(self._layouts[name].shape) * self._dtypes[name].itemsize
+
     @property
-    def held_up_s(self) -> dict[int, float]:
-        """Time each bridge waited for slots; known when it has closed."""
-        return {bridge_id: stats.held_up_s for bridge_id, stats in sorted(self._stats.items())}
+    def bridge_stats(self) -> dict[int, BridgeStats]:
+        """What each bridge that has closed did, by bridge id."""
+        return dict(sorted(self._stats.items()))

@@ -30,17 +30,40 @@ class Usage:
         Graphs computed, and those among them for which a plan was there already.
     planning_s : float
         Time from getting a graph to its last bundle being submitted (seconds).
+    waiting_s : float
+        Time spent waiting for results and fetching them (seconds).
     """
 
     computations: int = 0
     reused_plans: int = 0
     planning_s: float = 0.0
+    waiting_s: float = 0.0
+
+
+@dataclass(slots=True)
+class BundleStats:
+    """Bundles of one executor so far.
+
+    Attributes
+    ----------
+    submitted, ended : int
+    run_s : float
+        Time in which those ran that raised nothing (seconds), all nodes together.
+    moved_bytes : int
+        Bytes of results that nodes, or this process, took from another node.
+    """
+
+    submitted: int = 0
+    ended: int = 0
+    run_s: float = 0.0
+    moved_bytes: int = 0
 
 
 class BundleExecutor(Protocol):
     """What runs bundles: Ray, or this process."""
 
     ships: bool  # whether bundles are pickled: then those of a plan may be prepared once and submitted often
+    stats: BundleStats
 
     def nodes(self) -> Sequence[str | None]:
         """Nodes that may run tasks without a place."""
@@ -56,6 +79,9 @@ class BundleExecutor(Protocol):
 
     def fetch(self, handles: Sequence[Handle]) -> list[Sequence[Any]]:
         """Wait for groups of values and bring them here; raises what a task has raised."""
+
+    def wait_ended(self, timeout_s: float) -> bool:
+        """Wait until `stats` has the end of every bundle; returns whether it has."""
 
 
 class BundleScheduler:
@@ -77,7 +103,7 @@ class BundleScheduler:
         wanted = list(flatten([keys], container=list))
         kept = self._run(dsk, wanted)
         handles = list(dict.fromkeys(result.handle for result in kept.values()))
-        groups = dict(zip(handles, self._executor.fetch(handles), strict=True))
+        groups = dict(zip(handles, self._fetch(handles), strict=True))
         values = {key: _writable(groups[r.handle][r.index]) for key, r in kept.items()}
         return _nested(keys, values)
 
@@ -91,6 +117,13 @@ class BundleScheduler:
             rebuild, state = collection.__dask_postpersist__()
             rebuilt.append(rebuild({key: Leaf(key, fetch_kept, kept[key]) for key in keys}, *state))
         return rebuilt
+
+    def _fetch(self, handles: Sequence[Handle]) -> list[Sequence[Any]]:
+        started = time.perf_counter()
+        try:
+            return self._executor.fetch(handles)
+        finally:
+            self.usage.waiting_s += time.perf_counter() - started
 
     def _run(self, dsk: Any, wanted: Sequence[Key]) -> dict[Key, KeptResult]:
         started = time.perf_counter()

@@ -64,6 +64,8 @@ class _Array:
     first: float = math.inf
     resolved: float = NEVER  # the last timestep at which nothing more can become complete
     seen: int = 0
+    delivered: int = 0
+    undelivered: set[int] = field(default_factory=set)  # of `complete`, those at which nothing has fired
 
 
 class Timeline:
@@ -112,6 +114,7 @@ class Timeline:
         array.first = min(array.first, event.timestep)
         array.resolved = max(array.resolved, event.timestep)
         array.seen += 1
+        array.undelivered.add(event.timestep)
         for number in self._users[event.array]:
             self._candidates[number].add(event.timestep)
         self._decide(event.array)
@@ -178,9 +181,12 @@ class Timeline:
         timestep, number = heapq.heappop(self._ready)
         windows = []
         for name, size in self._subscriptions[number].windows:
-            complete = self._arrays[name].complete
-            end = bisect.bisect_right(complete, timestep)
-            windows.append(tuple(complete[max(0, end - size) : end]))
+            array = self._arrays[name]
+            end = bisect.bisect_right(array.complete, timestep)
+            windows.append(tuple(array.complete[max(0, end - size) : end]))
+            if timestep in array.undelivered:
+                array.undelivered.remove(timestep)
+                array.delivered += 1
         return Firing(number, timestep, tuple(windows))
 
     def forget(self) -> list[tuple[str, int]]:
@@ -191,6 +197,7 @@ class Timeline:
             for number in self._users[name]:
                 keep = min(keep, self._oldest_needed(name, array, number))
             dropped += [(name, timestep) for timestep in array.complete[:keep]]
+            array.undelivered.difference_update(array.complete[:keep])
             del array.complete[:keep]
         return dropped
 
@@ -220,6 +227,10 @@ class Timeline:
     def timesteps_seen(self) -> dict[str, int]:
         """How many complete timesteps each array has had."""
         return {name: array.seen for name, array in self._arrays.items()}
+
+    def timesteps_delivered(self) -> dict[str, int]:
+        """At how many of its complete timesteps a callback on each array has fired."""
+        return {name: array.delivered for name, array in self._arrays.items()}
 
     def waiting_for(self) -> str:
         """Say which arrays lack which nodes' chunks, for a log line."""
