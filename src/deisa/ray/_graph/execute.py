@@ -6,6 +6,7 @@ import queue
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from dask._task_spec import GraphNode
@@ -14,6 +15,11 @@ from deisa.ray._graph.bundles import Bundle
 
 THREADS_PAY_BYTES = 256 * 1024  # chunk bytes read by each task, from which on threads beat one
 THREADS_PAY_TASKS = 8  # tasks in a bundle that reads no chunks, likewise
+MOST_HELPERS = 1024
+
+# Threads that stay. A new one for each bundle would now and then get another of malloc's arenas, each of
+# which keeps room for the largest block that it has ever given out.
+_helpers = ThreadPoolExecutor(MOST_HELPERS, thread_name_prefix="deisa-bundle")
 
 
 def threads_that_pay(bundle: Bundle, limit: int) -> int:
@@ -112,11 +118,9 @@ def _run_in_threads(
                     ready.put(None)
                 return
 
-    helpers = [threading.Thread(target=work, name="deisa-bundle", daemon=True) for _ in range(threads - 1)]
-    for helper in helpers:
-        helper.start()
+    helpers = [_helpers.submit(work) for _ in range(threads - 1)]
     work()
     for helper in helpers:
-        helper.join()
+        helper.result()
     if errors:
         raise errors[0]
