@@ -1,4 +1,4 @@
-# make demo | test | check | floors | docs | clean
+# make demo | test | check | bench | floors | docs | clean
 #
 # Each target sets up what it needs in .venv, and only when pyproject.toml has changed since.
 # Arguments for pytest: make test ARGS="-k window -x". Another interpreter: make test PYTHON=python3.13.
@@ -20,7 +20,7 @@ define make_venv
 	    $(PYTHON) -m pip --python $(1)/bin/python install --quiet pip; }
 endef
 
-.PHONY: demo test check floors docs clean
+.PHONY: demo test check bench floors docs clean
 .NOTPARALLEL:
 
 demo: $(VENV)/.demo
@@ -33,6 +33,10 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# Beside the peers, which are installed into environments of their own: make bench ARGS="--list"
+bench: $(VENV)/.bench
+	$(BIN)/python -m benchmarks $(ARGS)
 
 # The tests with the oldest releases of everything that pyproject.toml admits.
 floors: $(FLOORS)/.installed
@@ -50,7 +54,7 @@ $(VENV)/.created:
 	$(call make_venv,$(VENV))
 	@touch $@
 
-# .demo, .dev and .docs: the extras of pyproject.toml.
+# .bench, .demo, .dev and .docs: the extras of pyproject.toml.
 $(VENV)/.%: pyproject.toml | $(VENV)/.created
 	@echo "installing deisa-ray[$*] into $(VENV)"
 	@$(BIN)/python $(PIP_INSTALL) --editable '.[$*]'

@@ -282,6 +282,7 @@ class Deisa:
                 return
             self._closed = True
             self._session.close(error or AnalyticsLostError("the analytics has ended"))
+            self._engine.executor.close()
         atexit.unregister(self._at_exit)
 
     def __enter__(self) -> Deisa:

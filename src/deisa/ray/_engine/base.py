@@ -27,8 +27,8 @@ class AgentGroup(Protocol):
     def report_progress(self, text: str) -> None:
         """Tell the waiting ranks what the analytics waits for."""
 
-    def cpus(self, node_id: str) -> int:
-        """CPUs of a node that bundles may use."""
+    def cpus(self) -> Mapping[str, int]:
+        """CPUs that bundles may use, by node."""
 
     def bound_bytes(self, plan: StartPlan, boxes: Mapping[str, Boxes]) -> Mapping[str, int]:
         """Chunk memory that each node needs, with boxes by node; raises `MemoryBoundError` where it does not fit."""

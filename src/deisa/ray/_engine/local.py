@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import threading
 import time
 import uuid
@@ -10,11 +9,8 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import cloudpickle
-import numpy as np
-
 from deisa.ray._graph.bundles import Bundle
-from deisa.ray._graph.execute import pick, run_bundle, threads_that_pay
+from deisa.ray._graph.execute import independent, pick, run_bundle, threads_that_pay
 from deisa.ray._graph.leaves import AgentAddress, Handle, StepSlots
 from deisa.ray._graph.scheduler import BundleStats, Picks
 from deisa.ray._state.events import Event
@@ -24,7 +20,6 @@ from deisa.ray.config import Settings
 from deisa.ray.errors import DeisaError
 
 NODE_ID = "local"
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic)
 
 
 class LocalEngine:
@@ -64,9 +59,9 @@ class LocalAgents:
         """Tell the waiting ranks what the analytics waits for."""
         self._agent.report_progress(text)
 
-    def cpus(self, node_id: str) -> int:
+    def cpus(self) -> Mapping[str, int]:
         """Threads that a bundle here uses."""
-        return self._settings.threads_per_bundle or 1
+        return {NODE_ID: self._settings.threads_per_bundle or 1}
 
     def bound_bytes(self, plan: StartPlan, boxes: Mapping[str, Boxes]) -> Mapping[str, int]:
         """Chunk memory needed."""
@@ -138,7 +133,7 @@ class LocalExecutor:
             with self._counting:
                 self.stats.ended += 1
                 self.stats.run_s += run_s
-        return [LocalGroup([_own(value) for value in group]) for group in returned]
+        return [LocalGroup([independent(value) for value in group]) for group in returned]
 
     def fetch(self, handles: Sequence[Handle]) -> list[Sequence[Any]]:
         """Return groups of values."""
@@ -148,30 +143,9 @@ class LocalExecutor:
         """Every bundle ends before `submit` returns."""
         return True
 
+    def runs_here(self, prepared: tuple[Bundle, Sequence[Picks]]) -> bool:
+        """All do; `submit` does not wait for anything else."""
+        return False
 
-def _own(value: Any) -> Any:
-    """Make a result independent of chunk memory, which will be used again when its lease ends.
-
-    Ray does the same by writing results into its object store.
-    """
-    if isinstance(value, _PLAIN):
-        return value
-    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
-        return value.copy() if _lies_in_a_slot(value) else value
-    if type(value) in (list, tuple):
-        return type(value)(_own(item) for item in value)
-    if type(value) is dict:
-        return {key: _own(item) for key, item in value.items()}
-    try:
-        return pickle.loads(cloudpickle.dumps(value))
-    except (pickle.PicklingError, TypeError, AttributeError):
-        return value  # Ray would refuse it; here it can stay what it is
-
-
-def _lies_in_a_slot(array: np.ndarray) -> bool:
-    if isinstance(array, np.ma.MaskedArray):
-        return True
-    base = array.base
-    while isinstance(base, np.ndarray):
-        base = base.base
-    return base is not None and not array.flags.writeable
+    def close(self) -> None:
+        """Nothing stands ready."""

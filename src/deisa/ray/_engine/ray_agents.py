@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import queue
 import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import ray
@@ -27,7 +31,9 @@ logger = logging.getLogger("deisa.ray")
 
 NAMESPACE = "deisa-ray"
 AGENT_CALLS = 8  # calls an agent serves at once: a long poll, and the short ones beside it
-POLL_S = 2.0
+POLL_S, POLL_S_PER_NODE = 2.0, 0.01  # how long an agent waits for something to say; also its sign of our life
+LOOK_S = 2.0  # how often the listener looks for new nodes, and whether Ray is still there
+LINGER_S = 2.0  # that an agent which has ended stays for a last answer, if anyone asked
 OPEN_TIMEOUT_S = 120.0
 CLOSE_TIMEOUT_S = 15.0
 
@@ -49,7 +55,7 @@ class NodeAgent:
     @staticmethod
     def _end_with_server(server: AgentServer) -> None:
         server.closed.wait()
-        time.sleep(POLL_S)  # time for a last answer, if anyone asked
+        time.sleep(LINGER_S)
         os._exit(0)
 
     def call(self, method: str, *arguments: Any) -> Any:
@@ -57,6 +63,10 @@ class NodeAgent:
         if self._server is None:
             raise SessionError("the agent has not been opened")
         return getattr(self._server, method)(*arguments)
+
+    def poll(self, timeout_s: float) -> bytes:
+        """Wait for events; they are pickled here because Ray takes longer over anything but bytes."""
+        return pickle.dumps(self.call("poll", timeout_s))
 
 
 class RayAgents:
@@ -68,8 +78,10 @@ class RayAgents:
         self._actors: dict[str, Any] = {}
         self._addresses: dict[str, AgentAddress] = {}
         self._events: queue.SimpleQueue[list[tuple[str, Event]]] = queue.SimpleQueue()
+        self._answered: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # nodes to be polled again
         self._closing = threading.Event()
         self._started = False
+        self._sign_of_life: Any = None
         self._listener = threading.Thread(target=self._listen, name="deisa-listener", daemon=True)
 
     def open(self) -> None:
@@ -79,17 +91,13 @@ class RayAgents:
         except BaseException:
             self._kill_all()
             raise
+        self._sign_of_life = ray.put(None)
         self._listener.start()
 
     def _add_nodes(self) -> list[str]:
-        new = [node_id for node_id in node_cpus() if node_id not in self._actors]
+        new = [node_id for node_id in self._nodes() if node_id not in self._actors]
         for node_id in new:
-            self._actors[node_id] = NodeAgent.options(  # type: ignore[attr-defined]
-                name=f"{self._settings.session}:{node_id}:{self._run_id}",
-                namespace=NAMESPACE,
-                lifetime="detached",
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
-            ).remote(self._settings, self._run_id, node_id)
+            self._actors[node_id] = self._start_agent(node_id)
         opened = self._ask(new, lambda _, actor: actor.open.remote(), OPEN_TIMEOUT_S)
         for node_id, (agent_id, serving) in opened.items():
             self._addresses[node_id] = AgentAddress(node_id, agent_id, agent_address(self._settings))
@@ -98,6 +106,19 @@ class RayAgents:
                     "node %s shares its host with another node, whose agent serves the ranks", node_id
                 )
         return new
+
+    def _nodes(self) -> Mapping[str, int]:
+        """The nodes that get an agent, and the CPUs of each."""
+        return node_cpus()
+
+    def _start_agent(self, node_id: str) -> Any:
+        return NodeAgent.options(  # type: ignore[attr-defined]
+            name=f"{self._settings.session}:{node_id}:{self._run_id}",
+            namespace=NAMESPACE,
+            lifetime="detached",
+            enable_task_events=False,  # Ray's head would keep a record of every call
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
+        ).remote(self._settings, self._run_id, node_id)
 
     def _ask(
         self, node_ids: Sequence[str], call: Callable[[str, Any], Any], timeout_s: float
@@ -115,49 +136,60 @@ class RayAgents:
 
     def _listen(self) -> None:
         try:
-            self._pass_events_on()
+            self._keep_polling()
         except (Exception, SystemExit) as error:  # Ray itself has gone
             if not self._closing.is_set():
                 reason = f"the connection to Ray has gone ({error!r})"
                 self._events.put([(node_id, AgentLost(reason)) for node_id in self._actors])
 
-    def _pass_events_on(self) -> None:
-        polls = {self._poll(node_id): node_id for node_id in self._actors}
+    def _keep_polling(self) -> None:
+        """Have one call wait at every agent; its answer goes to `events` without passing through this thread."""
+        for node_id in self._actors:
+            self._poll(node_id)
         looked = time.monotonic()
         while not self._closing.is_set():
-            ray.wait(list(polls), num_returns=1, timeout=POLL_S)
-            answered, _ = ray.wait(list(polls), num_returns=len(polls), timeout=0)
-            events: list[tuple[str, Event]] = []
-            for reference in answered:
-                node_id = polls.pop(reference)
-                try:
-                    events += [(node_id, event) for event in ray.get(reference)]
-                except RayError as exc:
-                    if not self._closing.is_set():
-                        reason = "its process died" if isinstance(exc, RayActorError) else str(exc)
-                        events.append((node_id, AgentLost(reason)))
-                    continue
-                polls[self._poll(node_id)] = node_id
-            if events:
-                self._events.put(events)
-            if not self._started and time.monotonic() - looked > POLL_S:
+            with suppress(queue.Empty):
+                answered = self._answered.get(timeout=LOOK_S)
+                if answered is not None and not self._closing.is_set():
+                    self._poll(answered)
+            if time.monotonic() - looked > LOOK_S:
                 looked = time.monotonic()
-                try:
-                    polls.update((self._poll(node_id), node_id) for node_id in self._add_nodes())
-                except (DeisaError, RayError) as exc:
-                    logger.error("a node that joined the cluster got no agent: %s", exc)
-            if not polls:
-                return
+                ray.wait([self._sign_of_life], timeout=0)  # raises when Ray has gone
+                if not self._started:
+                    self._poll_new_nodes()
 
-    def _poll(self, node_id: str) -> Any:
-        return self._actors[node_id].call.remote("poll", POLL_S)
+    def _poll_new_nodes(self) -> None:
+        try:
+            for node_id in self._add_nodes():
+                self._poll(node_id)
+        except (DeisaError, RayError) as exc:
+            logger.error("a node that joined the cluster got no agent: %s", exc)
+
+    def _poll(self, node_id: str) -> None:
+        wait_s = POLL_S + POLL_S_PER_NODE * len(self._actors)
+        reference = self._actors[node_id].poll.remote(wait_s)
+        reference.future().add_done_callback(partial(self._take_answer, node_id))
+
+    def _take_answer(self, node_id: str, answer: Future[bytes]) -> None:
+        try:
+            events: list[Event] = pickle.loads(answer.result())
+        except Exception as exc:
+            if not self._closing.is_set():
+                reason = "its process died" if isinstance(exc, RayActorError) else str(exc)
+                self._events.put([(node_id, AgentLost(reason))])
+            return
+        if events:
+            self._events.put([(node_id, event) for event in events])
+        self._answered.put(node_id)
 
     def events(self, timeout_s: float) -> list[tuple[str, Event]]:
-        """Wait for events of any node."""
-        try:
-            return self._events.get(timeout=timeout_s)
-        except queue.Empty:
-            return []
+        """Wait for events of any node; returns all that have come."""
+        events: list[tuple[str, Event]] = []
+        with suppress(queue.Empty):
+            events += self._events.get(timeout=timeout_s)
+            while True:
+                events += self._events.get_nowait()
+        return events
 
     def address(self, node_id: str) -> AgentAddress:
         """Where readers on a node find its agent."""
@@ -168,9 +200,9 @@ class RayAgents:
         for actor in list(self._actors.values()):
             actor.call.remote("report_progress", text)
 
-    def cpus(self, node_id: str) -> int:
-        """CPUs of a node that Ray may use, at least one."""
-        return max(1, node_cpus().get(node_id, 1))
+    def cpus(self) -> Mapping[str, int]:
+        """CPUs of every node that Ray may use, at least one."""
+        return {node_id: max(1, cpus) for node_id, cpus in self._nodes().items()}
 
     def bound_bytes(self, plan: StartPlan, boxes: Mapping[str, Boxes]) -> Mapping[str, int]:
         """Chunk memory that each node needs."""
@@ -199,6 +231,7 @@ class RayAgents:
         if self._closing.is_set():
             return
         self._closing.set()
+        self._answered.put(None)
         if ray.is_initialized():
             closing = [actor.call.remote("close", error) for actor in self._actors.values()]
             ray.wait(closing, num_returns=len(closing), timeout=CLOSE_TIMEOUT_S) if closing else None

@@ -1,8 +1,19 @@
-"""Each bundle is one Ray task on its node."""
+"""Each bundle is one Ray task on its node, unless it was short the last time.
+
+A Ray task is accounted for with its CPUs, and pays for it: its worker process is leased from the node first.
+For a bundle of a few milliseconds that takes longer than the bundle itself, and there is nothing to account for. A
+plan's bundles are submitted again at every timestep, so what one takes is known from the time before:
+
+- A short one goes to a worker that stands ready on its node.
+- A very short one that only the caller waits for, as the last step of a reduction is, runs in this process:
+  when it reads no chunks and little else, or chunks of this node.
+"""
 
 from __future__ import annotations
 
+import itertools
 import logging
+import math
 import threading
 import time
 import uuid
@@ -20,16 +31,21 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from deisa.ray._engine.ray_cluster import connect, node_cpus
 from deisa.ray._graph.bundles import CALLER, Bundle
-from deisa.ray._graph.execute import pick, run_bundle, threads_that_pay
+from deisa.ray._graph.execute import independent, pick, run_bundle, threads_that_pay
 from deisa.ray._graph.leaves import Handle, StepSlots
 from deisa.ray._graph.scheduler import BundleStats, Picks
 from deisa.ray.config import Settings
+from deisa.ray.errors import PeerError, SessionEndedError
 
 logger = logging.getLogger("deisa.ray")
 
 NODES_FRESH_S = 5.0
 RETRIES = 3  # of a bundle whose worker process died
-
+SHORT_S = 0.02  # bundles that ran no longer go to standing workers
+HERE_S, HERE_BYTES = (
+    0.005,
+    2**20,
+)  # bundles that ran no longer, and took no more from others, run in this process
 
 INLINE_BYTES = 32 * 1024  # work up to this size travels with every call, larger work once to each node
 WORK_KEPT_BYTES = 64 * 2**20  # pickled size of the work that a worker process keeps unpacked
@@ -69,37 +85,67 @@ class PackedWork:
         return known[0]
 
 
+_PROCESS, _numbers = uuid.uuid4().hex, itertools.count()  # a random name for each would wait for the kernel
 _unpacked: OrderedDict[str, tuple[Work, int]] = OrderedDict()
 _unpacking = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The last value that a bundle returns: how long it ran (seconds), and the sizes of its groups (bytes)."""
+    """The last value that a bundle returns.
+
+    Attributes
+    ----------
+    run_s : float
+        How long it ran (seconds).
+    nbytes : tuple of int
+        Sizes of its groups of outputs (bytes).
+    taken_bytes : int
+        Size of what it took from other bundles.
+    """
 
     run_s: float
     nbytes: tuple[int, ...]
+    taken_bytes: int
 
 
-@ray.remote
-def run_on_node(work: Work | PackedWork, steps: Mapping[Hashable, StepSlots], *groups: Sequence[Any]) -> Any:
+def run_here(work: Work | PackedWork, steps: Mapping[Hashable, StepSlots], *groups: Sequence[Any]) -> Any:
     """Run a bundle; returns its groups of values, and `Ended`."""
     started = time.perf_counter()
     if isinstance(work, PackedWork):
         work = work.unpack()
     values = run_bundle(work.tasks, {**pick(groups, work.picks), **steps}, work.outputs, work.threads)
-    nbytes = tuple(sum(map(sizeof, group)) for group in values)
-    return (*values, Ended(time.perf_counter() - started, nbytes))
+    run_s = time.perf_counter() - started
+    return (*values, Ended(run_s, tuple(map(_size, values)), sum(map(_size, groups))))
 
 
-@dataclass(frozen=True, slots=True)
+def _size(group: Sequence[Any]) -> int:
+    return sum(map(sizeof, group))
+
+
+run_on_node = ray.remote(run_here)
+
+
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=RETRIES, enable_task_events=False)
+class StandingWorker:
+    """A process on a node that waits for short bundles."""
+
+    def run(self, *arguments: Any) -> Any:
+        """Run a bundle, as `run_here` does."""
+        return run_here(*arguments)
+
+
+@dataclass(slots=True)
 class PreparedBundle:
-    """A bundle as `run_on_node` takes it."""
+    """A bundle as `run_here` takes it."""
 
     node_id: str | None
     call: Any  # run_on_node with its options
     work: Work | PackedWork
     crossings: tuple[int, ...]  # for each group, how often it leaves the node
+    may_run_here: bool
+    run_s: float = math.inf  # how long it ran the last time (seconds)
+    taken_bytes: float = math.inf  # what it took from other bundles then
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +159,25 @@ class RayGroup:
         return ray.get(self.reference)
 
 
+@dataclass(slots=True, eq=False)
+class GroupHere:
+    """Values in this process, and in Ray's object store once somebody else takes them."""
+
+    values: Sequence[Any]
+    _stored: Any = None
+
+    @property
+    def reference(self) -> Any:
+        """Where other bundles find them."""
+        if self._stored is None:
+            self._stored = ray.put(self.values)
+        return self._stored
+
+    def fetch(self) -> Sequence[Any]:
+        """Return them."""
+        return self.values
+
+
 class RayExecutor:
     """Submits bundles as Ray tasks, pinned to their nodes and accounted for with their threads."""
 
@@ -124,6 +189,7 @@ class RayExecutor:
         self._looked = 0.0
         self._own_node: str | None = None
         self._counting = threading.Condition()
+        self._standing: dict[str, Any] = {}
         self.stats = BundleStats()
 
     def nodes(self) -> Sequence[str | None]:
@@ -141,9 +207,19 @@ class RayExecutor:
         return self._cpus
 
     def warm_up(self) -> None:
-        """Have every node start a worker process and import what bundles need; does not wait."""
-        for node_id in self._node_cpus():
-            self._options(node_id, 1, 1).remote(Work((), (), (), 1), {})
+        """Have every node start its worker processes and import what bundles need; does not wait."""
+        nothing = Work((), (), (), 1)
+        for node_id, cpus in self._node_cpus().items():
+            self._options(node_id, 1, 1).remote(nothing, {})
+            self._standing[node_id] = StandingWorker.options(  # type: ignore[attr-defined]
+                max_concurrency=max(1, cpus),
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
+            ).remote()
+            self._standing[node_id].run.remote(nothing, {})
+
+    def close(self) -> None:
+        """Let the standing workers end, once they have done what they were given."""
+        self._standing.clear()
 
     def _options(self, node_id: str | None, threads: int, returns: int) -> Any:
         cpus = self._cpus.get(node_id, 1) if node_id is not None else 1
@@ -153,6 +229,7 @@ class RayExecutor:
             num_returns=returns,
             max_retries=RETRIES,
             scheduling_strategy=strategy,
+            enable_task_events=False,  # Ray's head would keep a record of every bundle
         )
 
     def prepare(self, bundle: Bundle, picks: Sequence[Picks], reusable: bool) -> PreparedBundle:
@@ -164,21 +241,26 @@ class RayExecutor:
         if reusable:
             packed = cloudpickle.dumps(work, protocol=5)
             inline = len(packed) <= INLINE_BYTES
-            work = PackedWork(uuid.uuid4().hex, len(packed), [packed if inline else ray.put(packed)])
+            work = PackedWork(
+                f"{_PROCESS}-{next(_numbers)}", len(packed), [packed if inline else ray.put(packed)]
+            )
         here = self._own_node
         crossings = tuple(
             sum(bundle.node_id != (here if taker == CALLER else taker) for taker in takers)
             for takers in bundle.takers
         )
         call = self._options(bundle.node_id, threads, len(bundle.outputs) + 1)
-        return PreparedBundle(bundle.node_id, call, work, crossings)
+        may_run_here = bundle.last and (bundle.node_id == here or not bundle.leaves)
+        return PreparedBundle(bundle.node_id, call, work, crossings, may_run_here)
 
     def submit(
         self, prepared: PreparedBundle, groups: Sequence[Handle], steps: Mapping[Hashable, StepSlots]
     ) -> list[Handle]:
         """Start a bundle once its inputs are there; the leases of `steps` are held until it has ended."""
+        if self.runs_here(prepared):
+            return self._run_here(prepared, groups, steps)
         here = {key: step.on(prepared.node_id) for key, step in steps.items()}
-        references = prepared.call.remote(
+        references = self._call(prepared).remote(
             prepared.work,
             here,
             *(group.reference for group in groups),  # type: ignore[attr-defined]
@@ -194,6 +276,7 @@ class RayExecutor:
                 self.stats.ended += 1
                 if future.exception() is None:
                     result: Ended = future.result()
+                    prepared.run_s, prepared.taken_bytes = result.run_s, result.taken_bytes
                     self.stats.run_s += result.run_s
                     self.stats.moved_bytes += sum(
                         times * nbytes
@@ -205,8 +288,41 @@ class RayExecutor:
         ended.future().add_done_callback(count)
         return [RayGroup(reference) for reference in returned]
 
+    def runs_here(self, prepared: PreparedBundle) -> bool:
+        """Whether only the caller waits for a bundle, and it is too short to be worth a Ray call."""
+        return prepared.may_run_here and prepared.run_s <= HERE_S and prepared.taken_bytes <= HERE_BYTES
+
+    def _run_here(
+        self, prepared: PreparedBundle, groups: Sequence[Handle], steps: Mapping[Hashable, StepSlots]
+    ) -> list[Handle]:
+        values = self.fetch(groups)
+        with self._counting:
+            self.stats.submitted += 1
+        try:
+            *returned, ended = run_here(prepared.work, steps, *values)
+        except (PeerError, SessionEndedError):  # this process and its node's agent cannot reach each other
+            prepared.may_run_here = False
+            return self.submit(prepared, groups, steps)
+        finally:
+            with self._counting:
+                self.stats.ended += 1
+        prepared.run_s, prepared.taken_bytes = ended.run_s, ended.taken_bytes
+        self.stats.run_s += ended.run_s
+        return [GroupHere([independent(value) for value in group]) for group in returned]
+
+    def _call(self, prepared: PreparedBundle) -> Any:
+        standing = self._standing.get(prepared.node_id or "") if prepared.run_s <= SHORT_S else None
+        if standing is None:
+            return prepared.call
+        return standing.run.options(num_returns=len(prepared.crossings) + 1)
+
     def fetch(self, handles: Sequence[Handle]) -> list[Sequence[Any]]:
         """Wait for groups of values; says every few seconds that it still waits."""
+        there = [handle for handle in handles if not isinstance(handle, GroupHere)]
+        fetched = dict(zip(there, self._fetch(there), strict=True)) if there else {}
+        return [h.values if isinstance(h, GroupHere) else fetched[h] for h in handles]
+
+    def _fetch(self, handles: Sequence[Handle]) -> list[Sequence[Any]]:
         references = [handle.reference for handle in handles]  # type: ignore[attr-defined]
         started = time.monotonic()
         while True:

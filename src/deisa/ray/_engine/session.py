@@ -54,6 +54,7 @@ logger = logging.getLogger("deisa.ray")
 
 CONSUMER = "analytics"
 TICK_S = 0.5
+TELL_EVERY_S = 0.5  # at most so often the waiting ranks are told whom the analytics waits for
 SHOWN_STEPS = 10
 SHOWN_NODE_ID = 12  # characters of Ray's 56 that messages show
 STRAGGLERS_S = 0.5  # for events that other nodes reported before a failure
@@ -100,21 +101,23 @@ class Session:
         LayoutError, WaitTimeoutError, BridgeLostError, AgentLostError
         """
         started = said = time.monotonic()
-        told = ""
+        told, told_at = "", -math.inf
         while self._world_size is None or len(self._joined) < self._world_size:
             now = time.monotonic()
-            waiting = self._waiting_for_bridges()
             if now - started > self._settings.start_timeout_s:
                 raise WaitTimeoutError(
-                    f"{waiting}; gave up after {self._settings.start_timeout_s:g} s "
+                    f"{self._waiting_for_bridges()}; gave up after {self._settings.start_timeout_s:g} s "
                     "(DEISA_RAY_START_TIMEOUT_S sets how long)"
                 )
-            if waiting != told:
-                told = waiting
-                self._agents.report_progress(waiting)
-            if now - said > self._settings.warn_every_s:
-                said = now
-                logger.warning("%s (%.0f s so far)", waiting, now - started)
+            if now - told_at > TELL_EVERY_S:
+                told_at = now
+                waiting = self._waiting_for_bridges()
+                if waiting != told:
+                    told = waiting
+                    self._agents.report_progress(waiting)
+                if now - said > self._settings.warn_every_s:
+                    said = now
+                    logger.warning("%s (%.0f s so far)", waiting, now - started)
             for node_id, event in self._agents.events(TICK_S):
                 try:
                     self._register(node_id, event)
@@ -194,7 +197,8 @@ class Session:
         nodes = [self._joined[chunk.bridge_id][0] for chunk in layout.chunks]
         if layout.dtype is None or len(layout.chunks) <= self._settings.merge_chunks_beyond:
             return separate(layout, nodes)
-        return merge(layout, nodes, {node_id: self._agents.cpus(node_id) for node_id in set(nodes)})
+        cpus = self._agents.cpus()
+        return merge(layout, nodes, {node_id: cpus.get(node_id, 1) for node_id in set(nodes)})
 
     def _region(self, layout: ArrayLayout, number: int) -> int:
         chunk = layout.chunks[number]

@@ -56,6 +56,8 @@ class Bundle:
         Chunks that its tasks read, and their bytes.
     takers : tuple of frozenset of (str or None)
         For each group of outputs, the nodes other than its own that take it, `CALLER` among them.
+    last : bool
+        Whether nothing but the caller takes any of its outputs.
     """
 
     node_id: str | None
@@ -66,6 +68,7 @@ class Bundle:
     leaves: int
     leaf_bytes: int
     takers: tuple[frozenset[str | None], ...]
+    last: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +144,7 @@ def partition(
                 len(chunks),
                 sum(chunk.nbytes for chunk in chunks),
                 tuple(frozenset(taking - {node_id}) for taking in takers),
+                all(using == {DRIVER} for using in groups[number]),
             )
         )
     return Partition(tuple(bundles), results)

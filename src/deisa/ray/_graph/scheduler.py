@@ -77,11 +77,20 @@ class BundleExecutor(Protocol):
         Holds on to `steps`, the slots that its leaves are in, until it has ended.
         """
 
+    def runs_here(self, prepared: Any) -> bool:
+        """Whether `submit` is going to run a bundle in this process, once its inputs are there.
+
+        Only for one that no other bundle waits for: it is submitted last.
+        """
+
     def fetch(self, handles: Sequence[Handle]) -> list[Sequence[Any]]:
         """Wait for groups of values and bring them here; raises what a task has raised."""
 
     def wait_ended(self, timeout_s: float) -> bool:
         """Wait until `stats` has the end of every bundle; returns whether it has."""
+
+    def close(self) -> None:
+        """Let go of what stands ready for bundles; those that are under way run to their end."""
 
 
 class BundleScheduler:
@@ -176,13 +185,15 @@ class BundleScheduler:
     def _launch(
         self, plan: Plan, kept: Mapping[Key, KeptResult], steps: Mapping[Key, StepSlots]
     ) -> dict[Key, KeptResult]:
-        returned: list[list[Handle]] = []
-        bundles = plan.partition.bundles
-        for bundle, prepared in zip(bundles, plan.prepared, strict=True):
+        bundles, prepared = plan.partition.bundles, plan.prepared
+        here = [self._executor.runs_here(one) for one in prepared]
+        returned: dict[int, list[Handle]] = {}
+        for number in sorted(range(len(bundles)), key=here.__getitem__):  # those elsewhere first
+            bundle = bundles[number]
             groups = [returned[taken.bundle][taken.group] for taken in bundle.inputs]
             groups += _by_handle(bundle, kept)
             used = {key: steps[key] for key in bundle.given if key in steps}
-            returned.append(self._executor.submit(prepared, groups, used))
+            returned[number] = self._executor.submit(prepared[number], groups, used)
         results = {key: kept[key] for key in plan.wanted if key in kept}
         for key, (number, group, index) in plan.partition.results.items():
             results[key] = KeptResult(returned[number][group], index, bundles[number].node_id)

@@ -1,0 +1,34 @@
+"""How soon a result is there."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from benchmarks.peers import ADIOS2_SST, DEISA_RAY_018, PeerUnavailableError
+from benchmarks.suite import THIS, Outcome, Setting, case
+from benchmarks.systems import Work, measure
+
+
+@case("How long after the last chunk is the mean there?")
+def answer(setting: Setting) -> Outcome:
+    """4 ranks with a chunk each, slow enough that nothing queues."""
+    outcome = Outcome()
+    work = Work(32 * 1024, steps=setting.pick(60, 24), compute_s=0.0, pause_s=setting.pick(0.5, 0.2))
+    medians: dict[str, float] = {}
+    for system in (THIS, DEISA_RAY_018, ADIOS2_SST):
+        try:
+            measured = measure(system, work, setting.peers)
+        except PeerUnavailableError as reason:
+            outcome.notes.append(f"{system} was not measured: {reason}.")
+            continue
+        medians[system] = outcome.figure(
+            "last chunk handed over -> mean() in the callback, median",
+            system,
+            float(np.median(measured.answer)),
+            "s",
+        )
+        outcome.figure("the same, 99th percentile", system, float(np.percentile(measured.answer, 99)), "s")
+    if DEISA_RAY_018 in medians:
+        ratio = medians[DEISA_RAY_018] / medians[THIS]
+        outcome.compare("chunk complete -> result, 4 chunks: deisa-ray 0.1.8 / this", ratio, ">=", 4)
+    return outcome

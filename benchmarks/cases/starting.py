@@ -1,0 +1,41 @@
+"""What it costs a rank to have a bridge."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from benchmarks.peers import DEISA_RAY_018, PeerUnavailableError
+from benchmarks.suite import THIS, Outcome, Setting, case
+from benchmarks.systems import Work, measure
+
+MIB = 2**20
+
+
+@case("How long does Bridge() take once the analytics is up, and how much memory does it cost a rank?")
+def bridge(setting: Setting) -> Outcome:
+    """Connect 4 and 16 ranks."""
+    outcome = Outcome()
+    for ranks in setting.pick((4, 16), (2,)):
+        work = Work(32 * 1024, ranks=ranks, steps=12, compute_s=0.0, pause_s=0.05)
+        start: dict[str, float] = {}
+        for system in (THIS, DEISA_RAY_018):
+            try:
+                measured = measure(system, work, setting.peers)
+            except PeerUnavailableError as reason:
+                outcome.notes.append(f"{system} was not measured: {reason}.")
+                continue
+            start[system] = outcome.figure(
+                f"Bridge() with {ranks} ranks, the slowest", system, float(np.max(measured.start)), "s"
+            )
+            gained = outcome.figure(
+                f"memory gained by a rank of {ranks}, median",
+                system,
+                float(np.median(measured.gained_bytes)),
+                "B",
+            )
+            if system == THIS:
+                outcome.compare(f"memory gained by a rank of {ranks}", gained / MIB, "<=", 15, "MiB")
+        if DEISA_RAY_018 in start:
+            ratio = start[DEISA_RAY_018] / start[THIS]
+            outcome.compare(f"Bridge() with {ranks} ranks: deisa-ray 0.1.8 / this", ratio, ">=", 30)
+    return outcome

@@ -1,0 +1,105 @@
+"""The systems to measure beside this one, each in a virtual environment of its own.
+
+They share import names with this project or with each other's dependencies, and are installed from PyPI when
+a run first needs them, below ``.venv/peers``.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+MPI = ("mpi4py>=4.1", "mpich>=4.3.1")
+DEISA_RAY_018 = "deisa-ray 0.1.8"
+ADIOS2_SST = "ADIOS2 SST"
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    folder: str
+    packages: tuple[str, ...]
+    oldest_python: tuple[int, int] = (3, 11)
+
+
+_RECIPES = {
+    DEISA_RAY_018: _Recipe("deisa-ray-0.1.8", ("deisa-ray==0.1.8", *MPI), oldest_python=(3, 12)),
+    ADIOS2_SST: _Recipe("adios2", ("adios2==2.12.*", *MPI)),
+}
+
+
+RAY_DASK = "ray_dask_get"
+
+
+class PeerUnavailableError(RuntimeError):
+    """A peer can't be installed here, or was not asked for."""
+
+
+@dataclass(frozen=True)
+class Peers:
+    """Installs peers when they are asked for.
+
+    Attributes
+    ----------
+    wanted : bool
+        False leaves those out that need an environment of their own.
+    """
+
+    wanted: bool = True
+
+    def python(self, peer: str) -> Path:
+        """Return the interpreter of a peer's environment.
+
+        Raises
+        ------
+        PeerUnavailableError
+            With the reason why it can't be measured here.
+        """
+        if not self.wanted:
+            raise PeerUnavailableError(f"{peer} was left out (--no-peers)")
+        return self._environments[peer]
+
+    @cached_property
+    def _environments(self) -> _Environments:
+        return _Environments()
+
+
+class _Environments(dict[str, Path]):
+    def __missing__(self, peer: str) -> Path:
+        recipe = _RECIPES[peer]
+        folder = Path(sys.prefix, "peers", recipe.folder)
+        python, installed = folder / "bin/python", folder / "installed"
+        if not installed.exists():
+            base = _interpreter(recipe.oldest_python)
+            print(f"installing {peer} into {folder}", file=sys.stderr, flush=True)
+            shutil.rmtree(folder, ignore_errors=True)
+            _run([base, "-m", "venv", str(folder)], peer)
+            _run([str(python), "-m", "pip", "install", "--quiet", *recipe.packages], peer)
+            installed.touch()
+        self[peer] = python
+        return python
+
+
+def _interpreter(oldest: tuple[int, int]) -> str:
+    """Find a Python of at least some version: this one, one on PATH, or one of pyenv's."""
+    if sys.version_info[:2] >= oldest:
+        return sys.executable
+    candidates = [shutil.which(f"python3.{minor}") for minor in range(oldest[1], oldest[1] + 3)]
+    candidates += [
+        str(path)
+        for minor in range(oldest[1], oldest[1] + 3)
+        for path in sorted(Path.home().glob(f".pyenv/versions/3.{minor}.*/bin/python"))
+    ]
+    for candidate in candidates:
+        if candidate and subprocess.run([candidate, "-c", ""], capture_output=True).returncode == 0:
+            return candidate
+    raise PeerUnavailableError(f"no Python {oldest[0]}.{oldest[1]} or newer was found")
+
+
+def _run(argv: list[str], peer: str) -> None:
+    done = subprocess.run(argv, capture_output=True, text=True)
+    if done.returncode:
+        raise PeerUnavailableError(f"{peer} could not be installed: {done.stderr.strip()[-500:]}")

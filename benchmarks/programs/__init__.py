@@ -1,0 +1,1 @@
+"""Programs that cases run in processes of their own."""

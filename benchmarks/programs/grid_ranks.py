@@ -1,0 +1,67 @@
+"""A simulation whose ranks own several chunks each of one two-dimensional array; runs under ``mpiexec``.
+
+Rank 0 prints one JSON object: when each timestep had been handed over by all (on the clock that processes share),
+and the times of single hand-overs and of copying one chunk, in seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+
+import numpy as np
+from mpi4py import MPI
+
+from deisa.ray.bridge import Bridge
+
+COMM = MPI.COMM_WORLD
+
+
+def main() -> None:
+    """Send the steps."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--grid", type=int, nargs=2, required=True, help="chunks along each dimension")
+    parser.add_argument(
+        "--chunk", type=int, nargs=2, required=True, help="elements of a chunk along each dimension"
+    )
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds of sleep after each step")
+    parser.add_argument("--session", required=True)
+    options = parser.parse_args()
+    grid, shape = tuple(options.grid), tuple(options.chunk)
+    numbers = np.array_split(np.arange(grid[0] * grid[1]), COMM.size)[COMM.rank]
+    positions = [(int(n) // grid[1], int(n) % grid[1]) for n in numbers]
+    described = [
+        {
+            "global_shape": (grid[0] * shape[0], grid[1] * shape[1]),
+            "chunk_shape": shape,
+            "chunk_position": position,
+            "dtype": np.float64,
+        }
+        for position in positions
+    ]
+    chunks = [np.random.default_rng(position).random(shape) for position in positions]
+    target = np.ones(shape)
+    handed_over_at, hand_over, copy = [], [], []
+    with Bridge(comm=COMM, arrays_metadata={"field": described}, session=options.session) as bridge:
+        for step in range(options.steps):
+            for index, chunk in enumerate(chunks):
+                began = time.perf_counter()
+                np.copyto(target, chunk)
+                copied = time.perf_counter()
+                bridge.send("field", chunk, step, chunk_index=index)
+                hand_over.append(time.perf_counter() - copied)
+                copy.append(copied - began)
+            handed_over_at.append(COMM.allreduce(time.monotonic(), MPI.MAX))
+            time.sleep(options.pause)
+    later = len(chunks)  # the first timestep warms up
+    times = {"hand_over": hand_over[later:], "copy": copy[later:], "handed_over_at": handed_over_at}
+    gathered = COMM.gather(times)
+    if gathered is not None:
+        together = {key: [t for one in gathered for t in one[key]] for key in ("hand_over", "copy")}
+        print(json.dumps({**together, "handed_over_at": handed_over_at}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""Run the same stepping simulation (`programs.ranks`) with each system, and collect what both sides measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.clusters import output_of, ray_cluster, started
+from benchmarks.peers import ADIOS2_SST, DEISA_RAY_018, Peers
+
+TIMEOUT_S = 600.0
+INLINE_MPI = "inline MPI"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every system is given to do.
+
+    Attributes
+    ----------
+    chunk_bytes, ranks, steps : int
+    compute_s : float
+        Processor time that each rank spends computing before each hand-over (seconds).
+    pause_s : float
+        Time that it sleeps besides, for measurements that are about an idle machine (seconds).
+    """
+
+    chunk_bytes: int
+    ranks: int = 4
+    steps: int = 200
+    compute_s: float = 0.02
+    pause_s: float = 0.0
+
+    def arguments(self) -> list[str]:
+        """For `programs.ranks`."""
+        return [
+            f"--bytes={self.chunk_bytes}",
+            f"--steps={self.steps}",
+            f"--compute={self.compute_s}",
+            f"--pause={self.pause_s}",
+        ]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Times of one system, over all ranks and steps (seconds).
+
+    Attributes
+    ----------
+    start : array
+        Creating the system's object, by rank.
+    hand_over, copy : array
+        Handing one chunk over; copying the same chunk into warm memory.
+    answer : array
+        From the last rank's handing over to the mean being there, by step; empty where nothing comes back.
+    gained_bytes : array
+        Private memory gained, by rank.
+    analytics : mapping
+        What the analytics printed.
+    """
+
+    start: np.ndarray
+    hand_over: np.ndarray
+    copy: np.ndarray
+    answer: np.ndarray
+    gained_bytes: np.ndarray
+    analytics: Mapping[str, Any] = field(default_factory=dict)
+
+    def median(self) -> float:
+        """Median time of handing over."""
+        return float(np.median(self.hand_over))
+
+    def p99(self) -> float:
+        """99th percentile of it."""
+        return float(np.percentile(self.hand_over, 99))
+
+
+def measure(system: str, work: Work, peers: Peers, **options: Any) -> Measured:
+    """Run the work with a system; starts a cluster if it needs one."""
+    return {
+        "deisa-ray": measure_this,
+        DEISA_RAY_018: measure_018,
+        ADIOS2_SST: measure_sst,
+        INLINE_MPI: measure_inline,
+    }[system](work, peers, **options)
+
+
+def measure_this(work: Work, peers: Peers, *, slots: bool = False) -> Measured:
+    """Measure this project, on a cluster of its own."""
+    with ray_cluster() as variables:
+        return measure_on(variables, work, slots=slots)
+
+
+def measure_on(variables: Mapping[str, str], work: Work, *, slots: bool = False) -> Measured:
+    """Measure this project on a cluster that is up."""
+    session = f"bench-{os.urandom(3).hex()}"
+    analytics = [
+        *(sys.executable, "-m", "benchmarks.programs.mean_analytics", "--generation=this"),
+        *(f"--session={session}", f"--steps={work.steps}"),
+    ]
+    system = "--system=deisa-ray-slots" if slots else "--system=deisa-ray"
+    with started(analytics, variables) as running:
+        _wait_ready(running)
+        ranks = _ranks(Path(sys.executable), work, [system, f"--session={session}"], variables)
+        return _measured(ranks, _last_line(output_of(running, TIMEOUT_S)))
+
+
+def measure_018(work: Work, peers: Peers) -> Measured:
+    """Measure the existing deisa-ray, on a cluster of its own; ranks stay until the analytics is done."""
+    python = peers.python(DEISA_RAY_018)
+    with ray_cluster(python) as variables, tempfile.TemporaryDirectory(prefix="dr-") as folder:
+        done = Path(folder, "done")
+        analytics = [
+            *(python, "-m", "benchmarks.programs.mean_analytics", "--generation=0.1.8"),
+            *(f"--steps={work.steps}", f"--done={done}"),
+        ]
+        with started(analytics, variables) as running:
+            _wait_ready(running)
+            ranks = _ranks(python, work, ["--system=deisa-ray-0.1.8", f"--linger={done}"], variables)
+            return _measured(ranks, _last_line(output_of(running, TIMEOUT_S)))
+
+
+def measure_sst(work: Work, peers: Peers) -> Measured:
+    """Measure ADIOS2 SST; its reader takes the same mean."""
+    python = peers.python(ADIOS2_SST)
+    with tempfile.TemporaryDirectory(prefix="dr-") as folder:
+        reader = [
+            *(python, "-m", "benchmarks.programs.sst_reader"),
+            *(f"--ranks={work.ranks}", f"--folder={folder}"),
+        ]
+        with started(reader) as running:
+            ranks = _ranks(python, work, ["--system=adios2-sst", f"--folder={folder}"], {})
+            return _measured(ranks, _last_line(output_of(running, TIMEOUT_S)))
+
+
+def measure_inline(work: Work, peers: Peers) -> Measured:
+    """Measure the reduction inside the simulation."""
+    return _measured(_ranks(Path(sys.executable), work, ["--system=inline-mpi"], {}), {"there_at": []})
+
+
+def _wait_ready(analytics: Any) -> None:
+    for line in analytics.stderr:
+        if line.strip() == "ready":
+            return
+    output_of(analytics, TIMEOUT_S)
+    raise RuntimeError("the analytics ended before it was ready")
+
+
+def _ranks(python: Path, work: Work, system: list[str], variables: Mapping[str, str]) -> dict[str, Any]:
+    mpiexec = [python.parent / "mpiexec", "-n", str(work.ranks)]
+    program = [python, "-m", "benchmarks.programs.ranks", *work.arguments(), *system]
+    with started([*mpiexec, *program], variables) as simulation:
+        return _last_line(output_of(simulation, TIMEOUT_S))
+
+
+def _last_line(output: str) -> dict[str, Any]:
+    """Read the JSON that a program ends with; the existing deisa-ray prints lines of its own before."""
+    return json.loads(output.splitlines()[-1])
+
+
+def _measured(ranks: Mapping[str, Any], analytics: Mapping[str, Any]) -> Measured:
+    there_at, handed_over_at = analytics["there_at"], ranks["handed_over_at"]
+    answers = np.subtract(there_at, handed_over_at[: len(there_at)])
+    return Measured(
+        **{name: np.array(ranks[name]) for name in ("start", "hand_over", "copy", "gained_bytes")},
+        answer=answers[10:] if len(answers) > 20 else answers[len(answers) // 2 :],
+        analytics=analytics,
+    )
