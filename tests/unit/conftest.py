@@ -1,6 +1,12 @@
-"""Settings of the tests that need neither Ray nor a cluster."""
+"""Settings of the tests that need neither Ray nor a cluster, and the two ways in which a rank hands over."""
 
+from __future__ import annotations
+
+import pytest
 from hypothesis import HealthCheck, settings
+
+from deisa.ray._transport import client
+from tests.conftest import skip_or_fail
 
 settings.register_profile(
     "unit",
@@ -12,3 +18,13 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("unit")
+
+
+@pytest.fixture(params=["compiled", "interpreted"])
+def lane(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run a test with the compiled short cut of `Bridge.send`, and without it."""
+    if request.param == "interpreted":
+        monkeypatch.setattr(client, "Lane", None)
+    elif client.Lane is None:
+        skip_or_fail("deisa.ray was installed without a C compiler")
+    return request.param

@@ -28,6 +28,8 @@ from deisa.ray.errors import (
 )
 from tests.unit.agent import Agent, running, whole
 
+pytestmark = pytest.mark.usefixtures("lane")
+
 GOOD = np.arange(6.0).reshape(2, 3)
 
 

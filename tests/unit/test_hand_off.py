@@ -9,7 +9,6 @@ import socket
 import struct
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +56,8 @@ from tests.unit.agent import (
     settings_with,
     whole,
 )
+
+pytestmark = pytest.mark.usefixtures("lane")
 
 
 @pytest.fixture
@@ -607,7 +608,7 @@ def add_too_much(outbox: OutboxWriter) -> None:
 
 
 def take_back(outbox: OutboxWriter) -> None:
-    outbox._words[0] = -1
+    outbox.words[0] = -1
 
 
 @pytest.mark.parametrize("foul", [add_foreign_region, add_unknown_region, add_too_much, take_back])
@@ -618,9 +619,7 @@ def test_a_bridge_that_spoils_its_outbox_is_lost_and_the_others_go_on(
     if agent.regions["a"] != [0]:
         bad, good = good, bad
     (array,) = (name for name, regions in agent.regions.items() if regions == [1])
-    outlet = next(chunk.outlet for chunks in bad._own.values() for chunk in chunks)
-    assert outlet is not None
-    foul(outlet._outbox)
+    foul(bad._channel.outbox)
     assert agent.wait(BridgeLost).bridge_id == bad.bridge_id
     good.send(array, np.zeros(4), 0)
     assert agent.wait(StepComplete).array == array
@@ -653,15 +652,35 @@ def test_chunks_may_overtake_the_messages_before_them(agent: Agent) -> None:
     assert not [event for event in agent.events() if isinstance(event, BridgeLost)]
 
 
+def test_what_a_rank_handed_over_before_it_died_counts(agent: Agent) -> None:
+    said = [{"a": whole((2,)) | {"chunk_shape": (1,), "offset": (i,)}} for i in range(2)]
+    dying, other = agent.bridges(*said, slots={"a": 2})
+    with agent.server._lock:  # it sees the chunk and the end of the connection at once
+        dying.send("a", np.zeros(1), 7)
+        dying._channel.abort()
+    lost = agent.wait(BridgeLost)
+    assert (lost.bridge_id, lost.last_timestep) == (dying.bridge_id, 7)
+    other.send("a", np.ones(1), 7)
+    assert sorted(float(chunk[0]) for chunk in agent.chunks(agent.wait(StepComplete))) == [0, 1]
+
+
 def test_only_the_last_rank_of_a_node_wakes_the_agent(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
-    woken: list[int] = []
+    woken: list[messages.Message] = []
+    handle = AgentServer._handle
+
+    def noting(server: AgentServer, connection: Any, message: messages.Message) -> None:
+        woken.append(message)
+        handle(server, connection, message)
+
     said = [{"a": whole((3,)) | {"chunk_shape": (1,), "offset": (i,)}} for i in range(3)]
     bridges = agent.bridges(*said, slots={"a": 3})
-    for bridge in bridges:
-        monkeypatch.setattr(bridge._channel, "have_agent_look", partial(woken.append, bridge.bridge_id))
-    for number in (0, 1, 2, 1, 0, 2, 2, 1, 0):
-        bridges[number].send("a", [0.0], len(woken))
-    assert woken == [2, 2, 0]
+    monkeypatch.setattr(AgentServer, "_handle", noting)
+    for timestep, order in enumerate([(0, 1, 2), (1, 0, 2), (2, 1, 0)]):
+        for number in order:
+            assert len(woken) == timestep
+            bridges[number].send("a", np.zeros(1), timestep)
+        assert agent.wait(StepComplete).timestep == timestep
+    assert woken == [messages.Look()] * 3
 
 
 def test_only_the_same_user_may_talk(monkeypatch: pytest.MonkeyPatch) -> None:

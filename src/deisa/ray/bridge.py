@@ -9,7 +9,8 @@ import logging
 import operator
 import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from deisa.ray._state.events import BridgeStats
 from deisa.ray._state.layout import Shape, describe_arrays, require_fixed_size
-from deisa.ray._transport.client import Outlet, RankChannel
+from deisa.ray._transport.client import Account, Outlet, RankChannel
 from deisa.ray.config import Settings
 from deisa.ray.errors import (
     BridgeIdError,
@@ -47,9 +48,9 @@ class Communicator(Protocol):
 
 
 class _OwnChunk:
-    """One chunk that this bridge owns, with all that `Bridge.send` looks at."""
+    """One chunk that this bridge owns."""
 
-    __slots__ = ("array", "dtype", "index", "lent", "outlet", "sent", "shape")
+    __slots__ = ("_lent", "array", "dtype", "index", "outlet", "passed_over", "shape")
 
     def __init__(self, array: str, index: int, shape: Shape, dtype: np.dtype | None) -> None:
         self.array = array
@@ -57,8 +58,27 @@ class _OwnChunk:
         self.shape = shape
         self.dtype = dtype
         self.outlet: Outlet | None = None  # where no callback asks for the array
-        self.sent: int | None = None  # the last timestep
-        self.lent: np.ndarray | None = None  # a slot that was given out
+        self.passed_over: int | None = None  # there, the last timestep
+        self._lent: np.ndarray | None = None
+
+    @property
+    def lent(self) -> np.ndarray | None:
+        """The slot that was given out and has not come back."""
+        lane = self.outlet.lane if self.outlet is not None else None
+        return self._lent if lane is None else lane.lent
+
+    @lent.setter
+    def lent(self, slot: np.ndarray | None) -> None:
+        if self.outlet is not None and self.outlet.lane is not None:
+            self.outlet.lane.lent = slot
+        else:
+            self._lent = slot
+
+    def has_sent(self, timestep: int) -> bool:
+        """Whether it was handed over for `timestep`, the newest one."""
+        if self.outlet is not None:
+            return self.outlet.has_sent(timestep)
+        return self.passed_over == timestep
 
 
 class Bridge:
@@ -144,9 +164,8 @@ class Bridge:
         elif session is not None and session != settings.session:
             raise ConfigurationError(f"session={session!r}, but settings.session is {settings.session!r}")
         self._lock = threading.Lock()
-        self._timestep: int | None = None
-        self._chunks = self._bytes = 0
         self._channel = RankChannel(settings)
+        self._lanes: dict[str, Callable[[Any, Any], bool | None]] = {}
         try:
             self._channel.start(self._id, self._world_size, arrays)
         except BaseException:
@@ -155,7 +174,10 @@ class Bridge:
         for chunks in self._own.values():
             for own in chunks:
                 own.outlet = self._channel.outlet(own.array, own.index)
+        self._account = self._channel.account.words
         self._open = True
+        self._open_lanes()
+        self._account[Account.BUSY] = 0
 
     @property
     def bridge_id(self) -> int:
@@ -165,7 +187,30 @@ class Bridge:
     @property
     def stats(self) -> BridgeStats:
         """Chunks and bytes handed over so far, and the time spent waiting for free slots."""
-        return BridgeStats(self._chunks, self._bytes, self._channel.held_up_s)
+        chunks, nbytes = self._account[Account.CHUNKS], self._account[Account.BYTES]
+        return BridgeStats(chunks, nbytes, self._channel.held_up_s)
+
+    @property
+    def _timestep(self) -> int | None:
+        """The newest timestep that anything was sent for, or that this rank has advanced to."""
+        newest = self._account[Account.NEWEST]
+        return None if newest == Account.NOTHING_YET else newest
+
+    def _open_lanes(self) -> None:
+        for name, chunks in self._own.items():
+            for own in chunks:
+                if own.outlet is not None and own.outlet.lane is not None and own.dtype is not None:
+                    self._lanes[name] = own.outlet.lane.send
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other threads out; those that take a lane as well."""
+        with self._lock:
+            self._account[Account.BUSY] = 1
+            try:
+                yield
+            finally:
+                self._account[Account.BUSY] = not self._open
 
     def send(self, array_name: str, chunk: Any, timestep: int, *, chunk_index: int | None = None) -> None:
         """Hand one chunk over; afterwards the caller may overwrite its buffer.
@@ -197,7 +242,16 @@ class Bridge:
         AnalyticsLostError
             When the analytics has ended.
         """
-        with self._lock:
+        if chunk_index is None and array_name in self._lanes:
+            done = self._lanes[array_name](chunk, timestep)
+            if done:
+                return
+            if done is None:
+                with self._alone():
+                    self._channel.hear()
+                    self._channel.have_agent_look()
+                return
+        with self._alone():
             own, timestep = self._check_send(array_name, timestep, chunk_index)
             data = chunk if type(chunk) is np.ndarray else _on_host(array_name, chunk)
             if data.shape != own.shape:
@@ -215,18 +269,16 @@ class Bridge:
             outlet = own.outlet
             if outlet is None:
                 self._advance(timestep)
-                own.sent = timestep
+                own.passed_over = timestep
                 return
-            self._timestep = timestep  # the agent may have been told: nothing older may come
-            if own.lent is not chunk:
+            self._account[Account.NEWEST] = timestep  # the agent may have been told: nothing older may come
+            lent = own.lent
+            if lent is not chunk:
                 outlet.free_slot(timestep)[...] = data
-            outlet.put(timestep)
-            if own.lent is not None:  # whoever still has it must not write into what is handed over
-                own.lent.flags.writeable = False
+            if lent is not None:  # whoever still has it must not write into what is handed over
+                lent.flags.writeable = False
                 own.lent = None
-            own.sent = timestep
-            self._chunks += 1
-            self._bytes += data.nbytes
+            outlet.put(timestep, data.nbytes)
 
     def slot(self, array_name: str, timestep: int, *, chunk_index: int | None = None) -> np.ndarray:
         """Give out the memory that the next `send` of a chunk will hand over, to compute into directly.
@@ -244,10 +296,11 @@ class Bridge:
         ContractError, ClosedError, WaitTimeoutError, AnalyticsLostError
             As `send` does.
         """
-        with self._lock:
+        with self._alone():
             own, timestep = self._check_send(array_name, timestep, chunk_index)
-            if own.lent is not None:
-                return own.lent
+            lent = own.lent
+            if lent is not None:
+                return lent
             if own.dtype is None:
                 raise ChunkDtypeError(
                     f"bridge {self._id}, array {array_name!r}: a slot needs the dtype; declare it in arrays_metadata"
@@ -255,8 +308,8 @@ class Bridge:
             if own.outlet is None:  # no callback asks for the array: any memory will do
                 return np.empty(own.shape, own.dtype)
             self._advance(timestep)
-            own.lent = own.outlet.free_slot(timestep).view()
-            return own.lent
+            own.lent = lent = own.outlet.free_slot(timestep).view()
+            return lent
 
     def advance(self, timestep: int) -> None:
         """Say that this rank sends nothing older than `timestep` any more, without sending anything.
@@ -269,7 +322,7 @@ class Bridge:
         ------
         TimestepError, ClosedError, AnalyticsLostError
         """
-        with self._lock:
+        with self._alone():
             self._check_open()
             self._advance(self._check_timestep(timestep))
 
@@ -281,7 +334,7 @@ class Bridge:
         timestep : int, optional
             The timestep at which the simulation ended; only checked.
         """
-        with self._lock:
+        with self._alone():
             if not self._open:
                 return
             if (
@@ -302,9 +355,11 @@ class Bridge:
 
     def _let_go(self) -> None:
         """Drop the slots: their memory is unmapped as soon as nobody else has a view of it."""
+        self._lanes.clear()
         for chunks in self._own.values():
             for own in chunks:
-                own.lent = own.outlet = None
+                own.lent = None
+                own.outlet = None
 
     def __enter__(self) -> Bridge:
         return self
@@ -337,7 +392,7 @@ class Bridge:
         else:
             own = chunks[self._chunk_index(array_name, len(chunks), chunk_index)]
         step = self._check_timestep(timestep, array_name)
-        if step == own.sent:
+        if own.has_sent(step):
             raise DuplicateChunkError(
                 f"bridge {self._id} has already sent chunk {own.index} of array {array_name!r} for timestep {step}"
             )
@@ -400,11 +455,12 @@ class Bridge:
                 )
         for chunk in self._own[own.array]:
             chunk.dtype = dtype
+        self._open_lanes()
 
     def _advance(self, timestep: int) -> None:
         if timestep != self._timestep:
             self._channel.advance(timestep)
-            self._timestep = timestep
+            self._account[Account.NEWEST] = timestep
 
 
 def _identity(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import select
@@ -30,6 +31,11 @@ from deisa.ray.errors import (
     named_error,
 )
 
+try:
+    from deisa.ray._transport._lane import Lane
+except ImportError:  # installed without a C compiler
+    Lane = None  # type: ignore[assignment, misc]
+
 logger = logging.getLogger("deisa.ray.bridge")
 
 MAX_REASON = 500  # characters
@@ -38,54 +44,91 @@ PAGES = 3  # that come along with a start: board, tally, outbox
 _LOOK = messages.encode(messages.Look())
 
 
+class Account:
+    """What a bridge has handed over, as words that the compiled `Lane` reads and writes as well.
+
+    Attributes
+    ----------
+    words : memoryview of int64
+        The newest timestep, chunks and bytes handed over, whether lanes must keep out; then for each outlet
+        its turn, which is the number of timesteps handed over, and the newest of them.
+    """
+
+    __slots__ = ("words",)
+
+    NEWEST, CHUNKS, BYTES, BUSY, FIRST_OUTLET = range(5)
+    TURN, SENT, OUTLET_WORDS = range(3)
+    NOTHING_YET = -(2**63)
+
+    def __init__(self, outlets: int) -> None:
+        self.words = memoryview(bytearray(8 * (self.FIRST_OUTLET + self.OUTLET_WORDS * outlets))).cast("q")
+        self.words[self.NEWEST] = self.NOTHING_YET
+        self.words[self.BUSY] = 1
+
+
 class Outlet:
     """Where one chunk of this rank is handed over, timestep after timestep.
 
     Attributes
     ----------
-    memory : list of numpy.ndarray or None
+    memory : tuple of numpy.ndarray or None
         By slot; None until the dtype of the array is known.
+    lane : Lane or None
+        The compiled short cut, where there is one: for the only chunk of an array, with slots of its own.
     """
-
-    __slots__ = (
-        "_array",
-        "_board",
-        "_channel",
-        "_outbox",
-        "_row",
-        "_slots",
-        "_tally",
-        "_turn",
-        "memory",
-        "region",
-    )
 
     def __init__(
         self,
         channel: RankChannel,
         array: str,
-        region: int,
+        index: int,
         wanted: messages.WantedArray,
-        board: memoryview,
-        outbox: OutboxWriter,
+        at: int,
         tally: TallyRow,
-        memory: list[np.ndarray] | None,
     ) -> None:
         self._channel = channel
         self._array = array
-        self.region = region
-        self._row = wanted.row  # of the array on the board
-        self._slots = wanted.slots
-        self._board = board
-        self._outbox = outbox
+        self.region = wanted.regions[index]
+        self._wanted = wanted
+        self._account = channel.account.words
+        self._turn = at + Account.TURN  # which word of the account it is
+        self._sent = at + Account.SENT
+        self._board = channel.board
         self._tally = tally
-        self._turn = 0  # timesteps handed over
+        self.memory: tuple[np.ndarray, ...] | None = None
+        self.lane: Lane | None = None
+
+    def provide(self, memory: tuple[np.ndarray, ...]) -> None:
+        """Take the slots."""
         self.memory = memory
+        wanted, outbox = self._wanted, self._channel.outbox
+        if Lane is not None and len(wanted.regions) == 1 and memory[0].flags.c_contiguous:
+            self.lane = Lane(
+                account=self._account,
+                at=self._turn - Account.TURN,
+                board=self._board,
+                row=wanted.row,
+                slots=wanted.slots,
+                outbox=outbox.words,
+                capacity=outbox.capacity,
+                region=self.region,
+                tally=self._tally.words,
+                first=wanted.tally,
+                bridges=wanted.bridges,
+                own=wanted.own,
+                memory=memory,
+                fd=self._channel.fileno(),
+                look=_LOOK,
+            )
 
     @property
     def dtype(self) -> np.dtype | None:
         """The dtype of the slots; None before `RankChannel.learn` where no bridge has declared it."""
         return self.memory[0].dtype if self.memory is not None else None
+
+    def has_sent(self, timestep: int) -> bool:
+        """Whether this was the last timestep handed over."""
+        return bool(self._account[self._turn]) and self._account[self._sent] == timestep
 
     def free_slot(self, timestep: int) -> np.ndarray:
         """Return the memory for the next chunk, waiting for it if need be; the same until `put`.
@@ -95,20 +138,21 @@ class Outlet:
         WaitTimeoutError, AnalyticsLostError
         """
         assert self.memory is not None
-        if self._turn >= self._board[self._row]:
+        if not self._has_slot():
             self._channel.wait_free(self.region, timestep, self._has_slot, self._describe_wait(timestep))
-        return self.memory[self._board[self._row + 1 + self._turn % self._slots]]
+        turn = self._account[self._turn]
+        return self.memory[self._board[self._wanted.row + 1 + turn % self._wanted.slots]]
 
     def _has_slot(self) -> bool:
-        return self._turn < self._board[self._row]
+        return self._account[self._turn] < self._board[self._wanted.row]
 
     def _describe_wait(self, timestep: int) -> str:
         return (
-            f"all {self._slots} slots of array {self._array!r} are in use: timestep {timestep} waits for the "
+            f"all {self._wanted.slots} slots of array {self._array!r} are in use: timestep {timestep} waits for the "
             "analytics (slower than the simulation, or keeping arrays alive)"
         )
 
-    def put(self, timestep: int) -> None:
+    def put(self, timestep: int, nbytes: int) -> None:
         """Hand the filled slot over; wakes the agent only when every rank of its node has done so.
 
         Raises
@@ -116,8 +160,12 @@ class Outlet:
         AnalyticsLostError, DeisaError
             When the agent has gone, or has said that the session is over.
         """
-        self._turn += 1
-        self._outbox.add(self.region, timestep)
+        account = self._account
+        account[self._turn] += 1
+        account[self._sent] = account[Account.NEWEST] = timestep
+        account[Account.CHUNKS] += 1
+        account[Account.BYTES] += nbytes
+        self._channel.outbox.add(self.region, timestep)
         if self._tally.is_last():
             self._channel.have_agent_look()
         else:
@@ -135,8 +183,13 @@ class RankChannel:
         self._address = agent_address(settings)
         self._frames = FrameBuffer()
         self._descriptors: list[int] = []
-        self._memory: dict[int, list[np.ndarray]] = {}  # slots of regions, before the start says more of them
+        self._memory: dict[
+            int, tuple[np.ndarray, ...]
+        ] = {}  # slots of regions whose outlets are not there yet
         self._outlets: dict[str, tuple[Outlet, ...]] | None = None
+        self.account = Account(0)
+        self.board = memoryview(b"")
+        self._outbox: OutboxWriter | None = None
         self.held_up_s = 0.0
         self._progress = ""
         self._failure: DeisaError | None = None
@@ -225,6 +278,17 @@ class RankChannel:
             self._poll.poll(1000 * min(timeout_s - (now - started), self._settings.warn_every_s))
             self.receive()
 
+    @property
+    def outbox(self) -> OutboxWriter:
+        """Where chunks are noted, from the start on."""
+        assert self._outbox is not None
+        return self._outbox
+
+    def fileno(self) -> int:
+        """Descriptor of the connection."""
+        assert self._socket is not None
+        return self._socket.fileno()
+
     def outlet(self, array: str, index: int) -> Outlet | None:
         """Where a chunk is handed over; None for an array that no callback asks for."""
         outlets = (self._outlets or {}).get(array)
@@ -282,13 +346,18 @@ class RankChannel:
         for segment in memory:
             prefer_huge_pages(segment)
         for spec in message.regions:
-            slots = [slot_view(memory[spec.segment], spec, slot) for slot in range(spec.slots)]
+            slots = tuple(slot_view(memory[spec.segment], spec, slot) for slot in range(spec.slots))
             for slot in slots:
                 touch(slot)
             self._memory[spec.region] = slots
+        self._provide()
+
+    def _provide(self) -> None:
+        """Give outlets the slots that have come for them: before the start, or when an open dtype was learned."""
         for outlets in (self._outlets or {}).values():
             for outlet in outlets:
-                outlet.memory = self._memory.get(outlet.region)  # its dtype was left open
+                if outlet.memory is None and outlet.region in self._memory:
+                    outlet.provide(self._memory.pop(outlet.region))
 
     def _begin(self, start: messages.Start) -> None:
         if start.pages:
@@ -299,7 +368,7 @@ class RankChannel:
                 raise ProtocolError(
                     "the agent's pages did not all come along; is the limit on open files (ulimit -n) too small?"
                 )
-            board, tally, outbox = (
+            self.board, tally, outbox = (
                 map_words(descriptor, nbytes, writable=writable)
                 for descriptor, nbytes, writable in zip(
                     received, start.pages, (False, True, True), strict=True
@@ -307,18 +376,17 @@ class RankChannel:
             )
             fence = Fence()
             capacity = sum(len(wanted.regions) * wanted.slots for wanted in start.arrays.values())
-            writer = OutboxWriter(outbox, capacity, fence)
-            rows = {
-                name: TallyRow(tally, w.tally, w.bridges, w.own, len(w.regions), fence)
-                for name, w in start.arrays.items()
-            }
-            self._outlets = {
-                name: tuple(
-                    Outlet(self, name, region, wanted, board, writer, rows[name], self._memory.get(region))
-                    for region in wanted.regions
+            self._outbox = OutboxWriter(outbox, capacity, fence)
+            self.account = Account(sum(len(wanted.regions) for wanted in start.arrays.values()))
+            places = itertools.count(Account.FIRST_OUTLET, Account.OUTLET_WORDS)
+            self._outlets = {}
+            for name, wanted in start.arrays.items():
+                row = TallyRow(tally, wanted.tally, wanted.bridges, wanted.own, len(wanted.regions), fence)
+                self._outlets[name] = tuple(
+                    Outlet(self, name, index, wanted, next(places), row)
+                    for index in range(len(wanted.regions))
                 )
-                for name, wanted in start.arrays.items()
-            }
+            self._provide()
         else:
             self._outlets = {}
 
@@ -388,3 +456,5 @@ class RankChannel:
         self._descriptors.clear()
         self._memory.clear()
         self._outlets = None
+        self._outbox = None
+        self.board = memoryview(b"")

@@ -166,23 +166,22 @@ class OutboxReader:
 class OutboxWriter:
     """The rank's end of its outbox; `capacity` as the agent has it."""
 
-    __slots__ = ("_added", "_capacity", "_fence", "_words")
+    __slots__ = ("_fence", "capacity", "words")
 
     def __init__(self, words: memoryview, capacity: int, fence: Fence) -> None:
-        self._words = words
-        self._capacity = capacity
-        self._added = 0
+        self.words = words
+        self.capacity = capacity
         self._fence = fence
 
     def add(self, region: int, timestep: int) -> None:
         """Hand a chunk over; the number of entries comes last, for the agent looks at it first."""
-        words = self._words
-        at = 1 + _ENTRY_WORDS * (self._added % self._capacity)
+        words = self.words
+        added = words[0]
+        at = 1 + _ENTRY_WORDS * (added % self.capacity)
         words[at] = region
         words[at + 1] = timestep
-        self._added += 1
         self._fence()
-        words[0] = self._added
+        words[0] = added + 1
 
 
 def outbox_words(capacity: int) -> int:
@@ -204,16 +203,16 @@ class TallyRow:
         Chunks that this bridge hands over for each timestep.
     """
 
-    __slots__ = ("_chunks", "_fence", "_own", "_row", "_whole", "_within")
+    __slots__ = ("_chunks", "_fence", "_own", "_row", "_within", "words")
 
     def __init__(
         self, words: memoryview, first: int, count: int, own: int, chunks: int, fence: Fence
     ) -> None:
+        self.words = words
         self._row = words[first : first + count]
         self._own = own - first
         self._chunks = chunks
         self._within = 0
-        self._whole = 0
         self._fence = fence
 
     def is_last(self) -> bool:
@@ -222,10 +221,10 @@ class TallyRow:
         if self._within < self._chunks:
             return False
         self._within = 0
-        self._whole += 1
         row = self._row
-        row[self._own] = self._whole
+        whole = row[self._own] + 1
+        row[self._own] = whole
         if len(row) == 1:
             return True
         self._fence()  # of two that come at the same time, one at least sees the other
-        return min(row) >= self._whole
+        return min(row) >= whole
