@@ -355,6 +355,7 @@ class Bridge:
 
     def _let_go(self) -> None:
         """Drop the slots: their memory is unmapped as soon as nobody else has a view of it."""
+        self._account[Account.BUSY] = 1
         self._lanes.clear()
         for chunks in self._own.values():
             for own in chunks:

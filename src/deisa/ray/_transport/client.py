@@ -183,9 +183,7 @@ class RankChannel:
         self._address = agent_address(settings)
         self._frames = FrameBuffer()
         self._descriptors: list[int] = []
-        self._memory: dict[
-            int, tuple[np.ndarray, ...]
-        ] = {}  # slots of regions whose outlets are not there yet
+        self._memory: dict[int, tuple[np.ndarray, ...]] = {}  # slots by region, until their outlets are there
         self._outlets: dict[str, tuple[Outlet, ...]] | None = None
         self.account = Account(0)
         self.board = memoryview(b"")
