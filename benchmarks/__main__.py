@@ -30,7 +30,11 @@ def main() -> int:
     parser.add_argument(
         "--no-peers", action="store_true", help="leave out peers that must be installed first"
     )
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results", help="where results go")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="where results go, beside those of other cases; benchmarks/results, or benchmarks/results-quick",
+    )
     parser.add_argument("--only-process", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     cases = all_cases()
@@ -44,6 +48,11 @@ def main() -> int:
     if options.only_process is not None:
         _run_here(chosen[0], options)
         return 0
+    out = options.out or ROOT / ("benchmarks/results-quick" if options.quick else "benchmarks/results")
+    try:
+        results.read(out, options.quick)
+    except ValueError as error:
+        parser.error(str(error))
     outcomes, failed = {}, []
     with tempfile.TemporaryDirectory(prefix="dr-bench-", dir="/tmp") as folder:
         for name in chosen:
@@ -52,8 +61,8 @@ def main() -> int:
                 failed.append(name)
             else:
                 outcomes[name] = outcome
-            results.write(options.out, outcomes, cases, options.quick)
-    print((options.out / "results.md").read_text())
+                results.add(out, name, outcome, cases, options.quick)
+    print(results.markdown(outcomes, cases, options.quick))
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return len(failed)
@@ -63,6 +72,7 @@ def _run_here(name: str, options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="dr-", dir="/tmp") as scratch:
         setting = Setting(options.quick, Peers(not options.no_peers), Path(scratch))
         outcome = all_cases()[name].run(setting)
+        outcome.machine = results.machine()
     options.only_process.write_text(json.dumps(results.to_json(outcome)))
 
 

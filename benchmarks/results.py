@@ -1,4 +1,4 @@
-"""Write what the cases found out: ``results.json``, ``results.md`` and a plot for each curve."""
+"""Write what cases found out into a folder: ``results.json``, ``results.md`` and a plot for each curve."""
 
 from __future__ import annotations
 
@@ -15,16 +15,24 @@ from typing import Any
 from benchmarks.suite import Case, Comparison, Curve, Figure, Outcome
 
 PACKAGES = ("deisa-ray", "ray", "dask", "numpy", "msgpack", "mpi4py")
+TARGETS_BEGIN, TARGETS_END = (
+    "<!-- targets: begin -->",
+    "<!-- targets: end -->",
+)  # docs/performance.md includes it
+LINES_WITHIN = 4  # that a plot has with its legend inside
+_BOUNDS = {">=": "at least", "<=": "at most"}
 _UNITS = {"s": ((1, "s"), (1e-3, "ms"), (1e-6, "µs")), "B": ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))}
 
 
-def machine() -> dict[str, Any]:
+def machine() -> dict[str, str]:
     """Describe where the figures come from."""
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    kernel = re.match(r"[\d.]*\d", platform.release())
     return {
         "processor": _processor(),
-        "cores": os.cpu_count(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "kernel": platform.release(),
+        "cores": str(os.cpu_count()),
+        "memory": shown(memory_bytes, "B"),
+        "kernel": kernel[0] if kernel else platform.release(),
         "huge pages of shared memory": _chosen(Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")),
         "python": platform.python_version(),
         **{name: _version(name) for name in PACKAGES},
@@ -61,60 +69,114 @@ def from_json(data: Mapping[str, Any]) -> Outcome:
     return Outcome(
         [Figure(**figure) for figure in data["figures"]],
         [Comparison(**comparison) for comparison in data["comparisons"]],
-        [Curve(**curve) for curve in data["curves"]],
+        [Curve(**{**curve, "lines": _points(curve["lines"])}) for curve in data["curves"]],
         list(data["notes"]),
+        dict(data["machine"]),
     )
 
 
-def write(folder: Path, outcomes: Mapping[str, Outcome], cases: Mapping[str, Case], quick: bool) -> None:
-    """Write everything into a folder; cases from earlier runs that were not run again stay out."""
+def _points(lines: Mapping[str, Any]) -> dict[str, list[tuple[float, float]]]:
+    return {label: [(x, y) for x, y in points] for label, points in lines.items()}
+
+
+def read(folder: Path, quick: bool) -> dict[str, Outcome]:
+    """Read what a folder holds, by case.
+
+    Raises
+    ------
+    ValueError
+        When that is from a run in the other mode.
+    """
+    try:
+        content = json.loads((folder / "results.json").read_text())
+    except FileNotFoundError:
+        return {}
+    if content["quick"] != quick:
+        mode = "quick mode" if content["quick"] else "full runs"
+        raise ValueError(f"{folder} holds results of {mode}: choose another folder with --out")
+    return {name: from_json(outcome) for name, outcome in content["cases"].items()}
+
+
+def add(folder: Path, name: str, outcome: Outcome, cases: Mapping[str, Case], quick: bool) -> None:
+    """Write what a case found out into a folder; results of other cases that are there already stay."""
     folder.mkdir(parents=True, exist_ok=True)
-    content = {
-        "machine": machine(),
-        "quick": quick,
-        "cases": {name: to_json(outcome) for name, outcome in outcomes.items()},
-    }
+    found = {**read(folder, quick), name: outcome}
+    outcomes = {case: found[case] for case in cases if case in found}
+    content = {"quick": quick, "cases": {case: to_json(outcome) for case, outcome in outcomes.items()}}
     (folder / "results.json").write_text(json.dumps(content, indent=1) + "\n")
-    (folder / "results.md").write_text("\n".join(_markdown(outcomes, cases, quick)) + "\n")
-    for name, outcome in outcomes.items():
-        for number, curve in enumerate(outcome.curves):
-            _plot(curve, folder / _plot_name(name, number))
+    (folder / "results.md").write_text(markdown(outcomes, cases, quick))
+    for number, curve in enumerate(outcome.curves):
+        _plot(curve, folder / _plot_name(name, number))
 
 
 def _plot_name(case: str, number: int) -> str:
     return f"{case}-{number + 1}.svg" if number else f"{case}.svg"
 
 
-def _markdown(outcomes: Mapping[str, Outcome], cases: Mapping[str, Case], quick: bool) -> Iterator[str]:
+def markdown(outcomes: Mapping[str, Outcome], cases: Mapping[str, Case], quick: bool) -> str:
+    """Write a page: the targets, then a section for each case."""
+    return "\n".join(_lines(outcomes, cases, quick)) + "\n"
+
+
+def _lines(outcomes: Mapping[str, Outcome], cases: Mapping[str, Case], quick: bool) -> Iterator[str]:
     yield "# Results"
     yield ""
     if quick:
         yield "**Quick mode: sizes are small and repetitions few. These figures say that everything runs, no more.**"
         yield ""
-    yield "; ".join(f"{key} {value}" for key, value in machine().items() if key != "memory_bytes") + "."
+    yield TARGETS_BEGIN
     yield ""
-    yield from _table(
-        ("what", "measured", "target", ""),
-        [
-            (c.what, shown(c.value, c.unit), _target(c), {True: "met", False: "**missed**", None: ""}[c.met])
-            for outcome in outcomes.values()
-            for c in outcome.comparisons
-        ],
-    )
+    yield from _targets(outcomes)
+    yield ""
+    yield TARGETS_END
     for name, outcome in outcomes.items():
         yield ""
-        yield f"## {cases[name].question}"
+        yield f"## {name}"
         yield ""
-        yield from _table(
-            ("what", "system", "measured"),
-            [(f.what, f.system, shown(f.value, f.unit)) for f in outcome.figures],
-        )
+        yield cases[name].question
+        if outcome.figures:
+            yield ""
+            yield from _table(
+                ("what", "system", "measured"),
+                [(_plain(f.what), _plain(f.system), shown(f.value, f.unit)) for f in outcome.figures],
+            )
+        if ratios := [c for c in outcome.comparisons if c.met is None]:
+            yield ""
+            yield from (f"- {_plain(c.what)}: {shown(c.value, c.unit)}" for c in ratios)
         for number, curve in enumerate(outcome.curves):
             yield ""
             yield f"![{curve.title}]({_plot_name(name, number)})"
         for note in outcome.notes:
             yield ""
             yield note
+
+
+def _targets(outcomes: Mapping[str, Outcome]) -> Iterator[str]:
+    rows = [(name, c) for name, outcome in outcomes.items() for c in outcome.comparisons if c.met is not None]
+    yield f"{sum(bool(c.met) for _, c in rows)} of {len(rows)} targets met."
+    if rows:
+        yield ""
+        yield from _table(
+            ("case", "what", "measured", "target", ""),
+            [
+                (
+                    f"[{name}](#{name})",
+                    _plain(c.what),
+                    shown(c.value, c.unit),
+                    f"{_BOUNDS[c.relation]} {shown(c.target, c.unit)}",
+                    "met" if c.met else "**missed**",
+                )
+                for name, c in rows
+                if c.target is not None
+            ],
+        )
+    by_machine: dict[str, list[str]] = {}
+    for name, outcome in outcomes.items():
+        described = ", ".join(f"{key} {value}" for key, value in outcome.machine.items())
+        by_machine.setdefault(described, []).append(name)
+    for described, names in by_machine.items():
+        yield ""
+        yield f"{'Measured' if len(by_machine) == 1 else ', '.join(names)} on: {described}."
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -124,11 +186,9 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
         yield f"| {' | '.join(row)} |"
 
 
-def _target(comparison: Comparison) -> str:
-    if comparison.target is None:
-        return "reported"
-    bound = {">=": "at least", "<=": "at most"}[comparison.relation]
-    return f"{bound} {shown(comparison.target, comparison.unit)}"
+def _plain(text: str) -> str:
+    """Keep what Markdown would take for markup."""
+    return re.sub(r"([|*\[\]])", r"\\\1", text)
 
 
 def shown(value: float, unit: str) -> str:
@@ -139,7 +199,7 @@ def shown(value: float, unit: str) -> str:
     if unit in _UNITS and value:
         factor, name = _UNITS[unit][-1] if unit == "s" else (1, unit)
         return f"{_digits(value / factor)} {name}"
-    return f"{_digits(value)}{'' if unit in ('x', '%') else ' '}{unit}"
+    return f"{_digits(value)}{'' if unit in ('x', '%', '') else ' '}{unit}"
 
 
 def _digits(value: float) -> str:
@@ -152,9 +212,11 @@ def _plot(curve: Curve, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = path.stem  # the same curve gives the same file
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(6.4, 4.0), layout="constrained")
+    many = len(curve.lines) > LINES_WITHIN
+    figure, axes = pyplot.subplots(figsize=(8.4 if many else 6.4, 4.0), layout="constrained")
     for label, points in curve.lines.items():
         axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=label)
     axes.set(title=curve.title, xlabel=curve.x, ylabel=curve.y)
@@ -165,6 +227,6 @@ def _plot(curve: Curve, path: Path) -> None:
     if min(ys) > 0 and max(ys) >= 20 * min(ys):
         axes.set_yscale("log")
     axes.grid(alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside right upper") if many else axes.legend()
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)

@@ -97,12 +97,13 @@ class Curve:
 
 @dataclass
 class Outcome:
-    """What a case found out."""
+    """What a case found out, and the machine that it did on."""
 
     figures: list[Figure] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
     curves: list[Curve] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    machine: dict[str, str] = field(default_factory=dict)
 
     def figure(self, what: str, system: str, value: float, unit: str) -> float:
         """Record a number, and return it."""

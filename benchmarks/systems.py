@@ -162,8 +162,8 @@ def _ranks(python: Path, work: Work, system: list[str], variables: Mapping[str, 
 
 
 def _last_line(output: str) -> dict[str, Any]:
-    """Read the JSON that a program ends with; the existing deisa-ray prints lines of its own before."""
-    return json.loads(output.splitlines()[-1])
+    """Read the line of JSON that a program prints; Ray and the existing deisa-ray print lines of their own."""
+    return json.loads(next(line for line in reversed(output.splitlines()) if line.startswith("{")))
 
 
 def _measured(ranks: Mapping[str, Any], analytics: Mapping[str, Any]) -> Measured:

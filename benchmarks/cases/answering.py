@@ -13,7 +13,7 @@ from benchmarks.systems import Work, measure
 def answer(setting: Setting) -> Outcome:
     """4 ranks with a chunk each, slow enough that nothing queues."""
     outcome = Outcome()
-    work = Work(32 * 1024, steps=setting.pick(60, 24), compute_s=0.0, pause_s=setting.pick(0.5, 0.2))
+    work = Work(32 * 1024, steps=setting.pick(60, 24), compute_s=0.0, pause_s=setting.pick(0.5, 0.05))
     medians: dict[str, float] = {}
     for system in (THIS, DEISA_RAY_018, ADIOS2_SST):
         try:

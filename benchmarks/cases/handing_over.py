@@ -83,7 +83,8 @@ def send_ranks(setting: Setting) -> Outcome:
 def against_inline(setting: Setting) -> Outcome:
     """The mean of 4 chunks of 8 MiB: `comm.reduce` in the ranks, or `send` and a callback."""
     outcome = Outcome()
-    work = Work(setting.pick(8 * MIB, MIB), steps=setting.pick(60, 25), compute_s=0.0, pause_s=0.25)
+    nbytes, steps, pause_s = setting.pick((8 * MIB, 60, 0.25), (MIB, 25, 0.05))
+    work = Work(nbytes, steps=steps, compute_s=0.0, pause_s=pause_s)
     measured = _all(setting, outcome, work, [THIS, INLINE_MPI])
     ours, inline = measured[THIS], measured[INLINE_MPI]
     computing = float(np.median(ours.analytics["compute"][5:]))
@@ -91,7 +92,7 @@ def against_inline(setting: Setting) -> Outcome:
     outcome.figure("in the simulation's step, median", INLINE_MPI, inline.median(), "s")
     outcome.figure("in the simulation's step (send), median", THIS, ours.median(), "s")
     outcome.figure("from the last send to the mean, median", THIS, answer, "s")
-    outcome.figure("of which in compute(): graph, one Ray task, result", THIS, computing, "s")
+    outcome.figure("of which in compute(): graph, bundles, result", THIS, computing, "s")
     outcome.figure("of which before the callback: agent, Ray call, driver", THIS, answer - computing, "s")
     outcome.compare("time in the step: this / inline MPI", ours.median() / inline.median(), "<=", None)
     outcome.compare("time to the result: this / inline MPI", answer / inline.median(), "<=", None)

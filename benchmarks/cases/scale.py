@@ -81,12 +81,14 @@ class Line:
 @case("What does a timestep cost the driver as nodes are added?")
 def scale(setting: Setting) -> Outcome:
     """Run a mean at each timestep on simulated nodes, with their chunks merged and not."""
-    counts = setting.pick((1, 10, 100, 300, 1000), (1, 5, 20))
+    counts = setting.pick((1, 10, 100, 300, 1000), (1, 8))
+    tilings = setting.pick((MERGED, SEPARATE), (MERGED,))
     outcome = Outcome()
     with ray_cluster(cpus=1) as variables:
-        merged = [_measure(nodes, True, setting, variables) for nodes in counts]
-        separate = [_measure(nodes, False, setting, variables) for nodes in setting.pick(counts, counts[::2])]
-    by_tiling = {MERGED: merged, SEPARATE: separate}
+        by_tiling = {
+            tiling: [_measure(nodes, tiling == MERGED, setting, variables) for nodes in counts]
+            for tiling in tilings
+        }
     for tiling, measured in by_tiling.items():
         _report(outcome, tiling, measured)
     outcome.curves += _curves(by_tiling)
