@@ -18,9 +18,12 @@ PROGRAMS = Path(__file__).parent / "programs"
 TIMEOUT_S = 60
 
 
-def run_both(mpi: Mpi, session: str, timesteps: int) -> tuple[str, str, str]:
+def run_both(
+    mpi: Mpi, session: str, timesteps: int, *, dtype: tuple[str, ...] = (), **settings: object
+) -> tuple[str, str, str]:
     """Run the simulation and its analytics to their good ends; returns what they printed, and all complaints."""
-    env = {"DEISA_RAY_SESSION": session}
+    settings = {"session": session, "warn_every_s": TIMEOUT_S} | settings
+    env = {f"DEISA_RAY_{name.upper()}": str(value) for name, value in settings.items()}
     with subprocess.Popen(
         [sys.executable, str(PROGRAMS / "mpi_analytics.py")],
         env=os.environ | env,
@@ -30,7 +33,7 @@ def run_both(mpi: Mpi, session: str, timesteps: int) -> tuple[str, str, str]:
     ) as analytics:
         try:
             script = PROGRAMS / "mpi_simulation.py"
-            simulation = mpi.run(4, script, "2", "2", str(timesteps), env=env, timeout_s=TIMEOUT_S)
+            simulation = mpi.run(4, script, "2", "2", str(timesteps), *dtype, env=env, timeout_s=TIMEOUT_S)
             stdout, stderr = analytics.communicate(timeout=TIMEOUT_S)
         finally:
             kill_tree(analytics)
@@ -39,20 +42,32 @@ def run_both(mpi: Mpi, session: str, timesteps: int) -> tuple[str, str, str]:
     return simulation.stdout, stdout, simulation.stderr + stderr
 
 
+def told(timesteps: int, chunks: int) -> list[str]:
+    """What the analytics prints."""
+    return [
+        *(
+            f"t={t} of {[t - 1, t][t == 0 :]} mean={100 * t + 1.5} "
+            f"corners={[[100 * t, 100 * t + 1], [100 * t + 2, 100 * t + 3]]}"
+            for t in range(timesteps)
+        ),
+        f"{{'temperature': {timesteps}}} 0 failed, {{{chunks}}} chunks",
+    ]
+
+
 def test_runs_one_after_another(ray_cluster: str, mpi: Mpi, session_name: str) -> None:
     for timesteps in (3, 1, 2):
         simulation, analytics, complaints = run_both(mpi, session_name, timesteps)
         assert sorted(simulation.splitlines()) == [
             f"rank {rank} of 4 sent {timesteps} chunks, imported []" for rank in range(4)
         ]
-        assert analytics.splitlines() == [
-            *(
-                f"t={t} of {[t - 1, t][t == 0 :]} mean={100 * t + 1.5} "
-                f"corners={[[100 * t, 100 * t + 1], [100 * t + 2, 100 * t + 3]]}"
-                for t in range(timesteps)
-            ),
-            f"{{'temperature': {timesteps}}} 0 failed",
-        ]
+        assert analytics.splitlines() == told(timesteps, chunks=4)
         # Nothing beside what deisa-ray says of its memory: no word of Ray's, none from a rank.
         noise = [line for line in complaints.splitlines() if not line.startswith("deisa-ray: ")]
         assert not noise, "\n".join(noise)
+
+
+def test_merged_chunks_have_the_same_values(ray_cluster: str, mpi: Mpi, session_name: str) -> None:
+    """Four ranks write their parts of one box, which Dask sees cut in two, for two CPUs."""
+    _, analytics, complaints = run_both(mpi, session_name, 3, dtype=("float64",), merge_chunks_beyond=0)
+    assert analytics.splitlines() == told(3, chunks=2)
+    assert "4 chunks merged into 1," in complaints

@@ -26,8 +26,10 @@ Run = tuple[list[dict[str, Any]], dict[str, Any]]
 def run_on_nodes(netns_cluster: NamespacedCluster, session_name: str) -> Callable[..., Run]:
     """Runs ranks on nodes 1 and 2 and node_analytics.py on node 0; returns what that printed."""
 
-    def run(what: str, *, ranks_per_node: int, timesteps: int, elements: int) -> Run:
-        env = {"DEISA_RAY_SESSION": session_name, "PYTHONPATH": ""}
+    def run(what: str, *, ranks_per_node: int, timesteps: int, elements: int, **settings: object) -> Run:
+        settings = {"session": session_name} | settings
+        env = {f"DEISA_RAY_{name.upper()}": str(value) for name, value in settings.items()}
+        env["PYTHONPATH"] = ""
         size = 2 * ranks_per_node
         analytics = netns_cluster.run(0, [sys.executable, str(PROGRAMS / "node_analytics.py"), what], env)
         simulation = [
@@ -60,9 +62,19 @@ def run_on_nodes(netns_cluster: NamespacedCluster, session_name: str) -> Callabl
     return run
 
 
-def test_results_are_right_across_nodes(run_on_nodes: Callable[..., Run]) -> None:
-    ranks_per_node, elements = 2, 1000
-    seen, figures = run_on_nodes("all", ranks_per_node=ranks_per_node, timesteps=3, elements=elements)
+@pytest.mark.parametrize(
+    ("ranks_per_node", "beyond", "chunks"),
+    [(2, 1000, 4), (4, 0, 4)],
+    ids=["a chunk for each rank", "merged"],
+)
+def test_results_are_right_across_nodes(
+    run_on_nodes: Callable[..., Run], ranks_per_node: int, beyond: int, chunks: int
+) -> None:
+    """Merged, each node's ranks fill one box, which Dask sees cut in two, for two CPUs."""
+    elements = 1000
+    seen, figures = run_on_nodes(
+        "all", ranks_per_node=ranks_per_node, timesteps=3, elements=elements, merge_chunks_beyond=beyond
+    )
     assert [found["t"] for found in seen] == [0, 1, 2]
     for found in seen:
         whole = np.arange(2.0 * ranks_per_node * elements) + found["t"]
@@ -71,6 +83,7 @@ def test_results_are_right_across_nodes(run_on_nodes: Callable[..., Run]) -> Non
         assert found["std"] == pytest.approx(whole.std())
         assert found["across"] == whole[middle - 3 : middle + 3].tolist()
         assert found["steps"] == pytest.approx(len(whole))  # the slope is 1 everywhere, at borders too
+        assert found["chunks"] == chunks
         assert found["persisted"] == whole[::100].sum()
     assert figures["nodes"] == 3
 

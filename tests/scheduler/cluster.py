@@ -120,5 +120,8 @@ class PretendedExecutor:
         returned = run_bundle(cloudpickle.loads(tasks), values, bundle.outputs, self._threads)
         return [NodeGroup(cloudpickle.dumps(group)) for group in returned]
 
+    def runs_here(self, prepared: Any) -> bool:
+        return False
+
     def fetch(self, handles: Sequence[Handle]) -> list[Sequence[Any]]:
         return [handle.fetch() for handle in handles]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -23,10 +24,13 @@ def engine(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(autouse=True)
 def every_session_ends() -> Iterator[None]:
-    """When a test is over, so are its sessions: all arrays are gone, and with them agents and threads."""
+    """When a test is over, so are its sessions: all arrays are gone, and with them agents and threads.
+
+    Threads that have helped with a bundle stay for the next one.
+    """
     yield
     deadline = time.monotonic() + 15
-    while left := [t.name for t in threading.enumerate() if t.name.startswith("deisa-")]:
+    while left := [name for t in threading.enumerate() if re.match("deisa-(?!bundle)", name := t.name)]:
         assert time.monotonic() < deadline, f"threads {left} are still there"
         time.sleep(0.02)
 

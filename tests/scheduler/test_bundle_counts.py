@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,13 +25,16 @@ def test_a_mean_of_1024_chunks_is_a_handful_of_tasks(
 ) -> None:
     settings = Settings(session=session_name)
     submitted: list[str | None] = []  # nodes
-    submit = RayExecutor.submit
 
-    def noted(self: RayExecutor, prepared: PreparedBundle, *rest: Any) -> list:
-        submitted.append(prepared.node_id)
-        return submit(self, prepared, *rest)
+    def note(start: Callable[..., list]) -> Callable[..., list]:
+        def noted(self: RayExecutor, prepared: PreparedBundle, *rest: Any) -> list:
+            submitted.append(prepared.node_id)
+            return start(self, prepared, *rest)
 
-    monkeypatch.setattr(RayExecutor, "submit", noted)
+        return noted
+
+    for way in ("submit", "run_here"):
+        monkeypatch.setattr(RayExecutor, way, note(getattr(RayExecutor, way)))
 
     def rank() -> None:
         described = [

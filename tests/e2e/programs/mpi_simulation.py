@@ -1,4 +1,6 @@
-"""A rank of a simulation, as a user would write it. Arguments: grid rows, grid columns, timesteps."""
+"""A rank of a simulation, as a user would write it.
+
+Arguments: grid rows, grid columns, timesteps, and a dtype if the ranks are to declare it."""
 
 import sys
 
@@ -8,7 +10,8 @@ from mpi4py import MPI
 from deisa.ray.bridge import Bridge
 
 comm = MPI.COMM_WORLD
-rows, columns, timesteps = map(int, sys.argv[1:])
+rows, columns, timesteps = map(int, sys.argv[1:4])
+declared = {"dtype": sys.argv[4]} if sys.argv[4:] else {}
 row, column = divmod(comm.rank, columns)
 assert rows * columns == comm.size
 
@@ -19,6 +22,7 @@ bridge = Bridge(
             "global_shape": (rows * 8, columns * 16),
             "chunk_shape": (8, 16),
             "chunk_position": (row, column),
+            **declared,
         }
     },
 )

@@ -32,6 +32,7 @@ def compute(x):
         "std": now.std().compute(),
         "across": now[middle - 3 : middle + 3].compute().tolist(),
         "steps": da.map_overlap(np.gradient, now, depth=1, boundary="none", meta=now._meta).sum().compute(),
+        "chunks": now.npartitions,
         "persisted": x[-1].persist()[::100].sum().compute(),
     }
     print(json.dumps({"t": x[-1].t, "bundles": bundles(), **found}), flush=True)

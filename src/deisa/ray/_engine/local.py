@@ -144,8 +144,17 @@ class LocalExecutor:
         return True
 
     def runs_here(self, prepared: tuple[Bundle, Sequence[Picks]]) -> bool:
-        """All do; `submit` does not wait for anything else."""
+        """All do: that is what `submit` does."""
         return False
+
+    def run_here(
+        self,
+        prepared: tuple[Bundle, Sequence[Picks]],
+        groups: Sequence[Handle],
+        steps: Mapping[Hashable, StepSlots],
+    ) -> list[Handle]:
+        """Run a bundle to its end."""
+        return self.submit(prepared, groups, steps)
 
     def close(self) -> None:
         """Nothing stands ready."""

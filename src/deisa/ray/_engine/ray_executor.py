@@ -159,19 +159,11 @@ class RayGroup:
         return ray.get(self.reference)
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class GroupHere:
-    """Values in this process, and in Ray's object store once somebody else takes them."""
+    """Values in this process, which nobody but the caller takes."""
 
     values: Sequence[Any]
-    _stored: Any = None
-
-    @property
-    def reference(self) -> Any:
-        """Where other bundles find them."""
-        if self._stored is None:
-            self._stored = ray.put(self.values)
-        return self._stored
 
     def fetch(self) -> Sequence[Any]:
         """Return them."""
@@ -257,8 +249,6 @@ class RayExecutor:
         self, prepared: PreparedBundle, groups: Sequence[Handle], steps: Mapping[Hashable, StepSlots]
     ) -> list[Handle]:
         """Start a bundle once its inputs are there; the leases of `steps` are held until it has ended."""
-        if self.runs_here(prepared):
-            return self._run_here(prepared, groups, steps)
         here = {key: step.on(prepared.node_id) for key, step in steps.items()}
         references = self._call(prepared).remote(
             prepared.work,
@@ -289,12 +279,13 @@ class RayExecutor:
         return [RayGroup(reference) for reference in returned]
 
     def runs_here(self, prepared: PreparedBundle) -> bool:
-        """Whether only the caller waits for a bundle, and it is too short to be worth a Ray call."""
+        """Whether a bundle that only the caller waits for is too short to be worth a Ray call."""
         return prepared.may_run_here and prepared.run_s <= HERE_S and prepared.taken_bytes <= HERE_BYTES
 
-    def _run_here(
+    def run_here(
         self, prepared: PreparedBundle, groups: Sequence[Handle], steps: Mapping[Hashable, StepSlots]
     ) -> list[Handle]:
+        """Wait for a bundle's inputs, and run it in this thread."""
         values = self.fetch(groups)
         with self._counting:
             self.stats.submitted += 1
@@ -308,7 +299,7 @@ class RayExecutor:
                 self.stats.ended += 1
         prepared.run_s, prepared.taken_bytes = ended.run_s, ended.taken_bytes
         self.stats.run_s += ended.run_s
-        return [GroupHere([independent(value) for value in group]) for group in returned]
+        return [GroupHere([independent(value, copy_all=True) for value in group]) for group in returned]
 
     def _call(self, prepared: PreparedBundle) -> Any:
         standing = self._standing.get(prepared.node_id or "") if prepared.run_s <= SHORT_S else None

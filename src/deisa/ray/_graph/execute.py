@@ -130,19 +130,25 @@ def _run_in_threads(
         raise errors[0]
 
 
-def independent(value: Any) -> Any:
+def independent(value: Any, *, copy_all: bool = False) -> Any:
     """Copy a result if it may lie in chunk memory, which will be used again when its lease ends.
 
     A worker process does the same by writing results into Ray's object store.
+
+    Parameters
+    ----------
+    value : Any
+    copy_all : bool
+        Copy all arrays: where tasks will run again, one that they only hand on is still theirs.
     """
     if isinstance(value, _PLAIN):
         return value
     if isinstance(value, np.ndarray) and not value.dtype.hasobject:
-        return value.copy() if _lies_in_a_slot(value) else value
+        return value.copy() if copy_all or _lies_in_a_slot(value) else value
     if type(value) in (list, tuple):
-        return type(value)(independent(item) for item in value)
+        return type(value)(independent(item, copy_all=copy_all) for item in value)
     if type(value) is dict:
-        return {key: independent(item) for key, item in value.items()}
+        return {key: independent(item, copy_all=copy_all) for key, item in value.items()}
     try:
         return pickle.loads(cloudpickle.dumps(value))
     except (pickle.PicklingError, TypeError, AttributeError):

@@ -31,7 +31,7 @@ class Usage:
     planning_s : float
         Time from getting a graph to its last bundle being submitted (seconds).
     waiting_s : float
-        Time spent waiting for results and fetching them (seconds).
+        Time spent waiting for results and fetching them, or running the last steps towards them (seconds).
     """
 
     computations: int = 0
@@ -78,10 +78,15 @@ class BundleExecutor(Protocol):
         """
 
     def runs_here(self, prepared: Any) -> bool:
-        """Whether `submit` is going to run a bundle in this process, once its inputs are there.
+        """Whether a bundle is better run by a caller that waits for it than submitted.
 
-        Only for one that no other bundle waits for: it is submitted last.
+        Never for one whose outputs another bundle takes.
         """
+
+    def run_here(
+        self, prepared: Any, groups: Sequence[Handle], steps: Mapping[Key, StepSlots]
+    ) -> list[Handle]:
+        """Wait for a bundle's inputs and run it in this process; returns as `submit` does."""
 
     def fetch(self, handles: Sequence[Handle]) -> list[Sequence[Any]]:
         """Wait for groups of values and bring them here; raises what a task has raised."""
@@ -110,7 +115,7 @@ class BundleScheduler:
         Keywords meant for other schedulers (``num_workers``, ``pool`` ...) are accepted.
         """
         wanted = list(flatten([keys], container=list))
-        kept = self._run(dsk, wanted)
+        kept = self._run(dsk, wanted, waits=True)
         handles = list(dict.fromkeys(result.handle for result in kept.values()))
         groups = dict(zip(handles, self._fetch(handles), strict=True))
         values = {key: _writable(groups[r.handle][r.index]) for key, r in kept.items()}
@@ -120,7 +125,7 @@ class BundleScheduler:
         """Start computing collections and return them with their chunks kept where they are made."""
         expression = collections_to_expr(collections, optimize_graph).optimize()
         keys_of = [list(flatten(keys)) for keys in expression.__dask_keys__()]
-        kept = self._run(expression, [key for keys in keys_of for key in keys])
+        kept = self._run(expression, [key for keys in keys_of for key in keys], waits=False)
         rebuilt = []
         for collection, keys in zip(collections, keys_of, strict=True):
             rebuild, state = collection.__dask_postpersist__()
@@ -134,7 +139,8 @@ class BundleScheduler:
         finally:
             self.usage.waiting_s += time.perf_counter() - started
 
-    def _run(self, dsk: Any, wanted: Sequence[Key]) -> dict[Key, KeptResult]:
+    def _run(self, dsk: Any, wanted: Sequence[Key], *, waits: bool) -> dict[Key, KeptResult]:
+        """Start a graph; where the caller `waits` for it anyway, its last bundles may run in this process."""
         started = time.perf_counter()
         try:
             structure = structure_of(dsk, wanted) if self._executor.ships else None
@@ -143,7 +149,7 @@ class BundleScheduler:
             if structure is not None and plan is not None:
                 self.usage.reused_plans += 1
                 bound: dict[Key, StepSlots] = dict(zip(plan.step_keys, structure.steps, strict=True))
-                results = self._launch(plan, {}, bound)
+                results = self._launch(plan, {}, bound, waits)
                 return {new: results[old] for old, new in zip(plan.wanted, wanted, strict=True)}
             graph = _materialize(dsk)
             kept = {key: found for key, task in graph.items() if (found := kept_of(task)) is not None}
@@ -153,7 +159,7 @@ class BundleScheduler:
             )
             if structure is not None:
                 self._plans.keep(structure, plan)
-            return self._launch(plan, kept, steps)
+            return self._launch(plan, kept, steps, waits)
         finally:
             self.usage.planning_s += time.perf_counter() - started
 
@@ -183,21 +189,33 @@ class BundleScheduler:
         return Plan(parts, tuple(prepared), tuple(wanted), step_keys or ())
 
     def _launch(
-        self, plan: Plan, kept: Mapping[Key, KeptResult], steps: Mapping[Key, StepSlots]
+        self, plan: Plan, kept: Mapping[Key, KeptResult], steps: Mapping[Key, StepSlots], waits: bool
     ) -> dict[Key, KeptResult]:
         bundles, prepared = plan.partition.bundles, plan.prepared
-        here = [self._executor.runs_here(one) for one in prepared]
+        here = [waits and self._executor.runs_here(one) for one in prepared]
         returned: dict[int, list[Handle]] = {}
         for number in sorted(range(len(bundles)), key=here.__getitem__):  # those elsewhere first
             bundle = bundles[number]
             groups = [returned[taken.bundle][taken.group] for taken in bundle.inputs]
             groups += _by_handle(bundle, kept)
             used = {key: steps[key] for key in bundle.given if key in steps}
-            returned[number] = self._executor.submit(prepared[number], groups, used)
+            start = self._run_here if here[number] else self._executor.submit
+            returned[number] = start(prepared[number], groups, used)
         results = {key: kept[key] for key in plan.wanted if key in kept}
         for key, (number, group, index) in plan.partition.results.items():
             results[key] = KeptResult(returned[number][group], index, bundles[number].node_id)
         return results
+
+    def _run_here(
+        self, prepared: Any, groups: Sequence[Handle], steps: Mapping[Key, StepSlots]
+    ) -> list[Handle]:
+        started = time.perf_counter()
+        try:
+            return self._executor.run_here(prepared, groups, steps)
+        finally:
+            seconds = time.perf_counter() - started
+            self.usage.waiting_s += seconds
+            self.usage.planning_s -= seconds  # of which `_run` counts the whole
 
 
 def _by_handle(bundle: Bundle, kept: Mapping[Key, KeptResult]) -> dict[Handle, Picks]:
