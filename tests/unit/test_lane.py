@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import gc
+import socket
 import threading
 from collections.abc import Iterator
 from typing import Any
 
+import hypothesis.extra.numpy as npst
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from deisa.ray._state.events import StepComplete
 from deisa.ray._transport import client
 from deisa.ray._transport.client import Account
 from deisa.ray.bridge import Bridge
+from deisa.ray.errors import ChunkIndexError
 from tests.conftest import skip_or_fail
 from tests.unit.agent import Agent, running, whole
 
@@ -110,6 +115,46 @@ def test_both_ways_keep_one_account(agent: Agent) -> None:
     assert bridge.stats.bytes_handed_over == steps * 8 * (4 + LARGE)
 
 
+def test_lanes_of_several_chunks(agent: Agent) -> None:
+    halves = [whole((4,)) | {"chunk_shape": (2,), "offset": (2 * i,)} for i in range(2)]
+    (bridge,) = agent.bridges({"a": halves}, slots={"a": 2})
+    for timestep in range(6):
+        for index in (timestep % 2, (timestep + 1) % 2):
+            values = np.full(2, 10.0 * timestep + index)
+            bridge.send("a", values if timestep % 3 else values.tolist(), timestep, chunk_index=index)
+        step = agent.wait(StepComplete)
+        found = sorted(float(chunk[0]) for chunk in agent.chunks(step))
+        assert (step.timestep, found) == (timestep, [10.0 * timestep, 10.0 * timestep + 1])
+        agent.release(("a", timestep))
+    with pytest.raises(ChunkIndexError):
+        bridge.send("a", np.zeros(2), 6)
+
+
+@given(npst.array_shapes(min_dims=0, max_dims=4, max_side=4), st.data())
+def test_a_lane_copies_into_any_part_of_a_box(shape: tuple[int, ...], data: st.DataObject) -> None:
+    """A slot may lie anywhere in a larger box; what lies around it is left alone."""
+    assert client.Lane is not None
+    margins = [data.draw(st.tuples(st.integers(0, 2), st.integers(0, 2))) for _ in shape]
+    box = np.full([before + n + after for n, (before, after) in zip(shape, margins, strict=True)], -1)
+    part = tuple(slice(before, before + n) for n, (before, _) in zip(shape, margins, strict=True))
+    slot = box[part] if shape else box
+    chunk = np.arange(slot.size).reshape(shape)
+    expected = box.copy()
+    expected[part if shape else ()] = chunk
+    account = Account([1])
+    account.words[Account.BUSY] = 0
+    board = memoryview(bytearray(24)).cast("q")
+    board[0] = 1
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        lane = client.Lane(
+            **places(account=account.words, board=board, memory=(slot, slot), fd=ours.fileno())
+        )
+        assert lane.send(chunk, 0)
+        assert theirs.recv(100) == b"look"
+    np.testing.assert_array_equal(box, expected)
+
+
 def test_threads_that_send_different_arrays(agent: Agent) -> None:
     names = [f"a{i}" for i in range(4)]
     (bridge,) = agent.bridges({name: whole((8,)) for name in names}, slots=dict.fromkeys(names, 50))
@@ -138,8 +183,10 @@ def test_threads_that_send_different_arrays(agent: Agent) -> None:
 def places(**change: Any) -> dict[str, Any]:
     """What a lane of one rank with two slots is made of."""
     fitting = {
-        "account": Account(1).words,
-        "at": Account.FIRST_OUTLET,
+        "account": Account([1]).words,
+        "at": Account.FIRST_ARRAY + 1,
+        "within": Account.FIRST_ARRAY,
+        "chunks": 1,
         "board": memoryview(bytes(24)).cast("q"),
         "row": 0,
         "slots": 2,
@@ -168,7 +215,9 @@ def places(**change: Any) -> dict[str, Any]:
         ({"bridges": 2}, ValueError),
         ({"own": 1}, ValueError),
         ({"outbox": bytes(40)}, BufferError),
-        ({"memory": (np.zeros(4)[::2], np.zeros(2))}, TypeError),
+        ({"within": 3}, ValueError),
+        ({"within": 6}, ValueError),
+        ({"chunks": 0}, ValueError),
         ({"memory": [np.zeros(2)] * 2}, TypeError),
         ({"memory": (b"12345678",) * 2}, TypeError),
     ],

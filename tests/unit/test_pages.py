@@ -63,7 +63,9 @@ def test_the_last_bridge_of_a_timestep_knows_it(data: st.DataObject, chunks: lis
     """Whoever hands the last chunk of a timestep over is told so, and nobody else."""
     page = Page("deisa-test-tally", 2 + len(chunks))
     rows = [
-        TallyRow(page.words, 2, len(chunks), 2 + number, count, Fence())
+        TallyRow(
+            page.words, 2, len(chunks), 2 + number, count, memoryview(bytearray(8)).cast("q"), 0, Fence()
+        )
         for number, count in enumerate(chunks)
     ]
     handed_over = [0] * len(chunks)

@@ -165,7 +165,7 @@ class Bridge:
             raise ConfigurationError(f"session={session!r}, but settings.session is {settings.session!r}")
         self._lock = threading.Lock()
         self._channel = RankChannel(settings)
-        self._lanes: dict[str, Callable[[Any, Any], bool | None]] = {}
+        self._lanes: dict[tuple[str, int | None], Callable[[Any, Any], bool | None]] = {}
         try:
             self._channel.start(self._id, self._world_size, arrays)
         except BaseException:
@@ -200,7 +200,8 @@ class Bridge:
         for name, chunks in self._own.items():
             for own in chunks:
                 if own.outlet is not None and own.outlet.lane is not None and own.dtype is not None:
-                    self._lanes[name] = own.outlet.lane.send
+                    index = own.index if len(chunks) > 1 else None
+                    self._lanes[name, index] = own.outlet.lane.send
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -242,8 +243,9 @@ class Bridge:
         AnalyticsLostError
             When the analytics has ended.
         """
-        if chunk_index is None and array_name in self._lanes:
-            done = self._lanes[array_name](chunk, timestep)
+        lane = self._lanes.get((array_name, chunk_index))
+        if lane is not None:
+            done = lane(chunk, timestep)
             if done:
                 return
             if done is None:

@@ -31,7 +31,10 @@ typedef struct {
     int64_t *bridge, *own; /* words of the account */
     int64_t *turns;        /* on the board: how many turns have a slot, then the slots */
     int64_t *row;          /* on the tally */
-    Py_ssize_t slots, capacity, region, bridges, own_word, nbytes;
+    int64_t *within;       /* of the account: chunks of this array handed over for a timestep that is not whole */
+    Py_ssize_t slots, capacity, region, chunks, bridges, own_word, nbytes;
+    Py_ssize_t run_bytes; /* a slot may lie in a box: so many bytes lie together in it */
+    int outer;            /* dimensions over which runs are repeated */
     PyObject *memory; /* a tuple: the slots as arrays */
     PyObject *lent;   /* an array over a slot that was given out, or NULL */
     PyObject *look;   /* the message that wakes the agent */
@@ -51,35 +54,34 @@ static int words_of(PyObject *object, Py_buffer *view, int writable, Py_ssize_t 
 
 static int Lane_init(Lane *self, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"account", "at", "board", "row", "slots", "outbox", "capacity", "region",
-                            "tally", "first", "bridges", "own", "memory", "fd", "look", NULL};
+    static char *names[] = {"account", "at", "within", "chunks", "board", "row", "slots", "outbox", "capacity",
+                            "region", "tally", "first", "bridges", "own", "memory", "fd", "look", NULL};
     PyObject *account, *board, *outbox, *tally, *memory, *look;
-    Py_ssize_t at, row, first, own;
+    Py_ssize_t at, within, row, first, own;
     if (self->memory != NULL) {
         PyErr_SetString(PyExc_TypeError, "a lane is made once");
         return -1;
     }
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OnOnnOnnOnnnO!iS", names, &account, &at, &board, &row,
-                                     &self->slots, &outbox, &self->capacity, &self->region, &tally, &first,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OnnnOnnOnnOnnnO!iS", names, &account, &at, &within,
+                                     &self->chunks, &board, &row, &self->slots, &outbox, &self->capacity, &self->region, &tally, &first,
                                      &self->bridges, &own, &PyTuple_Type, &memory, &self->fd, &look))
         return -1;
-    if (self->slots < 1 || self->capacity < 1 || self->bridges < 1 || at < BUSY + 1 || row < 0 || first < 0 ||
+    if (self->slots < 1 || self->capacity < 1 || self->chunks < 1 || self->bridges < 1 || at <= BUSY ||
+        within <= BUSY || row < 0 || first < 0 ||
         own < first || own >= first + self->bridges || PyTuple_GET_SIZE(memory) != self->slots) {
         PyErr_SetString(PyExc_ValueError, "a lane's places make no sense");
         return -1;
     }
-    if (words_of(account, &self->account, 1, at + SENT + 1) < 0 ||
+    if (words_of(account, &self->account, 1, (at > within ? at : within) + SENT + 1) < 0 ||
         words_of(board, &self->board, 0, row + 1 + self->slots) < 0 ||
         words_of(outbox, &self->outbox, 1, 1 + 2 * self->capacity) < 0 ||
         words_of(tally, &self->tally, 1, first + self->bridges) < 0)
         return -1;
-    for (Py_ssize_t i = 0; i < self->slots; i++) {
-        PyArrayObject *slot = (PyArrayObject *)PyTuple_GET_ITEM(memory, i);
-        if (strcmp(Py_TYPE(slot)->tp_name, "numpy.ndarray") != 0 || !(PyArray_FLAGS(slot) & NPY_ARRAY_C_CONTIGUOUS)) {
-            PyErr_SetString(PyExc_TypeError, "slots must be contiguous NumPy arrays");
+    for (Py_ssize_t i = 0; i < self->slots; i++)
+        if (strcmp(Py_TYPE(PyTuple_GET_ITEM(memory, i))->tp_name, "numpy.ndarray") != 0) {
+            PyErr_SetString(PyExc_TypeError, "slots must be NumPy arrays");
             return -1;
         }
-    }
     PyObject *nbytes = PyObject_GetAttrString(PyTuple_GET_ITEM(memory, 0), "nbytes");
     if (nbytes == NULL)
         return -1;
@@ -87,7 +89,16 @@ static int Lane_init(Lane *self, PyObject *args, PyObject *kwargs)
     Py_DECREF(nbytes);
     if (self->nbytes < 0)
         return -1;
+    PyArrayObject *slot = (PyArrayObject *)PyTuple_GET_ITEM(memory, 0);
+    Py_ssize_t elements = 1;
+    for (int d = 0; d < PyArray_NDIM(slot); d++)
+        elements *= PyArray_DIM(slot, d);
+    self->run_bytes = elements ? self->nbytes / elements : 0;
+    self->outer = PyArray_NDIM(slot);
+    while (self->outer > 0 && PyArray_STRIDE(slot, self->outer - 1) == self->run_bytes)
+        self->run_bytes *= PyArray_DIM(slot, --self->outer);
     self->bridge = self->account.buf;
+    self->within = self->bridge + within;
     self->own = self->bridge + at;
     self->turns = (int64_t *)self->board.buf + row;
     self->row = (int64_t *)self->tally.buf + first;
@@ -126,8 +137,30 @@ static int fits(PyObject *chunk, PyArrayObject *slot)
            memcmp(PyArray_DIMS(array), PyArray_DIMS(slot), PyArray_NDIM(slot) * sizeof(npy_intp)) == 0;
 }
 
-static int is_last(Lane *self, int64_t whole)
+static void copy(Lane *self, PyArrayObject *slot, PyArrayObject *chunk)
 {
+    char *to = PyArray_DATA(slot);
+    const char *from = PyArray_DATA(chunk), *end = from + self->nbytes;
+    npy_intp at[NPY_MAXDIMS] = {0};
+    while (from < end) {
+        memcpy(to, from, self->run_bytes);
+        from += self->run_bytes;
+        for (int d = self->outer - 1; d >= 0; d--) {
+            to += PyArray_STRIDE(slot, d);
+            if (++at[d] < PyArray_DIM(slot, d))
+                break;
+            to -= at[d] * PyArray_STRIDE(slot, d);
+            at[d] = 0;
+        }
+    }
+}
+
+static int is_last(Lane *self)
+{
+    if (++*self->within < self->chunks)
+        return 0;
+    *self->within = 0;
+    int64_t whole = self->row[self->own_word] + 1;
     __atomic_store_n(&self->row[self->own_word], whole, __ATOMIC_SEQ_CST);
     for (Py_ssize_t i = 0; i < self->bridges; i++)
         if (__atomic_load_n(&self->row[i], __ATOMIC_SEQ_CST) < whole)
@@ -158,7 +191,7 @@ static PyObject *Lane_send(Lane *self, PyObject *const *args, Py_ssize_t count)
     if (self->lent == NULL || self->lent == Py_None) {
         if (self->nbytes > MOST_COPIED_BYTES || !fits(args[0], slot))
             Py_RETURN_FALSE;
-        memcpy(PyArray_DATA(slot), PyArray_DATA((PyArrayObject *)args[0]), self->nbytes);
+        copy(self, slot, (PyArrayObject *)args[0]);
     }
     else {
         if (args[0] != self->lent)
@@ -175,7 +208,7 @@ static PyObject *Lane_send(Lane *self, PyObject *const *args, Py_ssize_t count)
     own[SENT] = bridge[NEWEST] = timestep;
     bridge[CHUNKS] += 1;
     bridge[BYTES] += self->nbytes;
-    if (is_last(self, turn + 1)) {
+    if (is_last(self)) {
         Py_ssize_t length = PyBytes_GET_SIZE(self->look);
         if (send(self->fd, PyBytes_AS_STRING(self->look), length, MSG_DONTWAIT | MSG_NOSIGNAL) != length)
             Py_RETURN_NONE;
@@ -200,7 +233,7 @@ static PyMemberDef Lane_members[] = {
 
 static PyTypeObject LaneType = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "deisa.ray._transport._lane.Lane",
-    .tp_doc = PyDoc_STR("Where the only chunk of an array is handed over."),
+    .tp_doc = PyDoc_STR("Where a chunk is handed over."),
     .tp_basicsize = sizeof(Lane),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
     .tp_new = PyType_GenericNew,

@@ -9,6 +9,8 @@ class Lane:
         *,
         account: memoryview,
         at: int,
+        within: int,
+        chunks: int,
         board: memoryview,
         row: int,
         slots: int,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import select
@@ -50,18 +49,20 @@ class Account:
     Attributes
     ----------
     words : memoryview of int64
-        The newest timestep, chunks and bytes handed over, whether lanes must keep out; then for each outlet
-        its turn, which is the number of timesteps handed over, and the newest of them.
+        The newest timestep, chunks and bytes handed over, whether lanes must keep out; then for each array the
+        chunks handed over for a timestep that is not whole yet, and for each of its outlets the turn, which is
+        the number of timesteps handed over, and the newest of them.
     """
 
     __slots__ = ("words",)
 
-    NEWEST, CHUNKS, BYTES, BUSY, FIRST_OUTLET = range(5)
+    NEWEST, CHUNKS, BYTES, BUSY, FIRST_ARRAY = range(5)
     TURN, SENT, OUTLET_WORDS = range(3)
     NOTHING_YET = -(2**63)
 
-    def __init__(self, outlets: int) -> None:
-        self.words = memoryview(bytearray(8 * (self.FIRST_OUTLET + self.OUTLET_WORDS * outlets))).cast("q")
+    def __init__(self, chunks: Sequence[int]) -> None:
+        words = self.FIRST_ARRAY + sum(1 + self.OUTLET_WORDS * count for count in chunks)
+        self.words = memoryview(bytearray(8 * words)).cast("q")
         self.words[self.NEWEST] = self.NOTHING_YET
         self.words[self.BUSY] = 1
 
@@ -74,7 +75,7 @@ class Outlet:
     memory : tuple of numpy.ndarray or None
         By slot; None until the dtype of the array is known.
     lane : Lane or None
-        The compiled short cut, where there is one: for the only chunk of an array, with slots of its own.
+        The compiled short cut, where there is one.
     """
 
     def __init__(
@@ -102,10 +103,12 @@ class Outlet:
         """Take the slots."""
         self.memory = memory
         wanted, outbox = self._wanted, self._channel.outbox
-        if Lane is not None and len(wanted.regions) == 1 and memory[0].flags.c_contiguous:
+        if Lane is not None:
             self.lane = Lane(
                 account=self._account,
                 at=self._turn - Account.TURN,
+                within=self._tally.within,
+                chunks=self._tally.chunks,
                 board=self._board,
                 row=wanted.row,
                 slots=wanted.slots,
@@ -185,7 +188,7 @@ class RankChannel:
         self._descriptors: list[int] = []
         self._memory: dict[int, tuple[np.ndarray, ...]] = {}  # slots by region, until their outlets are there
         self._outlets: dict[str, tuple[Outlet, ...]] | None = None
-        self.account = Account(0)
+        self.account = Account(())
         self.board = memoryview(b"")
         self._outbox: OutboxWriter | None = None
         self.held_up_s = 0.0
@@ -375,15 +378,18 @@ class RankChannel:
             fence = Fence()
             capacity = sum(len(wanted.regions) * wanted.slots for wanted in start.arrays.values())
             self._outbox = OutboxWriter(outbox, capacity, fence)
-            self.account = Account(sum(len(wanted.regions) for wanted in start.arrays.values()))
-            places = itertools.count(Account.FIRST_OUTLET, Account.OUTLET_WORDS)
+            self.account = Account([len(wanted.regions) for wanted in start.arrays.values()])
             self._outlets = {}
+            at = Account.FIRST_ARRAY
             for name, wanted in start.arrays.items():
-                row = TallyRow(tally, wanted.tally, wanted.bridges, wanted.own, len(wanted.regions), fence)
+                chunks = len(wanted.regions)
+                words = (wanted.tally, wanted.bridges, wanted.own)
+                row = TallyRow(tally, *words, chunks, self.account.words, at, fence)
+                places = range(at + 1, at + 1 + Account.OUTLET_WORDS * chunks, Account.OUTLET_WORDS)
                 self._outlets[name] = tuple(
-                    Outlet(self, name, index, wanted, next(places), row)
-                    for index in range(len(wanted.regions))
+                    Outlet(self, name, index, wanted, place, row) for index, place in enumerate(places)
                 )
+                at = places.stop
             self._provide()
         else:
             self._outlets = {}

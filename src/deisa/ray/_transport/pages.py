@@ -201,26 +201,38 @@ class TallyRow:
         The word of this bridge.
     chunks : int
         Chunks that this bridge hands over for each timestep.
+    account : memoryview
+    within : int
+        The word of `account` that counts those handed over for a timestep that is not whole yet.
     """
 
-    __slots__ = ("_chunks", "_fence", "_own", "_row", "_within", "words")
+    __slots__ = ("_account", "_fence", "_own", "_row", "chunks", "within", "words")
 
     def __init__(
-        self, words: memoryview, first: int, count: int, own: int, chunks: int, fence: Fence
+        self,
+        words: memoryview,
+        first: int,
+        count: int,
+        own: int,
+        chunks: int,
+        account: memoryview,
+        within: int,
+        fence: Fence,
     ) -> None:
         self.words = words
         self._row = words[first : first + count]
         self._own = own - first
-        self._chunks = chunks
-        self._within = 0
+        self.chunks = chunks
+        self._account = account
+        self.within = within
         self._fence = fence
 
     def is_last(self) -> bool:
         """Count a chunk; whether it makes this bridge the last one to have handed a timestep over."""
-        self._within += 1
-        if self._within < self._chunks:
+        self._account[self.within] += 1
+        if self._account[self.within] < self.chunks:
             return False
-        self._within = 0
+        self._account[self.within] = 0
         row = self._row
         whole = row[self._own] + 1
         row[self._own] = whole
