@@ -112,14 +112,36 @@ def needed_by(graph: Mapping[Hashable, GraphNode], keys: list[Hashable]) -> set[
     return needed
 
 
+def views_in(graph: Mapping[Hashable, GraphNode]) -> set[Hashable]:
+    """Chunks, and other names for them."""
+    views = {key for key, task in graph.items() if chunk_of(task) is not None}
+    while more := {k for k, t in graph.items() if isinstance(t, Alias) and t.dependencies <= views} - views:
+        views |= more
+    return views
+
+
 def check(graph: Mapping[Hashable, GraphNode], keys: list[Hashable], parts: Partition) -> None:
     known = given_in(graph)
     bundles = parts.bundles
-    tasks = Counter(task.key for bundle in bundles for task in bundle.tasks)
-    assert tasks == Counter(needed_by(graph, keys)), "every needed task once, and no other"
-    home = {task.key: number for number, bundle in enumerate(bundles) for task in bundle.tasks}
+    made = [{task.key for task in bundle.tasks} for bundle in bundles]
+    times = Counter(key for keys_made in made for key in keys_made)
+    assert times.keys() == needed_by(graph, keys), "every needed task, and no other"
+    views = views_in(graph)
+    assert all(count == 1 or key in views for key, count in times.items()), "only views are made again"
+    returned_by = [[key for group in bundle.outputs for key in group] for bundle in bundles]
+    home = {
+        key: number
+        for number in range(len(bundles))
+        for key in made[number] - views | set(returned_by[number])
+    }
+    node_of = {key: bundle.node_id for bundle, here in zip(bundles, made, strict=True) for key in here}
+    for bundle, here in zip(bundles, made, strict=True):
+        assert len(here) == len(bundle.tasks)
+        assert all(node_of[key] == bundle.node_id for key in here), "a view is made again on its node only"
+        used = {key for task in bundle.tasks for key in task.dependencies}
+        assert here <= used | {key for group in bundle.outputs for key in group}, "nothing is made in vain"
 
-    users: dict[Hashable, set[int]] = {key: set() for key in home}
+    users: dict[Hashable, set[int]] = {key: set() for key in times}
     for number, bundle in enumerate(bundles):
         assert bundle.tasks and bundle.outputs, "no bundle is idle"
         at_hand = {key for taken in bundle.inputs for key in taken.keys} | set(bundle.given)
@@ -129,7 +151,7 @@ def check(graph: Mapping[Hashable, GraphNode], keys: list[Hashable], parts: Part
         for taken in bundle.inputs:
             assert taken.bundle < number, "bundles depend on earlier ones only"
             assert bundles[taken.bundle].outputs[taken.group] == taken.keys
-        outside = {key for task in bundle.tasks for key in task.dependencies if home.get(key) != number}
+        outside = {key for task in bundle.tasks for key in task.dependencies} - made[number]
         assert at_hand == outside, "a bundle gets what it needs and nothing else"
         done = set(at_hand)
         for task in bundle.tasks:
@@ -149,11 +171,11 @@ def check(graph: Mapping[Hashable, GraphNode], keys: list[Hashable], parts: Part
         users[key].add(DRIVER)
 
     # What is returned, and in which company.
+    assert Counter(key for returned in returned_by for key in returned) == Counter(
+        k for k in users if users[k]
+    )
     for number, bundle in enumerate(bundles):
-        returned = [key for group in bundle.outputs for key in group]
-        assert sorted(returned, key=str) == sorted(
-            (k for k in home if home[k] == number and users[k]), key=str
-        )
+        assert set(returned_by[number]) <= made[number]
         for group in bundle.outputs:
             assert len({frozenset(users[key]) for key in group}) == 1
         assert len({frozenset(users[group[0]]) for group in bundle.outputs}) == len(bundle.outputs)
@@ -163,19 +185,16 @@ def check(graph: Mapping[Hashable, GraphNode], keys: list[Hashable], parts: Part
 
     # The rule of levels: same node and same level, same bundle.
     level: dict[Hashable, int] = {}
-    for bundle in bundles:
-        for task in bundle.tasks:
-            level[task.key] = max(
-                (
-                    level[key] + (bundles[home[key]].node_id != bundle.node_id)
-                    for key in task.dependencies
-                    if key not in known
-                ),
-                default=0,
-            )
-    marks = {(bundles[home[key]].node_id, level[key]): home[key] for key in home}
+
+    def level_of(key: Hashable) -> int:
+        if key not in level:
+            needed = graph[key].dependencies - known.keys()
+            level[key] = max((level_of(d) + (node_of[d] != node_of[key]) for d in needed), default=0)
+        return level[key]
+
+    marks = {(node_of[key], level_of(key)): number for key, number in home.items()}
     assert len(marks) == len(bundles)
-    assert all(marks[bundles[home[key]].node_id, level[key]] == home[key] for key in home)
+    assert all(marks[node_of[key], level_of(key)] == number for key, number in home.items())
 
     # A task beside leaves goes where most of its bytes are.
     for key in home:
@@ -185,7 +204,7 @@ def check(graph: Mapping[Hashable, GraphNode], keys: list[Hashable], parts: Part
             for chunk in inputs:
                 assert chunk is not None
                 held[chunk.agent.node_id] += chunk.nbytes
-            node_id = bundles[home[key]].node_id
+            node_id = node_of[key]
             assert node_id is not None and held[node_id] == max(held.values())
 
 
@@ -279,9 +298,27 @@ def test_a_task_goes_to_the_node_with_most_of_its_bytes(monkeypatch: pytest.Monk
     np.testing.assert_array_equal(
         joined.compute(scheduler=BundleScheduler(executor)), np.repeat([0.0, 1, 2], 5)
     )
-    *reading, joining = [bundle.node_id for bundle in executor.bundles]
-    assert sorted(map(str, reading)) == ["m0", "m1"]
-    assert joining == "m1"
+    assert [bundle.node_id for bundle in executor.bundles] == [
+        "m0",
+        "m1",
+    ]  # what m1 has, the second one reads
+
+
+def test_parts_cut_out_weigh_what_they_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A halo is small: what needs a chunk and its neighbours' edges stays with the chunk."""
+    pretend_nodes(monkeypatch, ["m0", "m1", "m2"], (50,), np.float64)
+    x = array_on_nodes(["m0", "m1", "m2"], 50)
+    executor = PretendedExecutor(["elsewhere"])
+    smoothed = x.map_overlap(lambda block: block + block.size, depth=1, boundary="nearest", dtype=float)
+    np.testing.assert_array_equal(
+        smoothed.compute(scheduler=BundleScheduler(executor)), np.repeat([0.0, 1, 2], 50) + 52
+    )
+    overlapping = {
+        bundle.node_id for bundle in executor.bundles for task in bundle.tasks if "overlap" in str(task.key)
+    }
+    assert overlapping == {"m0", "m1", "m2"}
+    chunks = {task.key for bundle in executor.bundles for task in bundle.tasks if chunk_of(task) is not None}
+    assert not chunks & {key for bundle in executor.bundles for group in bundle.outputs for key in group}
 
 
 def test_only_what_is_wanted_is_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,7 +69,8 @@ class ArrayHome:
                 corner = [at[i] - o for at, i, o in zip(starts, position, box.offset, strict=True)]
                 within = tuple(slice(start, start + n) for start, n in zip(corner, shape, strict=True))
             agent, region = self.homes[number]
-            yield position, ChunkPlace(agent, region, math.prod(shape) * self.dtype.itemsize, within)
+            nbytes = math.prod(shape) * self.dtype.itemsize
+            yield position, ChunkPlace(agent, region, nbytes, within, shape)
 
 
 class StepLayer(Layer):

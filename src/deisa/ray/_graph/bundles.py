@@ -1,28 +1,34 @@
 """Cut a Dask graph into bundles: few Ray tasks instead of one for each Dask task.
 
-1. A leaf has a node. Every other task goes to the node that holds most of its input bytes; tasks
-   that depend on no leaf follow the tasks that use them, and a graph without any leaf is spread
-   over the nodes.
+1. A leaf has a node. Every other task goes to the node that holds most of its input bytes, as far as they
+   are known: those of chunks, and of parts that are cut out of them. Tasks that depend on no leaf follow the
+   tasks that use them, and a graph without any leaf is spread over the nodes.
 2. ``level(task)`` is the highest level among its inputs, plus one where such an input lives on
    another node.
 3. All tasks of one (node, level) form a bundle. A bundle depends only on bundles of lower levels,
    or of its own node: the graph of bundles has no cycle.
 4. What several bundles need of one is returned in groups: values needed by the same set
-   of bundles travel together.
+   of bundles travel together. Chunks, and parts of them, are not handed on within a node: they are
+   views of memory that every process there can read, and each bundle makes its own.
 """
 
 from __future__ import annotations
 
+import math
+import operator
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from dask._task_spec import GraphNode
+from dask._task_spec import Alias, GraphNode, Task
+from dask.array import chunk as dask_chunk
 
 from deisa.ray._graph.leaves import chunk_of
+from deisa.ray._state.layout import Shape
 
 Key = Hashable
 ANYWHERE: str | None = None
+_CUTTING = (operator.getitem, dask_chunk.getitem)
 GUESSED_BYTES = 1024  # size of a value of which nothing is known
 CALLER = "caller"  # stands among nodes for the process that computes
 DRIVER = -1  # stands for the caller in the set of a value's users
@@ -105,14 +111,24 @@ def partition(
     order = _topological(graph, wanted, given)
     place = _place(graph, order, nodes, given)
     bundle_of, members = _group_by_level(graph, order, place, given)
+    views = _views(graph, order)
     users: dict[Key, set[int]] = defaultdict(set)
-    taken: dict[int, dict[Key, None]] = defaultdict(dict)  # a dict keeps the order
+    again: dict[int, dict[Key, None]] = defaultdict(dict)  # a dict keeps the order
+
+    def take(number: int, key: Key, node_id: str | None) -> None:
+        """Have a bundle get a value: a view that it makes again, or what another bundle has made."""
+        if key in given or bundle_of[key] == number or key in again[number]:
+            return
+        if key in views and place[key] == node_id:
+            for needed in graph[key].dependencies:
+                take(number, needed, node_id)
+            again[number][key] = None
+        else:
+            users[key].add(number)
+
     for key in order:
         for needed in graph[key].dependencies:
-            if needed in given:
-                taken[bundle_of[key]][needed] = None
-            elif bundle_of[needed] != bundle_of[key]:
-                users[needed].add(bundle_of[key])
+            take(bundle_of[key], needed, place[key])
     for key in wanted:
         users[key].add(DRIVER)
 
@@ -130,16 +146,22 @@ def partition(
                 results.update((key, (number, group, i)) for i, key in enumerate(group_keys))
 
     bundles = []
-    for number, (node_id, bundle_keys) in enumerate(members):
-        tasks = tuple(graph[key] for key in bundle_keys)
+    new_number = {
+        number: i for i, number in enumerate(sorted(groups))
+    }  # of those whose values somebody takes
+    for number in new_number:
+        node_id, bundle_keys = members[number]
+        returned = {key for group in groups[number].values() for key in group}
+        tasks = _needed_in([graph[key] for key in (*again[number], *bundle_keys)], returned)
+        taken = dict.fromkeys(key for task in tasks for key in task.dependencies if key in given)
         chunks = [chunk for task in tasks if (chunk := chunk_of(task)) is not None]
         takers = [{CALLER if user == DRIVER else members[user][0] for user in by} for by in groups[number]]
         bundles.append(
             Bundle(
                 node_id,
                 tasks,
-                tuple(inputs[number]),
-                tuple(taken[number]),
+                tuple(replace(taking, bundle=new_number[taking.bundle]) for taking in inputs[number]),
+                tuple(taken),
                 tuple(map(tuple, groups[number].values())),
                 len(chunks),
                 sum(chunk.nbytes for chunk in chunks),
@@ -147,7 +169,30 @@ def partition(
                 all(using == {DRIVER} for using in groups[number]),
             )
         )
-    return Partition(tuple(bundles), results)
+    places = {key: (new_number[n], group, i) for key, (n, group, i) in results.items()}
+    return Partition(tuple(bundles), places)
+
+
+def _needed_in(tasks: Sequence[GraphNode], returned: set[Key]) -> tuple[GraphNode, ...]:
+    """Leave out the views that only other bundles need, which make them again."""
+    needed = set(returned)
+    kept = []
+    for task in reversed(tasks):
+        if task.key in needed:
+            needed |= task.dependencies
+            kept.append(task)
+    return tuple(reversed(kept))
+
+
+def _views(graph: Mapping[Key, GraphNode], order: Sequence[Key]) -> set[Key]:
+    """Chunks and parts of them: to make one again on its node is cheaper than to hand it from bundle to bundle."""
+    views: set[Key] = set()
+    for key in order:
+        task = graph[key]
+        cuts = isinstance(task, Alias) or (isinstance(task, Task) and task.func in _CUTTING)
+        if chunk_of(task) is not None or (cuts and task.dependencies and task.dependencies <= views):
+            views.add(key)
+    return views
 
 
 def _topological(
@@ -184,19 +229,29 @@ def _place(
 ) -> dict[Key, str | None]:
     place: dict[Key, str | None] = {key: node for key, node in given.items() if node is not ANYWHERE}
     size: dict[Key, int] = dict.fromkeys(given, GUESSED_BYTES)
+    shape: dict[Key, Shape] = {}
     floating: list[Key] = []
     for key in order:
         task = graph[key]
         chunk = chunk_of(task)
         if chunk is not None:
             place[key], size[key] = chunk.agent.node_id, chunk.nbytes
+            if chunk.shape is not None:
+                shape[key] = chunk.shape
             continue
         held: dict[str | None, int] = defaultdict(int)
         for needed in task.dependencies:
             if needed in place:
                 held[place[needed]] += size[needed]
-        # What a task returns is not known; the largest of its inputs is a fair guess.
-        size[key] = max((size[d] for d in task.dependencies), default=GUESSED_BYTES)
+        # What a task returns is not known, unless it cuts a part out; the largest of its inputs is a fair guess.
+        largest = max(task.dependencies, key=size.__getitem__, default=None)
+        size[key] = size[largest] if largest is not None else GUESSED_BYTES
+        if largest in shape:
+            shape[key] = whole = shape[largest]
+            part = _shape_of_part(task, whole)
+            if part is not None:
+                shape[key] = part
+                size[key] = size[key] * math.prod(part) // max(1, math.prod(whole))
         if held:
             place[key] = _heaviest(held)
         else:
@@ -204,6 +259,17 @@ def _place(
     if floating:
         _settle(graph, order, floating, place, nodes, given)
     return place
+
+
+def _shape_of_part(task: GraphNode, whole: Shape) -> Shape | None:
+    """Shape of what a task cuts out of its only input with slices and integers; None for any other task."""
+    if not isinstance(task, Task) or task.func not in _CUTTING or len(task.dependencies) != 1:
+        return None
+    index = task.args[1] if isinstance(task.args[1], tuple) else (task.args[1],)
+    if len(index) > len(whole) or not all(isinstance(at, slice | int) for at in index):
+        return None
+    kept = [len(range(*at.indices(n))) for at, n in zip(index, whole, strict=False) if isinstance(at, slice)]
+    return (*kept, *whole[len(index) :])
 
 
 def _heaviest(held: Mapping[str | None, int]) -> str | None:

@@ -10,12 +10,13 @@ timestep as an input: a graph that has been cut into bundles once serves for oth
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 from dask._task_spec import DataNode, GraphNode, Task
 
+from deisa.ray._state.layout import Shape
 from deisa.ray._transport.reader import attach
 
 
@@ -72,12 +73,15 @@ class ChunkPlace:
     nbytes : int
     within : tuple of slice or None
         Cuts out the part; None is the whole box.
+    shape : tuple of int or None
+        Elements along each dimension, for whoever places tasks; it is not pickled.
     """
 
     agent: AgentAddress
     box: int
     nbytes: int
     within: tuple[slice, ...] | None
+    shape: Shape | None = field(default=None, compare=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
         bounds = None if self.within is None else tuple((s.start, s.stop) for s in self.within)
