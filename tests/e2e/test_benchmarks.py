@@ -15,14 +15,15 @@ from tests.support.processes import kill_tree
 
 pytestmark = [pytest.mark.mpi, pytest.mark.ray, pytest.mark.timeout(240)]
 
-# One for each way in which cases measure, but `slowdown` and `traffic`, which are slow: like `memory`, they start
-# clusters of their own.
-CASES = ["send-small", "harder-callback", "memory", "scale"]
+# One for each way in which cases measure, but `slowdown` and `traffic`, which are slow.
+SHARING = ["send-small", "harder-callback"]
+APART = ["memory", "scale"]  # these want a cluster to themselves
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", SHARING + APART)
 def test_a_case_runs(case: str, ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BENCHMARKS_RAY_ADDRESS", ray_cluster)
+    if case in SHARING:
+        monkeypatch.setenv("BENCHMARKS_RAY_ADDRESS", ray_cluster)
     command = [sys.executable, "-m", "benchmarks", "--quick", "--no-peers", f"--out={tmp_path}", case]
     with subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -21,9 +21,9 @@ from deisa.ray.config import Settings
 class CountingScheduler(BundleScheduler):
     graphs = 0
 
-    def _run(self, *arguments: Any) -> Any:
+    def _run(self, *arguments: Any, **options: Any) -> Any:
         CountingScheduler.graphs += 1
-        return super()._run(*arguments)
+        return super()._run(*arguments, **options)
 
 
 def pytest_configure(config: pytest.Config) -> None:
