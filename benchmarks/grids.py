@@ -66,10 +66,6 @@ class Steps:
         From the last chunk being handed over to the callback's end.
     driver : array
         Processor time of the analytics process within the callback.
-    planning : array
-        From getting a graph to its last bundle being submitted, within the callback.
-    hand_over, copy : array
-        `send` of one chunk, and copying it, over all chunks but those of the first timestep.
     results : list
         What the callback returned.
     report : Report
@@ -78,9 +74,6 @@ class Steps:
     callback: np.ndarray
     answer: np.ndarray
     driver: np.ndarray
-    planning: np.ndarray
-    hand_over: np.ndarray
-    copy: np.ndarray
     results: Sequence[Any]
     report: Report
 
@@ -112,16 +105,14 @@ def run(
 
     session = f"bench-{os.urandom(3).hex()}"
     deisa = Deisa(settings=Settings(session=session, **settings))
-    callback, ended_at, driver, planning, results = [], [], [], [], []
+    callback, ended_at, driver, results = [], [], [], []
 
     def analyse(field: Sequence[Any]) -> None:
-        planned = deisa._scheduler.usage.planning_s
         used, began = time.process_time(), time.perf_counter()
         results.append(compute([timestep.dask for timestep in field]))
         callback.append(time.perf_counter() - began)
         ended_at.append(time.monotonic())
         driver.append(time.process_time() - used)
-        planning.append(deisa._scheduler.usage.planning_s - planned)
 
     deisa.register_callback(analyse, [WindowSpec("field", window_size=window)], exception_handler=_raise)
     program = [
@@ -133,9 +124,7 @@ def run(
         report = deisa.execute_callbacks()
         ranks = json.loads(output_of(simulation, TIMEOUT_S).splitlines()[-1])
     return Steps(
-        *map(np.array, (callback, np.subtract(ended_at, ranks["handed_over_at"]), driver, planning)),
-        np.array(ranks["hand_over"]),
-        np.array(ranks["copy"]),
+        *map(np.array, (callback, np.subtract(ended_at, ranks["handed_over_at"]), driver)),
         results,
         report,
     )

@@ -121,6 +121,10 @@ class Outcome:
         """Record a ratio and its target."""
         self.comparisons.append(Comparison(what, float(value), relation, target, unit))
 
+    def not_measured(self, system: str, reason: Exception) -> None:
+        """Record why a system could not be measured."""
+        self.notes.append(f"{system} was not measured: {reason}.")
+
     def curve(self, title: str, x: str, y: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> None:
         """Record how something grows."""
         self.curves.append(Curve(title, x, y, lines))

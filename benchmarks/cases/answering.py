@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmarks.peers import ADIOS2_SST, DEISA_RAY_018, PeerUnavailableError
+from benchmarks.peers import ADIOS2_SST, DEISA_RAY_018
 from benchmarks.suite import THIS, Outcome, Setting, case
-from benchmarks.systems import Work, measure
+from benchmarks.systems import Work, measure_all
 
 
 @case("How long after the last chunk is the mean there?")
@@ -15,12 +15,7 @@ def answer(setting: Setting) -> Outcome:
     outcome = Outcome()
     work = Work(32 * 1024, steps=setting.pick(60, 24), compute_s=0.0, pause_s=setting.pick(0.5, 0.05))
     medians: dict[str, float] = {}
-    for system in (THIS, DEISA_RAY_018, ADIOS2_SST):
-        try:
-            measured = measure(system, work, setting.peers)
-        except PeerUnavailableError as reason:
-            outcome.notes.append(f"{system} was not measured: {reason}.")
-            continue
+    for system, measured in measure_all(setting, outcome, work, (THIS, DEISA_RAY_018, ADIOS2_SST)).items():
         medians[system] = outcome.figure(
             "last chunk handed over -> mean() in the callback, median",
             system,

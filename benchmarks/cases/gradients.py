@@ -41,7 +41,7 @@ def harder_callback(setting: Setting) -> Outcome:
             ray_dask_get_time(harder, [in_object_store(Grid((2, 2)))])  # its workers are up then
             theirs, expected = ray_dask_get_time(harder, [in_object_store(grid) for _ in range(3)])
         except PeerUnavailableError as reason:
-            outcome.notes.append(f"{RAY_DASK} was not measured: {reason}.")
+            outcome.not_measured(RAY_DASK, reason)
             return outcome
     for got, wanted in zip(ours.results[-1], expected, strict=True):
         np.testing.assert_allclose(got, wanted)

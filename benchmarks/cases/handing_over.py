@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
-from benchmarks.peers import ADIOS2_SST, DEISA_RAY_018, PeerUnavailableError
+from benchmarks.peers import ADIOS2_SST, DEISA_RAY_018
 from benchmarks.suite import THIS, Outcome, Setting, case
-from benchmarks.systems import INLINE_MPI, Measured, Work, measure, measure_this
+from benchmarks.systems import INLINE_MPI, Work, measure_all, measure_this
 
 MIB = 2**20
 
@@ -18,7 +16,7 @@ def send_small(setting: Setting) -> Outcome:
     """32 KiB from each of 4 ranks, a mean at every step."""
     outcome = Outcome()
     work = Work(32 * 1024, steps=setting.pick(400, 30))
-    measured = _all(setting, outcome, work, [THIS, DEISA_RAY_018, ADIOS2_SST, INLINE_MPI])
+    measured = measure_all(setting, outcome, work, [THIS, DEISA_RAY_018, ADIOS2_SST, INLINE_MPI])
     for system, times in measured.items():
         outcome.figure("hand-over of 32 KiB, median", system, times.median(), "s")
         outcome.figure("hand-over of 32 KiB, 99th percentile", system, times.p99(), "s")
@@ -46,7 +44,7 @@ def send_large(setting: Setting) -> Outcome:
     for mib in setting.pick((8, 64), (1,)):
         chunk_s = 0.004 * mib  # time for the analytics to take its mean meanwhile
         work = Work(mib * MIB, ranks=1, steps=setting.pick(60, 25), pause_s=0.02 + chunk_s)
-        measured = _all(setting, outcome, work, [THIS, ADIOS2_SST])
+        measured = measure_all(setting, outcome, work, [THIS, ADIOS2_SST])
         for system, times in measured.items():
             outcome.figure(f"hand-over of {mib} MiB, median", system, times.median(), "s")
         ours = measured[THIS]
@@ -85,7 +83,7 @@ def against_inline(setting: Setting) -> Outcome:
     outcome = Outcome()
     nbytes, steps, pause_s = setting.pick((8 * MIB, 60, 0.25), (MIB, 25, 0.05))
     work = Work(nbytes, steps=steps, compute_s=0.0, pause_s=pause_s)
-    measured = _all(setting, outcome, work, [THIS, INLINE_MPI])
+    measured = measure_all(setting, outcome, work, [THIS, INLINE_MPI])
     ours, inline = measured[THIS], measured[INLINE_MPI]
     computing = float(np.median(ours.analytics["compute"][5:]))
     answer = float(np.median(ours.answer))
@@ -97,15 +95,3 @@ def against_inline(setting: Setting) -> Outcome:
     outcome.compare("time in the step: this / inline MPI", ours.median() / inline.median(), "<=", None)
     outcome.compare("time to the result: this / inline MPI", answer / inline.median(), "<=", None)
     return outcome
-
-
-def _all(setting: Setting, outcome: Outcome, work: Work, systems: list[str]) -> dict[str, Measured]:
-    measured: dict[str, Measured] = {}
-    for system in systems:
-        try:
-            # The existing deisa-ray needs about 0.2 s for a step, and its percentiles settle soon.
-            own = replace(work, steps=min(work.steps, 120)) if system == DEISA_RAY_018 else work
-            measured[system] = measure(system, own, setting.peers)
-        except PeerUnavailableError as reason:
-            outcome.notes.append(f"{system} was not measured: {reason}.")
-    return measured

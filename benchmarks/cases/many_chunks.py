@@ -40,7 +40,7 @@ def many_chunks(setting: Setting) -> Outcome:
                 ray_dask_get_time(mean, [in_object_store(Grid((4, 4)))])  # its workers are up then
                 theirs, expected = ray_dask_get_time(mean, [in_object_store(grid)])
             except PeerUnavailableError as reason:
-                outcome.notes.append(f"{RAY_DASK} was not measured: {reason}.")
+                outcome.not_measured(RAY_DASK, reason)
                 continue
             np.testing.assert_allclose(ours.results, expected)
             outcome.figure(f"mean() of {grid.count} chunks", RAY_DASK, theirs, "s")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmarks.peers import DEISA_RAY_018, PeerUnavailableError
+from benchmarks.peers import DEISA_RAY_018
 from benchmarks.suite import THIS, Outcome, Setting, case
-from benchmarks.systems import Work, measure
+from benchmarks.systems import Work, measure_all
 
 MIB = 2**20
 
@@ -18,12 +18,7 @@ def bridge(setting: Setting) -> Outcome:
     for ranks in setting.pick((4, 16), (2,)):
         work = Work(32 * 1024, ranks=ranks, steps=12, compute_s=0.0, pause_s=0.05)
         start: dict[str, float] = {}
-        for system in (THIS, DEISA_RAY_018):
-            try:
-                measured = measure(system, work, setting.peers)
-            except PeerUnavailableError as reason:
-                outcome.notes.append(f"{system} was not measured: {reason}.")
-                continue
+        for system, measured in measure_all(setting, outcome, work, (THIS, DEISA_RAY_018)).items():
             start[system] = outcome.figure(
                 f"Bridge() with {ranks} ranks, the slowest", system, float(np.max(measured.start)), "s"
             )

@@ -19,6 +19,7 @@ import operator
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeGuard
 
 from dask._task_spec import Alias, GraphNode, Task
 from dask.array import chunk as dask_chunk
@@ -189,8 +190,8 @@ def _views(graph: Mapping[Key, GraphNode], order: Sequence[Key]) -> set[Key]:
     views: set[Key] = set()
     for key in order:
         task = graph[key]
-        cuts = isinstance(task, Alias) or (isinstance(task, Task) and task.func in _CUTTING)
-        if chunk_of(task) is not None or (cuts and task.dependencies and task.dependencies <= views):
+        passes_on = isinstance(task, Alias) or _cuts(task)
+        if chunk_of(task) is not None or (passes_on and task.dependencies and task.dependencies <= views):
             views.add(key)
     return views
 
@@ -261,9 +262,13 @@ def _place(
     return place
 
 
+def _cuts(task: GraphNode) -> TypeGuard[Task]:
+    return isinstance(task, Task) and task.func in _CUTTING
+
+
 def _shape_of_part(task: GraphNode, whole: Shape) -> Shape | None:
     """Shape of what a task cuts out of its only input with slices and integers; None for any other task."""
-    if not isinstance(task, Task) or task.func not in _CUTTING or len(task.dependencies) != 1:
+    if not _cuts(task) or len(task.dependencies) != 1:
         return None
     index = task.args[1] if isinstance(task.args[1], tuple) else (task.args[1],)
     if len(index) > len(whole) or not all(isinstance(at, slice | int) for at in index):

@@ -425,7 +425,6 @@ class AgentServer:
         for message in connection.frames.feed(data):
             if connection in self._connections:  # not dropped by the message before
                 self._handle(connection, message)
-        self._changed.notify_all()
 
     def _handle(self, connection: _Connection, message: Message) -> None:
         match message:
