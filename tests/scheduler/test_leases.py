@@ -9,6 +9,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import dask
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 
 from deisa.ray import Deisa, DeisaArray, Settings, WindowSpec
+from deisa.ray._engine import session
 from deisa.ray._transport.address import agent_address
 from deisa.ray._transport.reader import probe
 from deisa.ray.errors import BridgeLostError, WaitTimeoutError
@@ -261,6 +263,35 @@ def test_arrays_in_reference_cycles_are_collected(engine: str, session_name: str
     finally:
         gc.enable()
     until(lambda: agent_is_gone(settings))
+
+
+@pytest.mark.parametrize("merged", [True, False])
+def test_computing_makes_no_reference_cycles(
+    engine: str, session_name: str, merged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slot is given back when its array goes, without the garbage collector, whether a plan is new or reused."""
+    settings = Settings(
+        session=session_name,
+        max_simulation_ahead=1,
+        merge_chunks_beyond=0 if merged else 10**9,
+        send_timeout_s=20,
+    )
+    monkeypatch.setattr(session, "gc", SimpleNamespace(collect=lambda: 0))
+    gc.disable()
+    try:
+
+        def callback(arrays: list[DeisaArray]) -> None:
+            x, t = arrays[-1].dask, arrays[-1].t
+            steep = ((x[t + 1 :] - x[: -t - 1]) ** 2).mean()  # not alike from one timestep to the next
+            assert float(x.mean().compute()) == pytest.approx(float((x.sum() / x.size).compute()))
+            assert dask.compute(steep, x.std())[0] >= 0
+
+        simulation = Simulation(settings, 4)
+        with running(engine, settings, callback, 1, simulation):
+            pass
+    finally:
+        gc.enable()
+    assert simulation.sent == [4, 4]
 
 
 def test_arrays_of_a_failed_callback_are_let_go(engine: str, session_name: str) -> None:

@@ -112,24 +112,11 @@ def partition(
     order = _topological(graph, wanted, given)
     place = _place(graph, order, nodes, given)
     bundle_of, members = _group_by_level(graph, order, place, given)
-    views = _views(graph, order)
-    users: dict[Key, set[int]] = defaultdict(set)
-    again: dict[int, dict[Key, None]] = defaultdict(dict)  # a dict keeps the order
-
-    def take(number: int, key: Key, node_id: str | None) -> None:
-        """Have a bundle get a value: a view that it makes again, or what another bundle has made."""
-        if key in given or bundle_of[key] == number or key in again[number]:
-            return
-        if key in views and place[key] == node_id:
-            for needed in graph[key].dependencies:
-                take(number, needed, node_id)
-            again[number][key] = None
-        else:
-            users[key].add(number)
-
+    needs = _Needs(graph, place, bundle_of, _views(graph, order), given)
     for key in order:
         for needed in graph[key].dependencies:
-            take(bundle_of[key], needed, place[key])
+            needs.add(bundle_of[key], needed, place[key])
+    users, again = needs.users, needs.again
     for key in wanted:
         users[key].add(DRIVER)
 
@@ -172,6 +159,42 @@ def partition(
         )
     places = {key: (new_number[n], group, i) for key, (n, group, i) in results.items()}
     return Partition(tuple(bundles), places)
+
+
+class _Needs:
+    """What bundles need of one another.
+
+    Attributes
+    ----------
+    users : dict of key to set of int
+        The bundles that take a value which another has made.
+    again : dict of int to dict of key
+        The views that a bundle makes again, each after those it is made from.
+    """
+
+    def __init__(
+        self,
+        graph: Mapping[Key, GraphNode],
+        place: Mapping[Key, str | None],
+        bundle_of: Mapping[Key, int],
+        views: set[Key],
+        given: Mapping[Key, str | None],
+    ) -> None:
+        self._graph, self._place, self._bundle_of = graph, place, bundle_of
+        self._views, self._given = views, given
+        self.users: dict[Key, set[int]] = defaultdict(set)
+        self.again: dict[int, dict[Key, None]] = defaultdict(dict)
+
+    def add(self, number: int, key: Key, node_id: str | None) -> None:
+        """A bundle on a node needs a value."""
+        if key in self._given or self._bundle_of[key] == number or key in self.again[number]:
+            return
+        if key in self._views and self._place[key] == node_id:
+            for needed in self._graph[key].dependencies:
+                self.add(number, needed, node_id)
+            self.again[number][key] = None
+        else:
+            self.users[key].add(number)
 
 
 def _needed_in(tasks: Sequence[GraphNode], returned: set[Key]) -> tuple[GraphNode, ...]:
