@@ -122,8 +122,10 @@ class Outcome:
         self.comparisons.append(Comparison(what, float(value), relation, target, unit))
 
     def not_measured(self, system: str, reason: Exception) -> None:
-        """Record why a system could not be measured."""
-        self.notes.append(f"{system} was not measured: {reason}.")
+        """Record why a system could not be measured, once."""
+        note = f"{system} was not measured: {reason}."
+        if note not in self.notes:
+            self.notes.append(note)
 
     def curve(self, title: str, x: str, y: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> None:
         """Record how something grows."""

@@ -506,15 +506,16 @@ class AgentServer:
         check_fits(needed, self._settings.memory_fraction, f"array {array!r} of bridge {bridge_id}")
         self._joined.append(DtypeLearned(bridge_id, array, dtype))
         self._provide(connection, {array: dtype})
+        self._try_to_flush(connection)
 
     def _provide(self, connection: _Connection, arrays: Mapping[str, np.dtype]) -> None:
-        """Create one segment with the slots of a bridge's chunks of some arrays, and hand it over."""
+        """Create one segment with the slots of a bridge's chunks of some arrays, to go with the next `_post`."""
         assert connection.bridge_id is not None and self._plan is not None
         chunks = self._chunks(connection, arrays, self._plan.slots)
         if not chunks:
             return
         segment = self._add_segment(*lay_out(chunks))
-        self._post(
+        self._queue(
             connection, messages.Slots((segment.nbytes,), tuple(segment.regions)), [segment.descriptor]
         )
 
@@ -524,7 +525,7 @@ class AgentServer:
         return segment
 
     def _provide_boxes(self, array: str, boxes: Boxes, plan: StartPlan) -> None:
-        """Create one segment with the slots of all boxes of an array, and hand every bridge its places there."""
+        """Create one segment with the slots of all boxes of an array, whose places go with the next `_post`s."""
         segment = self._add_segment(*_lay_out_boxes(array, boxes, plan))
         places = {
             region: (whole, offset)
@@ -536,7 +537,7 @@ class AgentServer:
             if regions:
                 shapes = [chunk.shape for chunk in connection.arrays[array].chunks]
                 own = [within(places[r][0], r, places[r][1], s) for r, s in zip(regions, shapes, strict=True)]
-                self._post(connection, messages.Slots((segment.nbytes,), tuple(own)), [segment.descriptor])
+                self._queue(connection, messages.Slots((segment.nbytes,), tuple(own)), [segment.descriptor])
 
     def _chunks(
         self, connection: _Connection, dtypes: Mapping[str, np.dtype], slots: Mapping[str, int]
@@ -579,7 +580,14 @@ class AgentServer:
     # Sending and dropping.
 
     def _post(self, connection: _Connection, message: Message, descriptors: Sequence[int] = ()) -> None:
+        self._queue(connection, message, descriptors)
+        self._try_to_flush(connection)
+
+    @staticmethod
+    def _queue(connection: _Connection, message: Message, descriptors: Sequence[int]) -> None:
         connection.outgoing.append((memoryview(messages.encode(message)), list(descriptors)))
+
+    def _try_to_flush(self, connection: _Connection) -> None:
         with suppress(OSError):  # a dead peer shows when it is read from
             self._flush(connection)
 
