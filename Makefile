@@ -1,4 +1,4 @@
-# make demo | test | check | bench | floors | docs | clean
+# make demo | test | check | bench | chaos | floors | docs | clean
 #
 # Each target sets up what it needs in .venv, and only when that has changed since.
 # Arguments for pytest: make test ARGS="-k window -x". Another interpreter: make test PYTHON=python3.13.
@@ -21,7 +21,7 @@ define make_venv
 	    $(PYTHON) -m pip --python $(1)/bin/python install --quiet pip; }
 endef
 
-.PHONY: demo test check bench floors docs clean
+.PHONY: demo test check bench chaos floors docs clean
 .NOTPARALLEL:
 
 demo: $(VENV)/.demo
@@ -38,6 +38,10 @@ check: $(VENV)/.dev
 # Beside the peers, which are installed into environments of their own: make bench ARGS="--list"
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks $(ARGS)
+
+# Parties of many sessions are killed and stopped at random: make chaos ARGS="--minutes 60 --seed 1"
+chaos: $(VENV)/.dev
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 # The tests with the oldest releases of everything that pyproject.toml admits.
 floors: $(FLOORS)/.installed

@@ -18,7 +18,7 @@ import math
 import pickle
 import threading
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -171,14 +171,14 @@ class NodeHost:
         """Stand for `NodeAgent.open`."""
         return f"simulated:{node_id}", True
 
-    async def call(self, node_id: str, method: str, *arguments: Any) -> Any:
+    async def call(self, node_id: str, driver_id: str, method: str, *arguments: Any) -> Any:
         """Stand for `NodeAgent.call`."""
         answer = getattr(self._nodes[node_id], method)(*arguments)
         return await answer if inspect.isawaitable(answer) else answer
 
-    async def poll(self, node_id: str, timeout_s: float) -> bytes:
+    async def poll(self, node_id: str, driver_id: str, timeout_s: float) -> bytes:
         """Stand for `NodeAgent.poll`."""
-        return pickle.dumps(await self.call(node_id, "poll", timeout_s))
+        return pickle.dumps(await self.call(node_id, driver_id, "poll", timeout_s))
 
     async def join(self, over_s: float) -> float:
         """Let all ranks join, spread over some time; returns when the last one has (monotonic seconds)."""
@@ -261,7 +261,14 @@ class SimulatedAgents(RayAgents):
         host = self._host_of[node_id]
         return AgentHandle(*(_Method(method, node_id) for method in (host.open, host.call, host.poll)))
 
-    def _kill_all(self) -> None:
+    def _find_left(self) -> dict[str, Any]:
+        return {}
+
+    def follow(self, callbacks: int) -> memoryview | None:
+        """There is nobody to follow."""
+        return None
+
+    def _kill(self, node_ids: Iterable[str]) -> None:
         for host in self.hosts:
             ray.kill(host)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from deisa.ray import Settings
-from tests.e2e.simulation import TIMEOUTS, Site
+from tests.e2e.simulation import QUICK_TO_GIVE_UP, Site
 
 
 @pytest.fixture(params=["local", pytest.param("ray", marks=pytest.mark.ray)])
@@ -21,6 +21,6 @@ def engine(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def site(engine: str, session_name: str) -> Iterator[Site]:
     """A session of the test's own; a test that asks for it runs once on each engine."""
-    site = Site(engine, Settings(session=session_name, **TIMEOUTS))
+    site = Site(engine, Settings(session=session_name, **QUICK_TO_GIVE_UP))
     yield site
     site.close()

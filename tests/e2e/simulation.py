@@ -16,11 +16,13 @@ import numpy as np
 from deisa.ray import Bridge, Deisa, Settings
 
 TIMEOUT_S = 20.0
-TIMEOUTS = {
+QUICK_TO_GIVE_UP: dict[str, Any] = {
     "connect_timeout_s": TIMEOUT_S,
     "start_timeout_s": TIMEOUT_S,
     "send_timeout_s": TIMEOUT_S,
     "data_timeout_s": TIMEOUT_S,
+    "driver_timeout_s": 5.0,
+    "on_analytics_lost": "raise",
 }
 
 Metadata = dict[str, Any]

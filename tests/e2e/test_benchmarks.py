@@ -17,7 +17,9 @@ pytestmark = [pytest.mark.mpi, pytest.mark.ray, pytest.mark.timeout(240)]
 
 # One for each way in which cases measure, but `slowdown` and `traffic`, which are slow.
 SHARING = ["send-small", "harder-callback"]
-APART = ["memory", "scale"]  # these want a cluster to themselves
+APART = [
+    pytest.param(case, marks=pytest.mark.slow) for case in ("memory", "scale")
+]  # want a cluster to themselves
 
 
 @pytest.mark.parametrize("case", SHARING + APART)

@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 
 from deisa.ray import DeisaArray, Settings
-from tests.e2e.simulation import TIMEOUTS, Ranks, Site, ranks, wait_until
+from tests.e2e.simulation import QUICK_TO_GIVE_UP, Ranks, Site, ranks, wait_until
 
-RUNS = 20
 WARM_RUNS = 5
 ELEMENTS = 2**17  # 1 MiB a chunk
 GROWTH_BYTES = 12 * 2**20  # less than a MiB a run, where each run maps six of them several times
@@ -90,11 +89,12 @@ def assert_nothing_left(engine: str, session: str) -> None:
         wait_until(lambda: not agents(), f"no actor of {session}")
 
 
-def test_twenty_runs_leave_nothing(site: Site) -> None:
+@pytest.mark.parametrize("runs", [15, pytest.param(50, marks=pytest.mark.slow)])
+def test_run_after_run_leaves_nothing(site: Site, runs: int) -> None:
     for _ in range(WARM_RUNS):
         short_run(site)
     descriptors, threads, resident = own_footprint()
-    for _ in range(RUNS - WARM_RUNS):
+    for _ in range(runs - WARM_RUNS):
         short_run(site)
     assert_nothing_left(site.engine, site.settings.session)
 
@@ -125,6 +125,6 @@ def test_a_run_that_fails_leaves_nothing(site: Site) -> None:
 
 
 def test_four_sessions_side_by_side(engine: str, session_name: str) -> None:
-    sites = [Site(engine, Settings(session=f"{session_name}-{n}", **TIMEOUTS)) for n in range(4)]
+    sites = [Site(engine, Settings(session=f"{session_name}-{n}", **QUICK_TO_GIVE_UP)) for n in range(4)]
     Ranks([partial(short_run, site) for site in sites]).check()
     assert_nothing_left(engine, session_name)

@@ -39,7 +39,9 @@ def test_the_environment_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("field", dataclasses.fields(Settings), ids=lambda field: field.name)
 def test_every_field_has_a_variable(field: dataclasses.Field[Any]) -> None:
-    value = {"session": "s", "socket_path": "/p", "memory_fraction": 0.5}.get(field.name, 7)
+    value = {"session": "s", "socket_path": "/p", "memory_fraction": 0.5, "on_analytics_lost": "raise"}.get(
+        field.name, 7
+    )
     settings = Settings.from_environment({"DEISA_RAY_" + field.name.upper(): str(value)})
     assert getattr(settings, field.name) == value
 

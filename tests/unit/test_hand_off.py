@@ -534,7 +534,7 @@ HELLO = messages.encode(messages.Hello(messages.PROTOCOL_VERSION, 9, 10, ()))
         (messages.encode(messages.Learned("a", np.dtype("f8"))), "a Learned is out of place"),
         (messages.encode(messages.Progress("hi")), "a Progress is out of place"),
         (frame([2, "a", "(,)f8"]), "malformed Learned"),
-        (messages.encode(messages.Hello(99, 0, 1, ())), "speaks protocol version 99, this agent 3"),
+        (messages.encode(messages.Hello(99, 0, 1, ())), "speaks protocol version 99, this agent 4"),
         (messages.encode(messages.Attach(99)), "speaks protocol version 99"),
         (HELLO, "bridge 9 came after session"),
     ],

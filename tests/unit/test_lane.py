@@ -89,7 +89,7 @@ def test_a_lane_that_has_no_slot_does_not_wait(agent: Agent) -> None:
 
 def test_lanes_keep_out_while_a_thread_is_in_the_rest(agent: Agent) -> None:
     (bridge,) = agent.bridges({"a": whole((2,))}, slots={"a": 2})
-    with bridge._alone():
+    with bridge._exclusively():
         assert lane_of(bridge, "a").send(np.zeros(2), 0) is False
     assert lane_of(bridge, "a").send(np.zeros(2), 0)
     lane = lane_of(bridge, "a")

@@ -109,6 +109,8 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "agent_id": TEXT,
     "quiet_s": SECONDS,
     "sizes": NATURALS,
+    "driver_id": TEXT,
+    "callbacks": st.integers(0, messages.MAX_CALLBACKS),
 }
 
 

@@ -9,17 +9,18 @@ import logging
 import operator
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from deisa.ray._state.events import BridgeStats
-from deisa.ray._state.layout import Shape, describe_arrays, require_fixed_size
+from deisa.ray._state.layout import ArrayDescription, Shape, describe_arrays, require_fixed_size
 from deisa.ray._transport.client import Account, Outlet, RankChannel
-from deisa.ray.config import Settings
+from deisa.ray.config import Settings, disabled_by_environment
 from deisa.ray.errors import (
     BridgeIdError,
     ChunkDtypeError,
@@ -30,6 +31,7 @@ from deisa.ray.errors import (
     DescriptionError,
     DeviceMemoryError,
     DuplicateChunkError,
+    LostError,
     TimestepError,
     UnknownArrayError,
 )
@@ -38,6 +40,8 @@ logger = logging.getLogger("deisa.ray.bridge")
 
 _FIRST_TIMESTEP, _LAST_TIMESTEP = -(2**63), 2**63 - 1
 _DLPACK_HOST_DEVICES = {1, 3, 11}  # kDLCPU, kDLCUDAHost, kDLROCMHost
+
+OnAnalyticsLost = Literal["wait", "continue", "raise"]
 
 
 class Communicator(Protocol):
@@ -50,7 +54,7 @@ class Communicator(Protocol):
 class _OwnChunk:
     """One chunk that this bridge owns."""
 
-    __slots__ = ("_lent", "array", "dtype", "index", "outlet", "passed_over", "shape")
+    __slots__ = ("_lent", "_scratch", "array", "dtype", "index", "outlet", "passed_over", "shape")
 
     def __init__(self, array: str, index: int, shape: Shape, dtype: np.dtype | None) -> None:
         self.array = array
@@ -60,6 +64,14 @@ class _OwnChunk:
         self.outlet: Outlet | None = None  # where no callback asks for the array
         self.passed_over: int | None = None  # there, the last timestep
         self._lent: np.ndarray | None = None
+        self._scratch: np.ndarray | None = None
+
+    def scratch(self) -> np.ndarray:
+        """Return memory to compute into where nothing is handed over, the same every time."""
+        if self._scratch is None:
+            assert self.dtype is not None
+            self._scratch = np.empty(self.shape, self.dtype)
+        return self._scratch
 
     @property
     def lent(self) -> np.ndarray | None:
@@ -111,6 +123,14 @@ class Bridge:
         Unique id, 0 to ``world_size - 1``.
     session : str, optional
         Name of the session, ``"default"`` unless ``DEISA_RAY_SESSION`` says otherwise.
+    on_analytics_lost : {"wait", "continue", "raise"}, optional
+        What to do when the analytics dies, or another rank, or the agent of this host: with "wait", the default,
+        go on as long as there are slots and wait for another analytics that takes the session over; with
+        "continue" go on without: nothing that is sent goes anywhere any more; with "raise" raise at the next call.
+        The loss of a rank or an agent is final: then "wait" raises too.
+    enabled : bool, optional
+        False makes this bridge do nothing, so that a simulation runs without any analytics; by default as
+        ``DEISA_RAY_DISABLED`` says.
     settings : Settings, optional
         Timeouts and the rest; by default from the environment.
 
@@ -145,6 +165,8 @@ class Bridge:
         *,
         bridge_id: int | None = None,
         session: str | None = None,
+        on_analytics_lost: OnAnalyticsLost | None = None,
+        enabled: bool | None = None,
         settings: Settings | None = None,
     ) -> None:
         self._open = False
@@ -163,11 +185,27 @@ class Bridge:
             settings = Settings.from_environment(session=session)
         elif session is not None and session != settings.session:
             raise ConfigurationError(f"session={session!r}, but settings.session is {settings.session!r}")
+        if on_analytics_lost is not None:
+            settings = replace(settings, on_analytics_lost=on_analytics_lost)
+        self._goes_on = settings.on_analytics_lost == "continue"
+        self._alone = disabled_by_environment() if enabled is None else not enabled
         self._lock = threading.Lock()
         self._channel = RankChannel(settings)
+        self._account = self._channel.account.words
         self._lanes: dict[tuple[str, int | None], Callable[[Any, Any], bool | None]] = {}
+        if not self._alone:
+            self._start(arrays)
+        self._open = True
+
+    def _start(self, arrays: Sequence[ArrayDescription]) -> None:
         try:
             self._channel.start(self._id, self._world_size, arrays)
+        except LostError as error:
+            self._channel.abort()
+            if not self._goes_on:
+                raise
+            self._go_on_alone(error)
+            return
         except BaseException:
             self._channel.abort()
             raise
@@ -175,7 +213,6 @@ class Bridge:
             for own in chunks:
                 own.outlet = self._channel.outlet(own.array, own.index)
         self._account = self._channel.account.words
-        self._open = True
         self._open_lanes()
         self._account[Account.BUSY] = 0
 
@@ -204,14 +241,29 @@ class Bridge:
                     self._lanes[name, index] = own.outlet.lane.send
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keep other threads out; those that take a lane as well."""
+    def _exclusively(self) -> Iterator[None]:
+        """Keep other threads out; those that take a lane as well.
+
+        A loss after which the bridge goes on alone ends the block, and no exception leaves it.
+        """
         with self._lock:
             self._account[Account.BUSY] = 1
             try:
                 yield
+            except LostError as error:
+                self._lanes.clear()  # they would not know
+                if not self._goes_on:
+                    raise
+                self._go_on_alone(error)
             finally:
-                self._account[Account.BUSY] = not self._open
+                self._account[Account.BUSY] = not self._open or self._alone
+
+    def _go_on_alone(self, error: LostError) -> None:
+        """From now on nothing goes anywhere."""
+        logger.warning("bridge %d goes on without analytics: %s", self._id, error)
+        self._alone = True
+        self._let_go()
+        self._channel.abort(f"it goes on without analytics: {error}")
 
     def send(self, array_name: str, chunk: Any, timestep: int, *, chunk_index: int | None = None) -> None:
         """Hand one chunk over; afterwards the caller may overwrite its buffer.
@@ -249,11 +301,13 @@ class Bridge:
             if done:
                 return
             if done is None:
-                with self._alone():
+                with self._exclusively():
                     self._channel.hear()
                     self._channel.have_agent_look()
                 return
-        with self._alone():
+        with self._exclusively():
+            if self._alone and self._open:
+                return
             own, timestep = self._check_send(array_name, timestep, chunk_index)
             data = chunk if type(chunk) is np.ndarray else _on_host(array_name, chunk)
             if data.shape != own.shape:
@@ -298,7 +352,7 @@ class Bridge:
         ContractError, ClosedError, WaitTimeoutError, AnalyticsLostError
             As `send` does.
         """
-        with self._alone():
+        with self._exclusively():
             own, timestep = self._check_send(array_name, timestep, chunk_index)
             lent = own.lent
             if lent is not None:
@@ -307,11 +361,13 @@ class Bridge:
                 raise ChunkDtypeError(
                     f"bridge {self._id}, array {array_name!r}: a slot needs the dtype; declare it in arrays_metadata"
                 )
-            if own.outlet is None:  # no callback asks for the array: any memory will do
-                return np.empty(own.shape, own.dtype)
-            self._advance(timestep)
-            own.lent = lent = own.outlet.free_slot(timestep).view()
-            return lent
+            if own.outlet is not None:
+                self._advance(timestep)
+                own.lent = lent = own.outlet.free_slot(timestep).view()
+                return lent
+        return (
+            own.scratch()
+        )  # no callback asks for the array, or nobody is there any more: any memory will do
 
     def advance(self, timestep: int) -> None:
         """Say that this rank sends nothing older than `timestep` any more, without sending anything.
@@ -324,9 +380,10 @@ class Bridge:
         ------
         TimestepError, ClosedError, AnalyticsLostError
         """
-        with self._alone():
+        with self._exclusively():
             self._check_open()
-            self._advance(self._check_timestep(timestep))
+            if not self._alone:
+                self._advance(self._check_timestep(timestep))
 
     def close(self, timestep: int | None = None) -> None:
         """Say that this rank sends nothing more. What it sent stays with the agent; closing twice is fine.
@@ -336,7 +393,7 @@ class Bridge:
         timestep : int, optional
             The timestep at which the simulation ended; only checked.
         """
-        with self._alone():
+        with self._exclusively():
             if not self._open:
                 return
             if (

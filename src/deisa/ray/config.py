@@ -12,6 +12,18 @@ from typing import Any
 from deisa.ray.errors import ConfigurationError
 
 ENVIRONMENT_PREFIX = "DEISA_RAY_"
+ON_ANALYTICS_LOST = ("wait", "continue", "raise")
+_SWITCH = {
+    "1": True,
+    "true": True,
+    "yes": True,
+    "on": True,
+    "0": False,
+    "false": False,
+    "no": False,
+    "off": False,
+    "": False,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +56,14 @@ class Settings:
     data_timeout_s : float
         How long the analytics waits for the simulation's next sign of life.
     driver_timeout_s : float
-        How long an agent goes on when it no longer hears from its analytics.
+        How long agents keep what they hold for another analytics, when theirs has died.
+    on_analytics_lost : {"wait", "continue", "raise"}
+        What a rank does when the analytics dies: wait for another one to take over (an error after
+        `driver_timeout_s`), go on without, or raise `AnalyticsLostError` at its next call.
     warn_every_s : float
         How often a long wait says what it waits for.
+    callback_warn_s : float
+        How long a callback runs before a warning says which one, and where it is.
     threads_per_bundle : int or None
         Threads, and Ray CPUs, that one bundle of tasks uses at most; by default all of its node's
         (with the local engine: one, the caller's).
@@ -62,7 +79,9 @@ class Settings:
     send_timeout_s: float = 1800.0
     data_timeout_s: float = 3600.0
     driver_timeout_s: float = 60.0
+    on_analytics_lost: str = "wait"
     warn_every_s: float = 5.0
+    callback_warn_s: float = 60.0
     threads_per_bundle: int | None = None
 
     def __post_init__(self) -> None:
@@ -84,6 +103,10 @@ class Settings:
             raise ConfigurationError(
                 f"threads_per_bundle is {self.threads_per_bundle}; it must be at least 1"
             )
+        if self.on_analytics_lost not in ON_ANALYTICS_LOST:
+            raise ConfigurationError(
+                f"on_analytics_lost is {self.on_analytics_lost!r}; it must be one of {', '.join(ON_ANALYTICS_LOST)}"
+            )
         for field in dataclasses.fields(self):
             if field.name.endswith("_s") and not getattr(self, field.name) > 0:
                 raise ConfigurationError(f"{field.name} is {getattr(self, field.name)}; it must be positive")
@@ -99,6 +122,14 @@ class Settings:
                 values[field.name] = _parse(variable, environment[variable], str(field.type))
         values.update({name: value for name, value in overrides.items() if value is not None})
         return cls(**values)
+
+
+def disabled_by_environment(environment: Mapping[str, str] | None = None) -> bool:
+    """Whether ``DEISA_RAY_DISABLED`` switches every bridge off."""
+    text = (os.environ if environment is None else environment).get("DEISA_RAY_DISABLED", "0").lower()
+    if text not in _SWITCH:
+        raise ConfigurationError(f"DEISA_RAY_DISABLED={text!r}: use 1 or 0")
+    return _SWITCH[text]
 
 
 def _parse(variable: str, text: str, annotation: str) -> Any:

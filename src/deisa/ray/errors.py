@@ -25,6 +25,7 @@
     │   ├── WindowError
     │   └── NoCallbacksError
     ├── MemoryBoundError (MemoryError)         the slots would not fit into a node
+    ├── DescriptorLimitError (OSError)         the bridges of a node take more open files than it may have
     ├── WaitTimeoutError (TimeoutError)        a wait ran out; the message names who is missing
     │   └── NoAnalyticsError (ConnectionError)     no agent answers on this host
     ├── SessionError (RuntimeError)
@@ -37,7 +38,8 @@
     └── LostError (ConnectionError)            a party that was there has gone
         ├── BridgeLostError
         ├── AgentLostError
-        └── AnalyticsLostError
+        ├── AnalyticsLostError
+        └── ComputationLostError                   the processes or nodes that computed something
 """
 
 from __future__ import annotations
@@ -140,6 +142,10 @@ class MemoryBoundError(DeisaError, MemoryError):
     """The chunk memory that the run needs would not fit into a node."""
 
 
+class DescriptorLimitError(DeisaError, OSError):
+    """The bridges of a node take more open files than its agent may have."""
+
+
 class WaitTimeoutError(DeisaError, TimeoutError):
     """A wait ran out of time; the message names what was missing."""
 
@@ -190,6 +196,10 @@ class AgentLostError(LostError):
 
 class AnalyticsLostError(LostError):
     """The analytics has ended or stopped answering."""
+
+
+class ComputationLostError(LostError):
+    """The processes that computed something, or the nodes that held what they had computed, have gone."""
 
 
 def cause_chain(error: BaseException | None) -> Iterator[BaseException]:

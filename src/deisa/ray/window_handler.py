@@ -18,6 +18,7 @@ from typing import Any, Literal, cast
 
 from deisa.ray._engine.base import Engine
 from deisa.ray._engine.session import Session, Windows
+from deisa.ray._engine.watchdog import Watchdog
 from deisa.ray._graph.running import dask_computes_with
 from deisa.ray._graph.scheduler import BundleScheduler
 from deisa.ray._state.layout import ArrayLayout
@@ -222,8 +223,8 @@ class Deisa:
         except DeisaError as error:
             self.close(error)
             raise
-        except BaseException as error:
-            self.close(AnalyticsLostError(f"the analytics has ended: {error!r}"))
+        except BaseException as error:  # another analytics may do better
+            self._abandon(AnalyticsLostError(f"the analytics has ended: {error!r}"))
             raise
         finally:
             self.report = report = self._report(run)
@@ -239,9 +240,16 @@ class Deisa:
         runnable = [calls for calls in run.callbacks if _can_run(calls.registration, layouts)]
         self._session.start([calls.registration.subscription for calls in runnable])
         started = time.monotonic()
+        watchdog = Watchdog(self._settings.callback_warn_s)
+
+        def deliver(firing: Firing, windows: Windows) -> None:
+            calls = runnable[firing.callback]
+            with watchdog.watching(calls.registration.name, firing.timestep):
+                calls.call(firing, windows)
+
         try:
-            with dask_computes_with(self._scheduler):
-                self._session.run(lambda firing, windows: runnable[firing.callback].call(firing, windows))
+            with dask_computes_with(self._scheduler), watchdog.on_guard():
+                self._session.run(deliver)
         finally:
             run.wall_s = time.monotonic() - started
 
@@ -268,6 +276,15 @@ class Deisa:
     def _close_when_unused(self) -> None:
         self._session.leases.wait_gone()
         self.close()
+
+    def _abandon(self, error: DeisaError) -> None:
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+            self._session.abandon(error)
+            self._engine.executor.close()
+        atexit.unregister(self._at_exit)
 
     def close(self, error: DeisaError | None = None) -> None:
         """End the session: the agents go, with the chunk memory. Done by itself after a run and at exit.

@@ -8,15 +8,26 @@ from typing import Protocol
 from deisa.ray._graph.leaves import AgentAddress
 from deisa.ray._graph.scheduler import BundleExecutor
 from deisa.ray._state.events import Event
-from deisa.ray._transport.server import Boxes, StartPlan
+from deisa.ray._transport.server import Boxes, NodeState, StartPlan
 from deisa.ray.errors import DeisaError
 
 
 class AgentGroup(Protocol):
-    """The agents of one session, one for each node."""
+    """The agents of one session, one for each node.
+
+    Attributes
+    ----------
+    left : mapping of str to NodeState
+        Once open: by node, what an analytics that died had left; empty where there was none.
+    """
+
+    left: Mapping[str, NodeState]
 
     def open(self) -> None:
-        """Start the agents."""
+        """Start the agents, or take them over."""
+
+    def follow(self, callbacks: int) -> memoryview | None:
+        """A word for each callback, in memory that outlives this process; None where there is none."""
 
     def events(self, timeout_s: float) -> list[tuple[str, Event]]:
         """Wait for events of any node, as (node, event) in each node's order; empty after `timeout_s`."""
@@ -41,6 +52,9 @@ class AgentGroup(Protocol):
 
     def close(self, error: DeisaError | None) -> None:
         """End the session on every node; ranks that are still there learn `error`."""
+
+    def abandon(self, error: DeisaError) -> None:
+        """Go, and leave the agents to another analytics if they can outlive this one."""
 
 
 class Engine(Protocol):

@@ -33,6 +33,7 @@ class Leases:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._stopped = False
+        self._kept = False
 
     def grant(self, array: str, timestep: int) -> Lease:
         """Make the lease of a step that has just become complete."""
@@ -53,10 +54,11 @@ class Leases:
         with self._changed:
             return self._changed.wait_for(lambda: not self._live or self._stopped, timeout_s)
 
-    def stop(self) -> None:
-        """End the thread; leases that end later are of no interest."""
+    def stop(self, *, keep: bool = False) -> None:
+        """End the thread; leases that end later are of no interest, and with `keep` none ends any more."""
         with self._changed:
             self._stopped = True
+            self._kept = keep
             self._changed.notify_all()
         self._ended.put(None)
 
@@ -69,7 +71,8 @@ class Leases:
             stop = None in ended
             steps = [step for step in ended if step is not None]
             try:
-                self._release(steps)
+                if not self._kept:
+                    self._release(steps)
             except Exception as error:  # the agents have gone; their memory with them
                 logger.debug("leases not released: %s", error)
             with self._changed:

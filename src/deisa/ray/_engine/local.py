@@ -15,7 +15,7 @@ from deisa.ray._graph.leaves import AgentAddress, Handle, StepSlots
 from deisa.ray._graph.scheduler import BundleStats, Picks
 from deisa.ray._state.events import Event
 from deisa.ray._transport.address import agent_address
-from deisa.ray._transport.server import AgentServer, Boxes, StartPlan
+from deisa.ray._transport.server import AgentServer, Boxes, NodeState, StartPlan
 from deisa.ray.config import Settings
 from deisa.ray.errors import DeisaError
 
@@ -36,6 +36,7 @@ class LocalAgents:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._server: AgentServer | None = None
+        self.left: Mapping[str, NodeState] = {}  # this agent ends with its analytics
 
     @property
     def _agent(self) -> AgentServer:
@@ -76,10 +77,17 @@ class LocalAgents:
         for node_steps in steps.values():
             self._agent.release(consumer, node_steps)
 
+    def follow(self, callbacks: int) -> None:
+        """No journal: nobody could read it."""
+
     def close(self, error: DeisaError | None) -> None:
         """End the session."""
         if self._server is not None:
             self._server.close(error)
+
+    def abandon(self, error: DeisaError) -> None:
+        """End the session: the chunks are in this process."""
+        self.close(error)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

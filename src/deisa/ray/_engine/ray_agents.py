@@ -9,7 +9,7 @@ import queue
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
@@ -23,9 +23,17 @@ from deisa.ray._engine.ray_cluster import node_cpus
 from deisa.ray._graph.leaves import AgentAddress
 from deisa.ray._state.events import AgentLost, Event
 from deisa.ray._transport.address import agent_address
-from deisa.ray._transport.server import AgentServer, Boxes, StartPlan
+from deisa.ray._transport.journal import JournalLine
+from deisa.ray._transport.server import (
+    DRIVER_QUIET_S,
+    AgentServer,
+    Boxes,
+    NodeState,
+    StartPlan,
+    raise_descriptor_limit,
+)
 from deisa.ray.config import Settings
-from deisa.ray.errors import AgentLostError, DeisaError, SessionError
+from deisa.ray.errors import AgentLostError, DeisaError, SessionError, SessionInUseError
 
 logger = logging.getLogger("deisa.ray")
 
@@ -33,6 +41,7 @@ NAMESPACE = "deisa-ray"
 AGENT_CALLS = 8  # calls an agent serves at once: a long poll, and the short ones beside it
 POLL_S, POLL_S_PER_NODE = 2.0, 0.01  # how long an agent waits for something to say; also its sign of our life
 LOOK_S = 2.0  # how often the listener looks for new nodes, and whether Ray is still there
+LOOK_AGAIN_S = 0.25  # whether the analytics that has the session has gone
 LINGER_S = 2.0  # that an agent which has ended stays for a last answer, if anyone asked
 OPEN_TIMEOUT_S = 120.0
 CLOSE_TIMEOUT_S = 15.0
@@ -42,12 +51,13 @@ CLOSE_TIMEOUT_S = 15.0
 class NodeAgent:
     """The actor around a node's `AgentServer`. It is detached, and ends itself when left alone."""
 
-    def __init__(self, settings: Settings, run_id: str, node_id: str) -> None:
-        self._identity = (settings, run_id, node_id)
+    def __init__(self, settings: Settings, run_id: str, node_id: str, driver_id: str) -> None:
+        self._identity = (settings, run_id, node_id, driver_id)
         self._server: AgentServer | None = None
 
     def open(self) -> tuple[str, bool]:
         """Start serving; returns the agent's id, and whether ranks of this host come to it."""
+        raise_descriptor_limit()
         self._server = AgentServer(*self._identity)
         threading.Thread(target=self._end_with_server, args=(self._server,), daemon=True).start()
         return self._server.agent_id, self._server.serving
@@ -58,23 +68,44 @@ class NodeAgent:
         time.sleep(LINGER_S)
         os._exit(0)
 
-    def call(self, method: str, *arguments: Any) -> Any:
-        """Pass a call on to the server."""
+    def call(self, driver_id: str, method: str, *arguments: Any) -> Any:
+        """Pass a call on to the server, if it comes from the analytics that the server serves."""
+        return self._opened.call(driver_id, method, arguments)
+
+    def poll(self, driver_id: str, timeout_s: float) -> bytes:
+        """Wait for events; they are pickled here because Ray takes longer over anything but bytes."""
+        return pickle.dumps(self.call(driver_id, "poll", timeout_s))
+
+    def driver_presence(self) -> tuple[str, float]:
+        """Say whether the analytics is there, for one that would take over."""
+        return self._opened.driver_presence
+
+    def take_over(self, driver_id: str) -> NodeState:
+        """Serve another analytics from now on."""
+        return self._opened.take_over(driver_id)
+
+    @property
+    def _opened(self) -> AgentServer:
         if self._server is None:
             raise SessionError("the agent has not been opened")
-        return getattr(self._server, method)(*arguments)
-
-    def poll(self, timeout_s: float) -> bytes:
-        """Wait for events; they are pickled here because Ray takes longer over anything but bytes."""
-        return pickle.dumps(self.call("poll", timeout_s))
+        return self._server
 
 
 class RayAgents:
-    """The agents of one session, and the thread that listens to them."""
+    """The agents of one session, and the thread that listens to them.
+
+    Attributes
+    ----------
+    left : mapping of str to NodeState
+        By node, what an analytics that died had left; empty where there was none.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._run_id = uuid.uuid4().hex
+        self._driver_id = uuid.uuid4().hex
+        self.left: Mapping[str, NodeState] = {}
+        self._line: JournalLine | None = None
         self._actors: dict[str, Any] = {}
         self._addresses: dict[str, AgentAddress] = {}
         self._events: queue.SimpleQueue[list[tuple[str, Event]]] = queue.SimpleQueue()
@@ -85,14 +116,82 @@ class RayAgents:
         self._listener = threading.Thread(target=self._listen, name="deisa-listener", daemon=True)
 
     def open(self) -> None:
-        """Start an agent on every node that is alive."""
+        """Take over the agents of an analytics that has died, or start one on every node that is alive.
+
+        Raises
+        ------
+        SessionInUseError
+            When the analytics that has this session is still there.
+        """
+        self._take_over(self._find_left())
         try:
-            self._add_nodes()
+            if not self._started:
+                self._add_nodes()
         except BaseException:
-            self._kill_all()
+            if not self.left:
+                self._kill_all()
             raise
+        self.follow(0)
         self._sign_of_life = ray.put(None)
         self._listener.start()
+
+    def _find_left(self) -> dict[str, Any]:
+        """The agents, by node, of an earlier analytics of this session that has gone; waits until that is certain."""
+        deadline = time.monotonic() + DRIVER_QUIET_S + 2 * POLL_S
+        while True:
+            found = self._agents_of_session()
+            presence = _answers({node: actor.driver_presence.remote() for node, actor in found.items()})
+            found = {node: found[node] for node in presence}  # those that have just ended give no answer
+            states = {state for state, _ in presence.values()}
+            gone = "gone" in states or all(quiet_s > DRIVER_QUIET_S for _, quiet_s in presence.values())
+            if not found or ("here" not in states and gone):
+                return found
+            if "here" in states or time.monotonic() > deadline:
+                raise SessionInUseError(
+                    f"session {self._settings.session!r} is in use by another analytics on this cluster; end it, or "
+                    "choose another name: Deisa(session=...) and Bridge(session=...), or DEISA_RAY_SESSION on both "
+                    "sides"
+                )
+            time.sleep(LOOK_AGAIN_S)
+
+    def _agents_of_session(self) -> dict[str, Any]:
+        found = {}
+        for named in ray.util.list_named_actors(all_namespaces=True):
+            session, _, rest = named["name"].partition(":")
+            if named["namespace"] == NAMESPACE and session == self._settings.session:
+                node_id, _, run_id = rest.partition(":")
+                with suppress(ValueError):  # it has just ended
+                    found[node_id] = ray.get_actor(named["name"], NAMESPACE)
+                    self._run_id = run_id
+        return found
+
+    def _take_over(self, found: Mapping[str, Any]) -> None:
+        self.left = _answers({node: actor.take_over.remote(self._driver_id) for node, actor in found.items()})
+        for node_id, state in self.left.items():
+            self._actors[node_id] = found[node_id]
+            self._addresses[node_id] = self._address_of(node_id, state.agent_id)
+            self._started |= state.plan is not None
+            if state.joined and state.plan is None:
+                self._events.put([(node_id, event) for event in state.joined])
+
+    def _address_of(self, node_id: str, agent_id: str) -> AgentAddress:
+        return AgentAddress(node_id, agent_id, agent_address(self._settings))
+
+    def follow(self, callbacks: int) -> memoryview | None:
+        """Stay connected to the agent of this host, and get words of memory that outlive this process.
+
+        Returns
+        -------
+        memoryview or None
+            None where this process and its node's agent do not reach each other.
+        """
+        try:
+            if self._line is None:
+                self._line = JournalLine(agent_address(self._settings), self._driver_id)
+            return self._line.journal(callbacks)
+        except (OSError, DeisaError) as error:
+            logger.debug("no journal: %s", error)
+            return None
 
     def _add_nodes(self) -> list[str]:
         new = [node_id for node_id in self._nodes() if node_id not in self._actors]
@@ -100,7 +199,7 @@ class RayAgents:
             self._actors[node_id] = self._start_agent(node_id)
         opened = self._ask(new, lambda _, actor: actor.open.remote(), OPEN_TIMEOUT_S)
         for node_id, (agent_id, serving) in opened.items():
-            self._addresses[node_id] = AgentAddress(node_id, agent_id, agent_address(self._settings))
+            self._addresses[node_id] = self._address_of(node_id, agent_id)
             if not serving:
                 logger.info(
                     "node %s shares its host with another node, whose agent serves the ranks", node_id
@@ -118,7 +217,7 @@ class RayAgents:
             lifetime="detached",
             enable_task_events=False,  # Ray's head would keep a record of every call
             scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
-        ).remote(self._settings, self._run_id, node_id)
+        ).remote(self._settings, self._run_id, node_id, self._driver_id)
 
     def _ask(
         self, node_ids: Sequence[str], call: Callable[[str, Any], Any], timeout_s: float
@@ -167,7 +266,7 @@ class RayAgents:
 
     def _poll(self, node_id: str) -> None:
         wait_s = POLL_S + POLL_S_PER_NODE * len(self._actors)
-        reference = self._actors[node_id].poll.remote(wait_s)
+        reference = self._actors[node_id].poll.remote(self._driver_id, wait_s)
         reference.future().add_done_callback(partial(self._take_answer, node_id))
 
     def _take_answer(self, node_id: str, answer: Future[bytes]) -> None:
@@ -198,7 +297,7 @@ class RayAgents:
     def report_progress(self, text: str) -> None:
         """Tell the waiting ranks what the analytics waits for."""
         for actor in list(self._actors.values()):
-            actor.call.remote("report_progress", text)
+            actor.call.remote(self._driver_id, "report_progress", text)
 
     def cpus(self) -> Mapping[str, int]:
         """CPUs of every node that Ray may use, at least one."""
@@ -217,28 +316,66 @@ class RayAgents:
         kept = ray.put(plan)  # the same for all
         return self._ask(
             list(self._actors),
-            lambda node_id, actor: actor.call.remote(method, kept, boxes.get(node_id, {})),
+            lambda node_id, actor: actor.call.remote(self._driver_id, method, kept, boxes.get(node_id, {})),
             OPEN_TIMEOUT_S,
         )
 
     def release(self, consumer: str, steps: Mapping[str, Sequence[tuple[str, int]]]) -> None:
         """End leases; does not wait."""
         for node_id, node_steps in steps.items():
-            self._actors[node_id].call.remote("release", consumer, list(node_steps))
+            self._actors[node_id].call.remote(self._driver_id, "release", consumer, list(node_steps))
 
     def close(self, error: DeisaError | None) -> None:
         """End the session on every node and remove the agents."""
+        if self._stop_listening() and ray.is_initialized():
+            calls = {
+                n: actor.call.remote(self._driver_id, "close", error) for n, actor in self._actors.items()
+            }
+            closed = _answers(calls, CLOSE_TIMEOUT_S)  # but for those that another analytics has taken over
+            self._kill(node_id for node_id in self._actors if node_id in closed)
+        self._end_listener()
+
+    def abandon(self, error: DeisaError) -> None:
+        """Go, and leave the agents to another analytics."""
+        if self._stop_listening() and ray.is_initialized():
+            _answers(
+                {n: a.call.remote(self._driver_id, "abandon", str(error)) for n, a in self._actors.items()},
+                CLOSE_TIMEOUT_S,
+            )
+        self._end_listener()
+
+    def _stop_listening(self) -> bool:
+        """Returns whether that was not done before."""
         if self._closing.is_set():
-            return
+            return False
         self._closing.set()
         self._answered.put(None)
-        if ray.is_initialized():
-            closing = [actor.call.remote("close", error) for actor in self._actors.values()]
-            ray.wait(closing, num_returns=len(closing), timeout=CLOSE_TIMEOUT_S) if closing else None
-            self._kill_all()
+        return True
+
+    def _end_listener(self) -> None:
+        if self._line is not None:
+            self._line.close()
         if self._listener.is_alive() and self._listener is not threading.current_thread():
             self._listener.join(CLOSE_TIMEOUT_S)
 
+    def _kill(self, node_ids: Iterable[str]) -> None:
+        for node_id in node_ids:
+            ray.kill(self._actors[node_id], no_restart=True)
+
     def _kill_all(self) -> None:
-        for actor in self._actors.values():
-            ray.kill(actor, no_restart=True)
+        self._kill(self._actors)
+
+
+def _answers(calls: Mapping[str, Any], timeout_s: float = OPEN_TIMEOUT_S) -> dict[str, Any]:
+    """The answers to calls, by node, without those that failed or did not come in time."""
+    answers = {}
+    there, _ = (
+        ray.wait(list(calls.values()), num_returns=len(calls), timeout=timeout_s) if calls else ([], [])
+    )
+    for node_id, call in calls.items():
+        if call in there:
+            try:
+                answers[node_id] = ray.get(call)
+            except (RayError, DeisaError) as error:
+                logger.debug("the agent of node %s: %s", node_id, error)
+    return answers

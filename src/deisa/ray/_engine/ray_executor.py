@@ -17,7 +17,7 @@ import math
 import threading
 import time
 import uuid
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +26,7 @@ import cloudpickle
 import ray
 from dask._task_spec import GraphNode
 from dask.sizeof import sizeof
-from ray.exceptions import GetTimeoutError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from deisa.ray._engine.ray_cluster import connect, node_cpus
@@ -35,7 +35,7 @@ from deisa.ray._graph.execute import independent, pick, run_bundle, threads_that
 from deisa.ray._graph.leaves import Handle, StepSlots
 from deisa.ray._graph.scheduler import BundleStats, Picks
 from deisa.ray.config import Settings
-from deisa.ray.errors import PeerError, SessionEndedError
+from deisa.ray.errors import ComputationLostError, PeerError, SessionEndedError
 
 logger = logging.getLogger("deisa.ray")
 
@@ -182,6 +182,7 @@ class RayExecutor:
         self._own_node: str | None = None
         self._counting = threading.Condition()
         self._standing: dict[str, Any] = {}
+        self._under_way: Counter[str | None] = Counter()  # bundles on each node
         self.stats = BundleStats()
 
     def nodes(self) -> Sequence[str | None]:
@@ -257,6 +258,7 @@ class RayExecutor:
         )
         with self._counting:
             self.stats.submitted += 1
+            self._under_way[prepared.node_id] += 1
         *returned, ended = references
         held = [steps]
 
@@ -264,6 +266,7 @@ class RayExecutor:
             held.clear()
             with self._counting:
                 self.stats.ended += 1
+                self._under_way[prepared.node_id] -= 1
                 if future.exception() is None:
                     result: Ended = future.result()
                     prepared.run_s, prepared.taken_bytes = result.run_s, result.taken_bytes
@@ -314,12 +317,22 @@ class RayExecutor:
         return [h.values if isinstance(h, GroupHere) else fetched[h] for h in handles]
 
     def _fetch(self, handles: Sequence[Handle]) -> list[Sequence[Any]]:
+        """Wait for groups of values from other processes.
+
+        Raises
+        ------
+        ComputationLostError
+            When workers died again and again, or a node with a bundle has gone.
+        Exception
+            What a bundle raised.
+        """
         references = [handle.reference for handle in handles]  # type: ignore[attr-defined]
         started = time.monotonic()
         while True:
             try:
                 return ray.get(references, timeout=self._settings.warn_every_s)
             except GetTimeoutError:
+                self._check_nodes()
                 logger.warning(
                     "a computation has been running for %.0f s (are CPUs of the cluster held by something else?)",
                     time.monotonic() - started,
@@ -330,6 +343,25 @@ class RayExecutor:
                     cause.add_note(str(exc))
                     raise cause from None
                 raise
+            except RayError as exc:
+                raise ComputationLostError(
+                    f"what computed a result has gone, after {RETRIES} retries where they could help: "
+                    f"{type(exc).__name__}: {str(exc).strip()}"
+                ) from exc
+
+    def _check_nodes(self) -> None:
+        """Raise when a bundle that has not ended is on a node that has gone: Ray may wait for it to come back."""
+        alive = node_cpus()
+        with self._counting:
+            lost = [
+                node
+                for node, count in self._under_way.items()
+                if count and node is not None and node not in alive
+            ]
+        if lost:
+            raise ComputationLostError(
+                f"node {', '.join(sorted(n[:12] for n in lost))} has gone, with bundles on it"
+            )
 
     def wait_ended(self, timeout_s: float) -> bool:
         """Wait for Ray to tell of the last bundles, which it does a little later than results are there."""

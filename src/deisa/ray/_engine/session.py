@@ -34,6 +34,7 @@ from deisa.ray._state.layout import (
     name_bridges,
     resolve_layout,
 )
+from deisa.ray._state.takeover import merge_journals, resume
 from deisa.ray._state.timeline import CompleteStep, Firing, Subscription, Timeline
 from deisa.ray._transport.memory import human_bytes
 from deisa.ray._transport.server import SharedBox, StartPlan
@@ -41,11 +42,13 @@ from deisa.ray.config import Settings
 from deisa.ray.errors import (
     AgentLostError,
     BridgeLostError,
+    ClosedError,
     DeisaError,
     DescriptionMismatchError,
     LayoutError,
     LostError,
     WaitTimeoutError,
+    WindowError,
 )
 from deisa.ray.report import ArrayFigures
 from deisa.ray.types import DeisaArray
@@ -90,6 +93,8 @@ class Session:
         self._failure: DeisaError | None = None
         self.leases = Leases(self._release)
         self.bound_bytes: Mapping[str, int] = {}
+        self._closed = False
+        self._journal: memoryview | None = None  # for each callback, the last timestep it has handled
 
     # Registration.
 
@@ -102,7 +107,10 @@ class Session:
         """
         started = said = time.monotonic()
         told, told_at = "", -math.inf
+        if self._left_plan is not None:
+            self._take_over_bridges()
         while self._world_size is None or len(self._joined) < self._world_size:
+            self._check_open()
             now = time.monotonic()
             if now - started > self._settings.start_timeout_s:
                 raise WaitTimeoutError(
@@ -174,27 +182,86 @@ class Session:
         for subscription in subscriptions:
             for name, size in subscription.windows:
                 largest[name] = max(largest[name], size)
-        slots = {name: size + self._settings.max_simulation_ahead for name, size in largest.items()}
+        left = self._left_plan
+        if left is not None:
+            _check_windows(largest, left)
+            slots = dict(left.slots)
+        else:
+            slots = {name: size + self._settings.max_simulation_ahead for name, size in largest.items()}
         owners: dict[str, dict[str, tuple[int, ...]]] = {}
         for name in slots:
-            self._tilings[name] = self._tile(self._layouts[name])
+            self._tilings[name] = self._tile(self._layouts[name], left)
             by_node: dict[str, set[int]] = defaultdict(set)
             for chunk in self._layouts[name].chunks:
                 by_node[self._joined[chunk.bridge_id][0]].add(chunk.bridge_id)
             owners[name] = {node: tuple(sorted(bridges)) for node, bridges in by_node.items()}
             self._nodes_of[name] = list(by_node)
-        self._timeline = Timeline(owners, subscriptions)
         dtypes = {name: self._layouts[name].dtype for name in slots}
         self._dtypes = {name: dtype for name, dtype in dtypes.items() if dtype is not None}
-        plan = StartPlan(slots, dtypes, (CONSUMER,))
+        handled = merge_journals(state.handled for state in self._agents.left.values())
+        self._timeline = Timeline(owners, subscriptions, handled)
+        self._journal = self._agents.follow(len(subscriptions))
+        if self._journal is not None:
+            for callback, timestep in enumerate(handled[: len(subscriptions)]):
+                self._journal[callback] = timestep
+        if left is not None:
+            self._resume()
+            return
+        merged = {
+            name: tiling
+            for name, tiling in self._tilings.items()
+            if len(tiling.boxes) < len(self._layouts[name].chunks)
+        }
+        plan = StartPlan(slots, dtypes, (CONSUMER,), merged)
         boxes = self._shared_boxes()
         self.bound_bytes = self._agents.bound_bytes(plan, boxes)
         self._announce_bound(slots)
         self._agents.start(plan, boxes)
 
-    def _tile(self, layout: ArrayLayout) -> Tiling:
-        """Decide which chunks of an array share memory."""
+    # Where another analytics was.
+
+    @property
+    def _left_plan(self) -> StartPlan | None:
+        """What an analytics that died had started the session with."""
+        return next((s.plan for s in self._agents.left.values() if s.plan is not None), None)
+
+    def _take_over_bridges(self) -> None:
+        """Register the bridges of a session that has been started already."""
+        for node_id, state in self._agents.left.items():
+            for event in state.joined:
+                self._register(node_id, event)
+        unstarted = [node_id for node_id, state in self._agents.left.items() if state.plan is None]
+        if unstarted or self._world_size is None or len(self._joined) < self._world_size:
+            missing = missing_bridges(self._joined, self._world_size or 1)
+            what = (
+                f"{missing} went with their agents"
+                if not unstarted
+                else "it died while it started the session"
+            )
+            raise AgentLostError(f"the session of an analytics that died cannot go on: {what}")
+
+    def _resume(self) -> None:
+        """Hear again what the agents still hold."""
+        left = self._agents.left
+        resumption = resume({node_id: state.held for node_id, state in left.items()})
+        since = [(node_id, event) for node_id, state in left.items() for event in state.since]
+        logger.warning(
+            "taking over session %r from an analytics that has gone: %d complete timesteps of its arrays are held",
+            self._settings.session,
+            len({(e.array, e.timestep) for _, e in resumption.events if isinstance(e, events.StepComplete)}),
+        )
+        self._agents.release(CONSUMER, resumption.releases)
+        losses = (events.BridgeLost, events.StepTorn)
+        self._absorb([(n, e) for n, e in since if isinstance(e, events.DtypeLearned)])
+        self._absorb(resumption.events)
+        self._absorb([(n, e) for n, e in since if not isinstance(e, (events.DtypeLearned, *losses))])
+        self._absorb([(n, e) for n, e in since if isinstance(e, losses)])
+
+    def _tile(self, layout: ArrayLayout, left: StartPlan | None) -> Tiling:
+        """Decide which chunks of an array share memory, if that has not been decided."""
         nodes = [self._joined[chunk.bridge_id][0] for chunk in layout.chunks]
+        if left is not None:
+            return left.merged.get(layout.name) or separate(layout, nodes)
         if layout.dtype is None or len(layout.chunks) <= self._settings.merge_chunks_beyond:
             return separate(layout, nodes)
         cpus = self._agents.cpus()
@@ -275,6 +342,7 @@ class Session:
                 continue
             if self._finished:
                 return
+            self._check_open()
             arrived = self._agents.events(TICK_S)
             now = time.monotonic()
             if arrived:
@@ -308,6 +376,9 @@ class Session:
             for name, timesteps in zip(names, firing.windows, strict=True)
         ]
         deliver(firing, windows)
+        journal = self._journal
+        if journal is not None:
+            journal[firing.callback] = firing.timestep
         del windows
         self._forget()
 
@@ -413,9 +484,23 @@ class Session:
 
     def close(self, error: DeisaError) -> None:
         """End the session on every node; ranks that are still there learn `error`."""
+        self._closed = True
         self._arrays.clear()
         self._agents.close(error)
         self.leases.stop()
+        self._journal = None
+
+    def abandon(self, error: DeisaError) -> None:
+        """Leave the session to another analytics, with all that has not been handled."""
+        self._closed = True
+        self.leases.stop(keep=True)
+        self._agents.abandon(error)
+        self._arrays.clear()
+        self._journal = None
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError("the analytics was closed while it waited for the simulation")
 
     @property
     def array_figures(self) -> dict[str, ArrayFigures]:
@@ -435,3 +520,15 @@ class Session:
     def bridge_stats(self) -> dict[int, BridgeStats]:
         """What each bridge that has closed did, by bridge id."""
         return dict(sorted(self._stats.items()))
+
+
+def _check_windows(largest: Mapping[str, int], left: StartPlan) -> None:
+    """Check that the slots of a session that was taken over are enough for the windows asked for now."""
+    for name, size in largest.items():
+        slots = left.slots.get(name, 0)
+        if size >= slots:
+            raise WindowError(
+                f"a window of {size} timesteps of array {name!r} is asked for, but the session was started with "
+                f"{slots} slots for it, so that windows have {max(0, slots - 1)} at most; an analytics that takes over "
+                "uses the windows of the one before"
+            )

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from deisa.ray._state.events import (
+    LASTING,
     BridgeClosed,
     BridgeLost,
     BridgeStats,
@@ -27,6 +28,7 @@ from deisa.ray._state.events import (
     StepComplete,
     StepTorn,
 )
+from deisa.ray._state.takeover import HeldArray
 from deisa.ray.errors import ProtocolError
 
 NOT_STARTED = -math.inf
@@ -65,6 +67,7 @@ class _Array:
     slot_of_turn: list[int]  # slot of turn n at n % slots; older turns are over
     turns: int  # so many have been given a slot
     passed: float = NOT_STARTED
+    newest: float = NOT_STARTED  # the last timestep that was complete here
     arriving: dict[int, _Arriving] = field(default_factory=dict)  # by timestep
     leased: dict[int, tuple[int, set[str]]] = field(default_factory=dict)  # timestep -> slot, holders
 
@@ -83,6 +86,7 @@ class NodeArrivals:
         self._consumers: frozenset[str] = frozenset()
         self._next_region = 0
         self._events: list[Event] = []
+        self._lasting: list[Event] = []  # those that another analytics would have to hear again
 
     def join(self, bridge_id: int, chunk_counts: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
         """Add a bridge that owns so many chunks of each array; returns its regions by array."""
@@ -100,6 +104,7 @@ class NodeArrivals:
         for regions in self._bridges.pop(bridge_id).regions.values():
             for region in regions:
                 del self._owner[region]
+        self._lasting.clear()  # that it was lost is no news to an analytics that comes later
 
     def subscribe(self, slots: Mapping[str, int], consumers: Iterable[str]) -> None:
         """Start the session: the arrays asked for, how many slots each chunk has, who leases them."""
@@ -156,6 +161,7 @@ class NodeArrivals:
             del array.arriving[timestep]
             # Slots differ only after some region has skipped a timestep that others sent: that one has been
             # reported as torn, and nothing after it is delivered.
+            array.newest = timestep
             if arriving.slot != MIXED:
                 array.leased[timestep] = (slot, set(self._consumers))
                 self._events.append(StepComplete(name, timestep, slot))
@@ -231,6 +237,23 @@ class NodeArrivals:
         """The bridge's regions by array."""
         return self._bridges[bridge_id].regions
 
+    def held(self) -> dict[str, HeldArray]:
+        """For each array asked for, what is still leased and how far it is; for an analytics that takes over."""
+        return {
+            name: HeldArray({t: slot for t, (slot, _) in array.leased.items()}, array.newest, array.passed)
+            for name, array in self._arrays.items()
+            if array.owners
+        }
+
+    def waiting_at(self, bridge_id: int) -> float:
+        """The timestep that a bridge is at."""
+        return self._bridges[bridge_id].at
+
+    @property
+    def lasting_events(self) -> list[Event]:
+        """What was announced of bridges that have gone, and of torn timesteps."""
+        return [*self._lasting, *(event for event in self._events if isinstance(event, LASTING))]
+
     @property
     def has_events(self) -> bool:
         """Whether there is anything to hand over."""
@@ -239,4 +262,5 @@ class NodeArrivals:
     def take_events(self) -> list[Event]:
         """Hand over the events that have gathered, oldest first."""
         events, self._events = self._events, []
+        self._lasting += [event for event in events if isinstance(event, LASTING)]
         return events

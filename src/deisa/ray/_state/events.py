@@ -116,3 +116,5 @@ Event = (
     | BridgeLost
     | AgentLost
 )
+
+LASTING = (StepTorn, BridgeClosed, BridgeLost)  # what an analytics that takes over has to hear again

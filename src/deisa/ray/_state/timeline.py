@@ -77,12 +77,19 @@ class Timeline:
         For each array and node, the bridges that own chunks of it there.
     subscriptions : sequence of Subscription
         In the order of registration; only arrays in `owners` may be named.
+    handled : sequence of float
+        For each subscription, the last timestep for which its callback needs no running any more; where the
+        sequence ends, none.
     """
 
     def __init__(
-        self, owners: Mapping[str, Mapping[str, tuple[int, ...]]], subscriptions: Sequence[Subscription]
+        self,
+        owners: Mapping[str, Mapping[str, tuple[int, ...]]],
+        subscriptions: Sequence[Subscription],
+        handled: Sequence[float] = (),
     ) -> None:
         self._subscriptions = tuple(subscriptions)
+        self._handled = [*handled, *[NEVER] * len(self._subscriptions)]
         self._arrays = {
             name: _Array(by_node, dict.fromkeys(by_node, NEVER)) for name, by_node in owners.items()
         }
@@ -116,7 +123,8 @@ class Timeline:
         array.seen += 1
         array.undelivered.add(event.timestep)
         for number in self._users[event.array]:
-            self._candidates[number].add(event.timestep)
+            if event.timestep > self._handled[number]:
+                self._candidates[number].add(event.timestep)
         self._decide(event.array)
         return CompleteStep(event.array, event.timestep, by_node)
 

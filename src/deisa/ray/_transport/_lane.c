@@ -213,11 +213,9 @@ static PyObject *Lane_send(Lane *self, PyObject *const *args, Py_ssize_t count)
         if (send(self->fd, PyBytes_AS_STRING(self->look), length, MSG_DONTWAIT | MSG_NOSIGNAL) != length)
             Py_RETURN_NONE;
     }
-    else {
-        struct pollfd heard = {.fd = self->fd, .events = POLLIN};
-        if (poll(&heard, 1, 0) != 0)
-            Py_RETURN_NONE;
-    }
+    struct pollfd heard = {.fd = self->fd, .events = POLLIN};
+    if (poll(&heard, 1, 0) != 0)
+        Py_RETURN_NONE;
     Py_RETURN_TRUE;
 }
 

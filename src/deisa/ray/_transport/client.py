@@ -171,8 +171,7 @@ class Outlet:
         self._channel.outbox.add(self.region, timestep)
         if self._tally.is_last():
             self._channel.have_agent_look()
-        else:
-            self._channel.hear()
+        self._channel.hear()
 
 
 class RankChannel:
@@ -193,6 +192,7 @@ class RankChannel:
         self._outbox: OutboxWriter | None = None
         self.held_up_s = 0.0
         self._progress = ""
+        self._orphaned = ""
         self._failure: DeisaError | None = None
         self._socket: socket.socket | None = None
         self._poll = select.poll()
@@ -275,7 +275,8 @@ class RankChannel:
                 )
             if now - said >= self._settings.warn_every_s:
                 said = now
-                logger.warning("%s (%.0f s so far)", describe(), now - started)
+                orphaned = f"; {self._orphaned}, and no other has come yet" if self._orphaned else ""
+                logger.warning("%s (%.0f s so far)%s", describe(), now - started, orphaned)
             self._poll.poll(1000 * min(timeout_s - (now - started), self._settings.warn_every_s))
             self.receive()
 
@@ -318,6 +319,8 @@ class RankChannel:
         error = AnalyticsLostError(
             f"the agent of session {self._settings.session!r} on this host has gone; the analytics has ended or died"
         )
+        if self._orphaned:
+            error = AnalyticsLostError(f"{self._orphaned}; then its agent on this host has ended as well")
         if self._progress:
             self._failure = error
         return error
@@ -328,6 +331,8 @@ class RankChannel:
                 pass  # it stands on the board
             case messages.Progress(text):
                 self._progress = text
+            case messages.Orphaned(text):
+                self._hear_orphaned(text)
             case messages.Slots():
                 self._map(message)
             case messages.Start():
@@ -339,6 +344,16 @@ class RankChannel:
                 raise ProtocolError(
                     f"the agent sent a {type(message).__name__}, which a rank does not expect"
                 )
+
+    def _hear_orphaned(self, text: str) -> None:
+        """The analytics has gone; or, without a text, there is one again."""
+        self._orphaned = text
+        if text and self._settings.on_analytics_lost != "wait":
+            self._failure = AnalyticsLostError(text)
+            raise self._failure
+        logger.warning(
+            "%s", f"{text}; waiting for another one" if text else "another analytics has taken over"
+        )
 
     def _map(self, message: messages.Slots) -> None:
         received = self._descriptors[: len(message.sizes)]
@@ -417,7 +432,7 @@ class RankChannel:
 
     def hear(self) -> None:
         """Look whether the agent has sent anything, or has gone."""
-        if self._poll.poll(0):
+        if self._failure is not None or self._poll.poll(0):
             self.receive()
 
     def advance(self, timestep: int) -> None:

@@ -13,13 +13,17 @@ message that has been decoded is valid in form.
     Learned    dtype of an array          Slots      regions of memory, with descriptors
     Look       chunks lie in their slots  Start      the arrays asked for, with shared pages
     HeldUp     no slot free               Free       a slot, for a rank that was held up
-    Advance    nothing older will come    Fail       the session is over, and why
-    Close      the end
+    Advance    nothing older will come    Orphaned   the analytics has gone, another may come
+    Close      the end                    Fail       the session is over, and why
     Abort      the end, because of an error
 
     reader -> agent                       agent -> reader
     ---------------                       ---------------
     Attach     map the chunk memory       Slots, then Attached
+
+    analytics -> agent of its node        agent -> analytics
+    ------------------------------        ------------------
+    Follow     I am here until I hang up  Journal    memory for what has been handled
 """
 
 from __future__ import annotations
@@ -43,7 +47,8 @@ from deisa.ray._state.layout import (
 )
 from deisa.ray.errors import ProtocolError
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
+MAX_CALLBACKS = 100_000
 MAX_MESSAGE_BYTES = 16 * 2**20
 MAX_CHUNKS_PER_MESSAGE = 100_000
 _LENGTH = struct.Struct("<I")
@@ -156,6 +161,16 @@ class Attach(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class Follow(Message):
+    """The analytics, which exists for as long as this connection does, wants a journal for so many callbacks."""
+
+    code: ClassVar[int] = 9
+    version: int
+    driver_id: str
+    callbacks: int
+
+
+@dataclass(frozen=True, slots=True)
 class Progress(Message):
     code: ClassVar[int] = 16
     text: str
@@ -203,6 +218,22 @@ class Fail(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class Orphaned(Message):
+    """The analytics has gone, as the text says; without a text, there is one again."""
+
+    code: ClassVar[int] = 22
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Journal(Message):
+    """One 64-bit word for each callback, in memory of so many bytes whose descriptor comes along."""
+
+    code: ClassVar[int] = 23
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Attached(Message):
     """Everything is mapped; `quiet_s` says how long the agent has not heard from its analytics."""
 
@@ -214,8 +245,8 @@ class Attached(Message):
 MESSAGES: dict[int, type[Message]] = {
     cls.code: cls
     for cls in (
-        Hello, Learned, Look, HeldUp, Advance, Close, Abort, Attach,
-        Progress, Slots, Start, Free, Fail, Attached,
+        Hello, Learned, Look, HeldUp, Advance, Close, Abort, Attach, Follow,
+        Progress, Slots, Start, Free, Fail, Attached, Orphaned, Journal,
     )
 }  # fmt: skip
 
@@ -312,6 +343,12 @@ def _integer(value: Any) -> int:
 def _natural(value: Any) -> int:
     if _integer(value) < 0:
         raise ValueError(f"expected a number of at least 0, got {value}")
+    return value
+
+
+def _callbacks(value: Any) -> int:
+    if _natural(value) > MAX_CALLBACKS:
+        raise ValueError(f"expected at most {MAX_CALLBACKS} callbacks, got {value}")
     return value
 
 
@@ -436,6 +473,9 @@ _READ: dict[tuple[str, str], Any] = {
     ("Close", "stats"): _stats,
     ("Abort", "reason"): _text,
     ("Attach", "version"): _integer,
+    ("Follow", "version"): _integer,
+    ("Follow", "driver_id"): _text,
+    ("Follow", "callbacks"): _callbacks,
     ("Progress", "text"): _text,
     ("Slots", "sizes"): _naturals,
     ("Slots", "regions"): lambda value: tuple(map(_region, _items(value))),
@@ -444,6 +484,8 @@ _READ: dict[tuple[str, str], Any] = {
     ("Free", "region"): _natural,
     ("Fail", "kind"): _text,
     ("Fail", "text"): _text,
+    ("Orphaned", "text"): _text,
+    ("Journal", "nbytes"): _natural,
     ("Attached", "agent_id"): _text,
     ("Attached", "quiet_s"): _seconds,
 }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import resource
 import selectors
 import socket
 import threading
@@ -20,12 +21,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from deisa.ray._state.arrivals import NodeArrivals
-from deisa.ray._state.events import AgentLost, BridgeJoined, DtypeLearned, Event
+from deisa.ray._state.boxes import Tiling
+from deisa.ray._state.events import AgentLost, BridgeJoined, DtypeLearned, Event, SendHeldUp
 from deisa.ray._state.layout import ArrayDescription, Shape
+from deisa.ray._state.takeover import NOTHING_HANDLED, HeldArray
 from deisa.ray._transport import messages
 from deisa.ray._transport.address import agent_address, check_same_user, shown
 from deisa.ray._transport.descriptors import RECEIVE_BYTES
@@ -39,14 +43,17 @@ from deisa.ray.errors import (
     BridgeIdError,
     ConfigurationError,
     DeisaError,
+    DescriptorLimitError,
     PeerError,
     ProtocolError,
+    SessionEndedError,
     SessionInUseError,
 )
 
 logger = logging.getLogger("deisa.ray.agent")
 
 DESCRIPTORS_PER_MESSAGE = 64
+DESCRIPTORS_PER_BRIDGE, DESCRIPTORS_SPARE = 2, 64  # slots and outbox
 TICK_S = 0.5
 DRIVER_QUIET_S = 5.0
 FLUSH_S = 1.0
@@ -63,6 +70,24 @@ def yield_to_ranks() -> None:
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
+def raise_descriptor_limit() -> None:
+    """Let this process open as many descriptors as it may: each bridge takes a few."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def check_descriptors(needed: int, bridges: int) -> None:
+    """Raise `DescriptorLimitError` when so many more descriptors would be too many."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = len(os.listdir("/proc/self/fd"))
+    if limit != resource.RLIM_INFINITY and taken + needed + DESCRIPTORS_SPARE > limit:
+        raise DescriptorLimitError(
+            f"the memory of {bridges} bridges on one node takes {needed} descriptors beside {taken} that are open, and "
+            f"the agent may have {limit}; raise the limit (ulimit -n) where Ray is started"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class StartPlan:
     """What the analytics asks of all agents: how many slots each chunk of an array gets."""
@@ -70,6 +95,34 @@ class StartPlan:
     slots: Mapping[str, int]
     dtypes: Mapping[str, np.dtype | None]
     consumers: tuple[str, ...]
+    merged: Mapping[str, Tiling] = field(
+        default_factory=dict
+    )  # how arrays are tiled whose chunks share memory
+
+
+@dataclass(frozen=True, slots=True)
+class NodeState:
+    """What an agent tells an analytics that takes over.
+
+    Attributes
+    ----------
+    agent_id : str
+    plan : StartPlan or None
+        None when the last one had not started the session yet.
+    joined : tuple of BridgeJoined
+    held : dict of str to HeldArray
+    since : tuple of Event
+        What else has happened since the start.
+    handled : tuple of int
+        The journal, where the last analytics was on this node.
+    """
+
+    agent_id: str
+    plan: StartPlan | None
+    joined: tuple[BridgeJoined, ...]
+    held: dict[str, HeldArray]
+    since: tuple[Event, ...]
+    handled: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +162,7 @@ class _Connection:
     bridge_id: int | None = None
     outbox: OutboxReader | None = None
     arrays: dict[str, ArrayDescription] = field(default_factory=dict)
+    joined: BridgeJoined | None = None
     closed: bool = False
 
 
@@ -119,12 +173,16 @@ class AgentServer:
     ----------
     settings : Settings
     run_id, node_id : str
-        Which analytics this agent belongs to, and which node it serves.
+        Which run this agent belongs to, and which node it serves.
+    driver_id : str
+        The analytics that may `call`, until another one takes over.
     ends_alone : bool
         Whether it ends when it no longer hears from its analytics; not where both are one process.
     """
 
-    def __init__(self, settings: Settings, run_id: str, node_id: str, *, ends_alone: bool = True) -> None:
+    def __init__(
+        self, settings: Settings, run_id: str, node_id: str, driver_id: str = "", *, ends_alone: bool = True
+    ) -> None:
         self._settings = settings
         self._run_id = run_id
         self.agent_id = f"{run_id}:{node_id}"
@@ -141,6 +199,13 @@ class AgentServer:
         self._plan: StartPlan | None = None
         self._progress = "the analytics is up but has not called execute_callbacks() yet"
         self._joined: list[Event] = []
+        self._driver_id = driver_id
+        self._driver: _Connection | None = None  # the analytics', if it is on this node
+        self._orphaned = ""  # why there is no analytics any more
+        self._only_silent = False  # it may still be there
+        self._journal: Page | None = None
+        self._callbacks = 0  # that it has a word for
+        self._learned: list[Event] = []
         self._heard_from_driver = time.monotonic()
         self._polls = 0
         self._ends_alone = ends_alone
@@ -188,21 +253,111 @@ class AgentServer:
 
     # What the analytics calls.
 
+    def call(self, driver_id: str, method: str, arguments: Sequence[Any]) -> Any:
+        """Call a method for an analytics.
+
+        Raises
+        ------
+        SessionInUseError
+            When another one has taken over in the meantime: this one had been given up.
+        """
+        with self._lock:
+            if driver_id != self._driver_id:
+                raise SessionInUseError(
+                    f"session {self._settings.session!r} has been taken over by another analytics, since this one "
+                    "had not been heard of"
+                )
+            if method != "close":
+                return getattr(self, method)(*arguments)
+        self.close(*arguments)  # it waits for a thread that needs the lock
+        return None
+
     def poll(self, timeout_s: float) -> list[Event]:
         """Wait for events for at most `timeout_s`; also the analytics' sign of life."""
         with self._changed:
+            if self._orphaned and self._only_silent:  # it was busy, or cut off
+                self._orphaned = ""
+                self._tell_orphaned()
+            driver_id = self._driver_id
             self._polls += 1
             deadline = time.monotonic() + timeout_s
+            events: list[Event] = []
             try:
-                while not (events := self._take_events()) and not self.closed.is_set():
+                while self._driver_id == driver_id and not self._orphaned:
+                    events = self._take_events()
                     remaining = deadline - time.monotonic()
-                    if remaining <= 0:
+                    if events or self.closed.is_set() or remaining <= 0:
                         break
                     self._changed.wait(remaining)
             finally:
                 self._polls -= 1
-                self._heard_from_driver = time.monotonic()
+                if self._driver_id == driver_id and not self._orphaned:
+                    self._heard_from_driver = time.monotonic()
             return events
+
+    @property
+    def driver_presence(self) -> tuple[str, float]:
+        """Whether the analytics is ``"here"`` or ``"gone"``, or else how long it has been ``"quiet"`` (seconds).
+
+        Raises
+        ------
+        SessionEndedError
+        """
+        with self._lock:
+            if self.closed.is_set():
+                raise SessionEndedError(f"agent {self.agent_id} has ended")
+            if self._orphaned and not self._only_silent:
+                return "gone", self._quiet_s
+            return ("here", 0.0) if self._driver is not None else ("quiet", self._quiet_s)
+
+    def abandon(self, reason: str) -> None:
+        """The analytics goes, and another one may take over."""
+        with self._lock:
+            if not self._orphaned:
+                self._orphaned, self._only_silent = reason, False
+                self._heard_from_driver = time.monotonic()
+                self._tell_orphaned()
+                self._changed.notify_all()
+
+    def _tell_orphaned(self) -> None:
+        for connection in self._bridges.values():
+            if connection in self._connections and not connection.closed:
+                self._post(connection, messages.Orphaned(self._orphaned))
+
+    def take_over(self, driver_id: str) -> NodeState:
+        """Serve another analytics from now on, and tell it where the last one was.
+
+        Raises
+        ------
+        SessionEndedError
+            When the agent was just ending.
+        """
+        with self._lock:
+            if self.closed.is_set():
+                raise SessionEndedError(f"agent {self.agent_id} has ended")
+            self._driver_id = driver_id
+            last, self._driver = self._driver, None
+            if last is not None:
+                self._drop(last, "")
+            told, self._orphaned = self._orphaned, ""
+            self._heard_from_driver = time.monotonic()
+            if told:
+                self._tell_orphaned()
+            self._collect_all()
+            self._changed.notify_all()
+            held = self._arrivals.held()
+            joined = [c.joined for c in self._bridges.values() if c.joined is not None]
+            since: list[Event] = [*self._learned, *self._arrivals.lasting_events, *self._waiting()]
+            self._joined.clear()
+            self._arrivals.take_events()
+            return NodeState(self.agent_id, self._plan, tuple(joined), held, tuple(since), self._handled())
+
+    def _waiting(self) -> list[Event]:
+        return [
+            SendHeldUp(bridge_id, array, int(self._arrivals.waiting_at(bridge_id)))
+            for array, waiting in self._held_up.items()
+            for bridge_id, _ in sorted(waiting)
+        ]
 
     def _take_events(self) -> list[Event]:
         joined, self._joined = self._joined, []
@@ -222,12 +377,16 @@ class AgentServer:
         ------
         MemoryBoundError
             When that is more than the node may give.
+        DescriptorLimitError
+            When the memory of so many bridges takes more descriptors than this process may have.
         """
         with self._lock:
             separate = _known_dtypes(plan, without=boxes)
             needed = sum(lay_out(self._chunks(c, separate, plan.slots))[1] for c in self._bridges.values())
             needed += sum(_lay_out_boxes(name, boxes, plan)[1] for name in boxes)
+            bridges = len(self._bridges)
         check_fits(needed, self._settings.memory_fraction, f"session {self._settings.session!r}")
+        check_descriptors(bridges * DESCRIPTORS_PER_BRIDGE, bridges)
         return needed
 
     def start(self, plan: StartPlan, boxes: Boxes) -> None:
@@ -398,7 +557,9 @@ class AgentServer:
         except BlockingIOError:
             return
         except OSError as error:
-            logger.error("cannot accept a connection: %s (is the limit on open files too small?)", error)
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self._joined.append(AgentLost(f"it cannot accept any more connections: {error} (ulimit -n)"))
+            logger.error("cannot accept a connection: %s", error)
             time.sleep(0.05)
             return
         try:
@@ -434,6 +595,9 @@ class AgentServer:
             case messages.Attach(version):
                 self._check_version(version)
                 self._attach(connection)
+                return
+            case messages.Follow():
+                self._follow(connection, message)
                 return
         bridge_id = connection.bridge_id
         if bridge_id is None or connection.closed or self._plan is None:
@@ -484,6 +648,8 @@ class AgentServer:
             raise ProtocolError("a bridge described an array twice")
         connection.bridge_id = hello.bridge_id
         self._post(connection, messages.Progress(self._progress))
+        if self._orphaned:
+            self._post(connection, messages.Orphaned(self._orphaned))
         if hello.bridge_id in self._bridges:  # the analytics will find it twice, and tell every rank
             self._joined.append(BridgeJoined(hello.bridge_id, hello.world_size, (), {}))
             return
@@ -491,7 +657,8 @@ class AgentServer:
         self._bridges[hello.bridge_id] = connection
         counts = {name: len(described.chunks) for name, described in connection.arrays.items()}
         regions = self._arrivals.join(hello.bridge_id, counts)
-        self._joined.append(BridgeJoined(hello.bridge_id, hello.world_size, hello.arrays, regions))
+        connection.joined = BridgeJoined(hello.bridge_id, hello.world_size, hello.arrays, regions)
+        self._joined.append(connection.joined)
 
     def _learn(self, connection: _Connection, array: str, dtype: np.dtype) -> None:
         bridge_id = connection.bridge_id
@@ -504,7 +671,9 @@ class AgentServer:
         chunks = connection.arrays[array].chunks
         needed = sum(slot_size(c.shape, dtype) for c in chunks) * self._plan.slots[array]
         check_fits(needed, self._settings.memory_fraction, f"array {array!r} of bridge {bridge_id}")
-        self._joined.append(DtypeLearned(bridge_id, array, dtype))
+        learned = DtypeLearned(bridge_id, array, dtype)
+        self._learned.append(learned)
+        self._joined.append(learned)
         self._provide(connection, {array: dtype})
         self._try_to_flush(connection)
 
@@ -560,18 +729,42 @@ class AgentServer:
             self._post(connection, messages.Slots(sizes, tuple(regions)), [s.descriptor for s in batch])
         self._post(connection, messages.Attached(self.agent_id, self._quiet_s))
 
+    def _follow(self, connection: _Connection, follow: messages.Follow) -> None:
+        """Give the analytics of this node a journal; its connection shows that it is there."""
+        self._check_version(follow.version)
+        if follow.driver_id != self._driver_id or connection.bridge_id is not None:
+            raise ProtocolError("only the analytics itself may follow its agent")
+        self._driver = connection
+        handled = [*self._handled(), *[NOTHING_HANDLED] * follow.callbacks]
+        if self._journal is not None:
+            self._journal.close()
+        self._callbacks = follow.callbacks
+        self._journal = journal = Page(f"deisa-{self._settings.session}-journal", follow.callbacks)
+        for callback in range(follow.callbacks):
+            journal.words[callback] = handled[callback]
+        self._post(connection, messages.Journal(journal.nbytes), [journal.descriptor])
+
+    def _handled(self) -> tuple[int, ...]:
+        return tuple(self._journal.words[: self._callbacks]) if self._journal is not None else ()
+
     @property
     def _quiet_s(self) -> float:
         """How long the analytics has not been heard of."""
-        if self._polls or not self._ends_alone:
+        present = self._driver is not None or self._polls
+        if (present and not self._orphaned) or not self._ends_alone:
             return 0.0
         return time.monotonic() - self._heard_from_driver
 
     def _check_driver(self) -> None:
         quiet_s = self._quiet_s
+        if quiet_s > DRIVER_QUIET_S and not self._orphaned:
+            self._orphaned = f"the analytics of session {self._settings.session!r} has not been heard of"
+            self._only_silent = True
+            self._tell_orphaned()
         if quiet_s > self._settings.driver_timeout_s:
+            why = self._orphaned or f"the analytics of session {self._settings.session!r} has gone"
             error = AnalyticsLostError(
-                f"the analytics of session {self._settings.session!r} has not been heard of for {quiet_s:.0f} s"
+                f"{why}, and no other has taken over in {quiet_s:.0f} s (DEISA_RAY_DRIVER_TIMEOUT_S sets how long)"
             )
             logger.warning("%s; the agent ends", error)
             self._joined.append(AgentLost(str(error)))
@@ -625,6 +818,10 @@ class AgentServer:
         self._connections.discard(connection)
         self._selector.unregister(connection.socket)
         connection.socket.close()
+        if connection is self._driver:
+            self._driver = None
+            self.abandon(f"the analytics of session {self._settings.session!r} has died")
+            return
         with suppress(ProtocolError):  # what a rank handed over before it died counts
             if not connection.closed:
                 self._collect(connection)
@@ -649,7 +846,7 @@ class AgentServer:
             self._segments.clear()
             pages = [c.outbox.page for c in self._bridges.values() if c.outbox is not None]
             pages += [self._board.page] if self._board is not None else []
-            pages += [self._tally] if self._tally is not None else []
+            pages += [page for page in (self._tally, self._journal) if page is not None]
             for page in pages:
                 page.close()
             self.closed.set()

@@ -1,0 +1,79 @@
+"""How an analytics goes on where another one of its session has died.
+
+The agents outlive the analytics: they hold the chunks, and know what has arrived. The one that takes over asks every
+agent what it still holds and hears it again as if it had just arrived. Two things must not be taken for what
+they seem:
+
+- Leases end on one node earlier than on another. A timestep that one node has given back already is no
+  timestep of which that node's part is still to come: the other nodes' parts are given back too.
+- What a callback had handled is still held as long as a later window needs it. So each callback has a word in
+  a journal, memory that outlives the analytics: the last timestep that it has handled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from deisa.ray._state.events import Event, OwnersPassed, StepComplete
+
+NOTHING_HANDLED = -(2**63)  # in the journal
+
+
+@dataclass(frozen=True, slots=True)
+class HeldArray:
+    """What one node knows of an array.
+
+    Attributes
+    ----------
+    held : dict of int to int
+        Timesteps complete there that are still leased, and the slot of each.
+    newest : float
+        The last timestep that was complete there, leased or not; minus infinity when none was.
+    passed : float
+        Nothing older than this timestep comes any more; infinity when nothing comes at all.
+    """
+
+    held: dict[int, int]
+    newest: float
+    passed: float
+
+
+@dataclass(frozen=True, slots=True)
+class Resumption:
+    """What to do first: `events` as (node, event) pairs, and leases to end, as (array, timestep) pairs by node."""
+
+    events: tuple[tuple[str, Event], ...]
+    releases: Mapping[str, Sequence[tuple[str, int]]]
+
+
+def resume(nodes: Mapping[str, Mapping[str, HeldArray]]) -> Resumption:
+    """Turn what each node holds of each array into events, and into releases of what is held in part only."""
+    events: list[tuple[str, Event]] = []
+    releases: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    for array in sorted({name for arrays in nodes.values() for name in arrays}):
+        owners = {node: arrays[array] for node, arrays in nodes.items() if array in arrays}
+        for timestep in sorted({t for owner in owners.values() for t in owner.held}):
+            holders = [node for node, owner in owners.items() if timestep in owner.held]
+            if any(timestep not in o.held and o.newest >= timestep for o in owners.values()):
+                for node in holders:
+                    releases[node].append((array, timestep))
+            else:
+                events += [(n, StepComplete(array, timestep, owners[n].held[timestep])) for n in holders]
+        for node, owner in owners.items():
+            if owner.passed != -math.inf:
+                passed = None if owner.passed == math.inf else int(owner.passed)
+                events.append((node, OwnersPassed(array, passed)))
+    return Resumption(tuple(events), dict(releases))
+
+
+def merge_journals(journals: Iterable[Sequence[int]]) -> tuple[int, ...]:
+    """Join the journals of all nodes; one analytics after the other has written to that of its own node."""
+    merged: list[int] = []
+    for words in journals:
+        merged += [NOTHING_HANDLED] * (len(words) - len(merged))
+        for callback, timestep in enumerate(words):
+            merged[callback] = max(merged[callback], timestep)
+    return tuple(merged)

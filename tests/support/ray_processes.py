@@ -1,0 +1,47 @@
+"""The processes that Ray runs for a session, found from outside: by the names Ray gives them, and by what they hold."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+
+def named(name: str) -> list[int]:
+    """Processes whose command line begins so; Ray calls its workers after what they do."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if path.read_bytes().startswith(name.encode()):
+                found.append(int(path.parent.name))
+    return found
+
+
+def workers() -> list[int]:
+    """Processes that run bundles, of any session."""
+    return [*named("ray::run_here"), *named("ray::StandingWorker")]
+
+
+def agent_of(session: str) -> int | None:
+    """The agent of a session on this host: it holds the session's memory, and neither is a rank nor a worker."""
+    for pid in named("ray::NodeAgent"):
+        if any(f"memfd:deisa-{session} " in f"{link} " for _, link in _links(pid)):
+            return pid
+    return None
+
+
+def chunk_memory(pid: int, session: str) -> int:
+    """Bytes of the chunk memory that an agent holds; its pages for messages are not counted."""
+    total = 0
+    for descriptor, link in _links(pid):
+        if f"memfd:deisa-{session} " in f"{link} ":
+            with suppress(OSError):
+                total += os.stat(descriptor).st_size
+    return total
+
+
+def _links(pid: int) -> Iterator[tuple[Path, str]]:
+    for entry in Path(f"/proc/{pid}/fd").glob("*"):
+        with suppress(OSError):
+            yield entry, os.readlink(entry)
