@@ -47,10 +47,9 @@ class Party:
     def reached(self, line: str) -> None:
         """Wait for a line."""
         wait_until(
-            lambda: line in self.lines(),
-            f"{self.log.name} says {line!r}; it said {self.lines()[-5:]}",
-            PATIENCE_S,
+            lambda: line in self.lines() or self.has_ended, f"{self.log.name} says {line!r}", PATIENCE_S
         )
+        assert line in self.lines(), f"{self.log.name} never said {line!r}, but {self.lines()[-1:]}"
 
     def kill(self, number: int = signal.SIGKILL) -> float:
         """Send a signal, and return when (monotonic seconds)."""

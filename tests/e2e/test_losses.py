@@ -9,10 +9,14 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from deisa.ray import DeisaArray, Settings, WindowSpec
+from deisa.ray.errors import ComputationLostError
 from tests.e2e.parties import Parties, Party
 from tests.e2e.simulation import wait_until
+from tests.scheduler.simulation import run
 from tests.support.mpi import Mpi
 from tests.support.ray_processes import agent_of, chunk_memory, workers
 
@@ -321,6 +325,25 @@ def test_workers_are_killed_in_the_middle_of_bundles(parties: Parties) -> None:
     assert analytics.ended() == "well"
     assert [rank.ended() for rank in ranks] == ["well", "well"]
     assert handled_in_order(analytics) == list(range(100))
+
+
+def die(block: np.ndarray) -> np.ndarray:
+    os._exit(1)
+
+
+def test_a_bundle_that_always_kills_its_worker_is_given_up(ray_cluster: str, session_name: str) -> None:
+    """The callback learns it, and the run goes on."""
+    means: list[float] = []
+
+    def callback(arrays: list[DeisaArray]) -> None:
+        x = arrays[-1].dask
+        if arrays[-1].t == 0:
+            with pytest.raises(ComputationLostError, match="has gone, after 3 retries"):
+                x.map_blocks(die, meta=x).compute()
+        means.append(float(x.mean().compute()))
+
+    run("ray", Settings(session=session_name), callback, [WindowSpec("x")], timesteps=2)
+    assert len(means) == 2
 
 
 # Slow ones.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from tests.conftest import skip_or_fail
 from tests.e2e.parties import ROOT, Parties, Party
 from tests.support.netns import NamespacedCluster, namespaced_cluster, reason_unavailable
 from tests.support.ray_node import AUTHENTICATION, RayNode
+from tests.support.ray_processes import command, running
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -94,6 +97,20 @@ def test_a_node_is_cut_off_for_good(parties: OnNodes, cluster: NamespacedCluster
     assert time.monotonic() - cut < 60
 
 
+@pytest.mark.netns
+def test_a_node_is_lost(parties: OnNodes) -> None:
+    """Its Ray dies with everything that it had started, and others learn it from Ray."""
+    analytics = parties.analytics()
+    ranks = parties.ranks(2, 100_000, "--pause=0.02")
+    analytics.reached("done 10")
+    (raylet,) = (pid for pid in running("raylet/raylet") if "--node_ip_address=10.77.0.2" in command(pid))
+    os.kill(raylet, signal.SIGKILL)
+    killed = time.monotonic()
+    assert analytics.ended().startswith("AgentLostError: the agent of node ")
+    assert ranks[0].ended() == analytics.ended()
+    assert time.monotonic() - killed < 40
+
+
 @pytest.mark.parametrize("callbacks", ["idle", "busy"])
 def test_the_head_dies(
     tmp_path: Path, session_name: str, monkeypatch: pytest.MonkeyPatch, callbacks: str
@@ -126,6 +143,4 @@ def test_the_head_dies(
             parties.stop()
     finally:
         node.stop()
-        import shutil
-
         shutil.rmtree(folder, ignore_errors=True)

@@ -10,12 +10,20 @@ from pathlib import Path
 
 def named(name: str) -> list[int]:
     """Processes whose command line begins so; Ray calls its workers after what they do."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError):
-            if path.read_bytes().startswith(name.encode()):
-                found.append(int(path.parent.name))
-    return found
+    return [pid for pid in running(name) if command(pid).startswith(name)]
+
+
+def running(program: str) -> list[int]:
+    """Processes with something in their command line."""
+    return [int(path.name) for path in Path("/proc").glob("[0-9]*") if program in command(int(path.name))]
+
+
+def command(pid: int) -> str:
+    """The command line of a process; empty when it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def workers() -> list[int]:

@@ -10,9 +10,12 @@ import os
 import signal
 import time
 
+import cloudpickle
+
 from deisa.ray import Deisa, WindowSpec
 from deisa.ray.errors import DeisaError
 from deisa.ray.types import DeisaArray
+from tests.e2e.programs import checked
 from tests.e2e.programs.checked import Log, count_broken
 
 parser = argparse.ArgumentParser()
@@ -25,6 +28,7 @@ parser.add_argument("--interrupt-at", type=int, help="a timestep at which it is 
 parser.add_argument("--fail-every", type=int, help="the callback raises at every so many timesteps")
 options = parser.parse_args()
 
+cloudpickle.register_pickle_by_value(checked)  # workers on other nodes cannot import it
 log = Log(options.log)
 logging.basicConfig()
 

@@ -54,9 +54,17 @@ class NodeAgent:
     def __init__(self, settings: Settings, run_id: str, node_id: str, driver_id: str) -> None:
         self._identity = (settings, run_id, node_id, driver_id)
         self._server: AgentServer | None = None
+        self._opening = threading.Event()
+        threading.Thread(target=self._end_unopened, daemon=True).start()
+
+    def _end_unopened(self) -> None:
+        """End where the analytics died in between: nobody else would ever call a detached actor."""
+        if not self._opening.wait(OPEN_TIMEOUT_S):
+            os._exit(0)
 
     def open(self) -> tuple[str, bool]:
         """Start serving; returns the agent's id, and whether ranks of this host come to it."""
+        self._opening.set()
         raise_descriptor_limit()
         self._server = AgentServer(*self._identity)
         threading.Thread(target=self._end_with_server, args=(self._server,), daemon=True).start()
@@ -159,15 +167,14 @@ class RayAgents:
         for named in ray.util.list_named_actors(all_namespaces=True):
             session, _, rest = named["name"].partition(":")
             if named["namespace"] == NAMESPACE and session == self._settings.session:
-                node_id, _, run_id = rest.partition(":")
                 with suppress(ValueError):  # it has just ended
-                    found[node_id] = ray.get_actor(named["name"], NAMESPACE)
-                    self._run_id = run_id
+                    found[rest.partition(":")[0]] = ray.get_actor(named["name"], NAMESPACE)
         return found
 
     def _take_over(self, found: Mapping[str, Any]) -> None:
         self.left = _answers({node: actor.take_over.remote(self._driver_id) for node, actor in found.items()})
         for node_id, state in self.left.items():
+            self._run_id = state.agent_id.partition(":")[0]
             self._actors[node_id] = found[node_id]
             self._addresses[node_id] = self._address_of(node_id, state.agent_id)
             self._started |= state.plan is not None
@@ -212,7 +219,7 @@ class RayAgents:
 
     def _start_agent(self, node_id: str) -> Any:
         return NodeAgent.options(  # type: ignore[attr-defined]
-            name=f"{self._settings.session}:{node_id}:{self._run_id}",
+            name=f"{self._settings.session}:{node_id}:{self._driver_id}",
             namespace=NAMESPACE,
             lifetime="detached",
             enable_task_events=False,  # Ray's head would keep a record of every call
