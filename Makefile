@@ -1,4 +1,4 @@
-# make demo | test | check | bench | chaos | floors | docs | clean
+# make demo | test | check | bench | chaos | fuzz | floors | docs | clean
 #
 # Each target sets up what it needs in .venv, and only when that has changed since.
 # Arguments for pytest: make test ARGS="-k window -x". Another interpreter: make test PYTHON=python3.13.
@@ -21,7 +21,7 @@ define make_venv
 	    $(PYTHON) -m pip --python $(1)/bin/python install --quiet pip; }
 endef
 
-.PHONY: demo test check bench chaos floors docs clean
+.PHONY: demo test check bench chaos fuzz floors docs clean
 .NOTPARALLEL:
 
 demo: $(VENV)/.demo
@@ -43,6 +43,10 @@ bench: $(VENV)/.bench
 chaos: $(VENV)/.dev
 	$(BIN)/python -m tests.chaos $(ARGS)
 
+# Bytes that the decoder of messages cannot stand are looked for, for a minute: make fuzz ARGS="-max_total_time=3600"
+fuzz: $(VENV)/.fuzz
+	$(BIN)/python -m tests.fuzz.decoder -max_total_time=60 $(ARGS)
+
 # The tests with the oldest releases of everything that pyproject.toml admits.
 floors: $(FLOORS)/.installed
 	$(FLOORS)/bin/python -m pytest -m "not mpi and not netns" $(ARGS)
@@ -60,7 +64,7 @@ $(VENV)/.created:
 	$(call make_venv,$(VENV))
 	@touch $@
 
-# .bench, .demo, .dev and .docs: the extras of pyproject.toml.
+# .bench, .demo, .dev, .docs and .fuzz: the extras of pyproject.toml.
 $(VENV)/.%: $(SOURCES) | $(VENV)/.created
 	@echo "installing deisa-ray[$*] into $(VENV)"
 	@$(BIN)/python $(PIP_INSTALL) --editable '.[$*]'

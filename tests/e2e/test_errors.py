@@ -476,3 +476,20 @@ def test_no_cluster_at_the_address() -> None:
     last = connect(RAY_ADDRESS="127.0.0.1:9")[-1]
     assert last.startswith("deisa.ray.errors.ClusterError: nothing answers at 127.0.0.1:9 (RAY_ADDRESS)")
     assert "ray start --head" in last
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("given", ["variable", "file"])
+def test_a_cluster_that_wants_another_token(
+    ray_cluster: str, session_name: str, tmp_path: Path, given: str
+) -> None:
+    """The rest of this suite has the right one."""
+    wrong = "0" * 64
+    variables = {"WITHOUT": "", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": wrong}
+    if given == "file":
+        (tmp_path / "token").write_text(wrong)
+        variables |= {"WITHOUT": "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
+    last = connect(DEISA_RAY_SESSION=session_name, RAY_NUM_REDIS_GET_RETRIES="1", **variables)[-1]
+    assert last.startswith("deisa.ray.errors.ClusterError: the Ray cluster at " + ray_cluster)
+    assert "this process has none or another one" in last
+    assert "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH as on the head node" in last

@@ -42,6 +42,7 @@ ACCEPTED_KEYS = frozenset(
 )
 MAX_CELLS = 10_000_000
 SHOWN_CULPRITS = 5
+SHOWN_BRIDGES = 2 * SHOWN_CULPRITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,16 +265,22 @@ def require_fixed_size(name: str, dtype: np.dtype) -> None:
 
 def missing_bridges(registered: Iterable[int], world_size: int) -> str:
     """Say which bridges are not there yet, as in ``bridges 2 and 3 of 4``."""
-    missing = sorted(set(range(world_size)) - set(registered))
-    return f"{name_bridges(missing)} of {world_size}"
+    there = {i for i in registered if 0 <= i < world_size}
+    missing = itertools.islice((i for i in range(world_size) if i not in there), SHOWN_BRIDGES + 1)
+    return f"{_name_some(list(missing), world_size - len(there))} of {world_size}"
 
 
 def name_bridges(ids: Iterable[int]) -> str:
     """Write bridge ids for a message: ``bridge 2``, ``bridges 2 and 3``, ``bridges 2, 3, 4 ...``."""
     listed = sorted(set(ids))
-    shown = [str(i) for i in listed[: SHOWN_CULPRITS * 2]]
-    if len(listed) > len(shown):
-        return f"bridges {', '.join(shown)} ... ({len(listed)} in all)"
+    return _name_some(listed, len(listed))
+
+
+def _name_some(listed: Sequence[int], count: int) -> str:
+    """Name the first of so many bridges."""
+    shown = [str(i) for i in listed[:SHOWN_BRIDGES]]
+    if count > len(shown):
+        return f"bridges {', '.join(shown)} ... ({count} in all)"
     if len(shown) == 1:
         return f"bridge {shown[0]}"
     return f"bridges {', '.join(shown[:-1])} and {shown[-1]}"

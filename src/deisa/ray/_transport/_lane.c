@@ -160,7 +160,7 @@ static int is_last(Lane *self)
     if (++*self->within < self->chunks)
         return 0;
     *self->within = 0;
-    int64_t whole = self->row[self->own_word] + 1;
+    int64_t whole = (int64_t)((uint64_t)self->row[self->own_word] + 1); /* others can write here: no overflow */
     __atomic_store_n(&self->row[self->own_word], whole, __ATOMIC_SEQ_CST);
     for (Py_ssize_t i = 0; i < self->bridges; i++)
         if (__atomic_load_n(&self->row[i], __ATOMIC_SEQ_CST) < whole)

@@ -51,6 +51,8 @@ PROTOCOL_VERSION = 4
 MAX_CALLBACKS = 100_000
 MAX_MESSAGE_BYTES = 16 * 2**20
 MAX_CHUNKS_PER_MESSAGE = 100_000
+MAX_TEXT = 2_000  # characters of an error that is passed on
+MAX_DIMENSIONS = 64  # NumPy's
 _LENGTH = struct.Struct("<I")
 _INT64 = range(-(2**63), 2**63)
 
@@ -272,9 +274,12 @@ def decode(body: bytes | memoryview) -> Message:
         For anything that is not exactly one well-formed message.
     """
     try:
-        payload = msgpack.unpackb(body, use_list=True, raw=False, strict_map_key=True)
+        count = _Counter()
+        payload = msgpack.unpackb(
+            body, use_list=True, raw=False, strict_map_key=True, list_hook=count, object_hook=count
+        )
     except Exception as exc:  # msgpack raises many kinds; all of them mean the same here
-        raise ProtocolError(f"received bytes that are no message: {exc}") from exc
+        raise ProtocolError(f"received bytes that are no message: {shorten(exc)}") from exc
     if not isinstance(payload, list) or not payload or not isinstance(payload[0], int):
         raise ProtocolError("received bytes that are no message: expected a code and fields")
     cls = MESSAGES.get(payload[0])
@@ -286,7 +291,28 @@ def decode(body: bytes | memoryview) -> Message:
     try:
         return cls(*[_READ[cls.__name__, n](v) for n, v in zip(names, payload[1:], strict=True)])
     except Exception as exc:  # NumPy, too, raises many kinds, for descriptions of dtypes
-        raise ProtocolError(f"received a malformed {cls.__name__}: {exc}") from exc
+        raise ProtocolError(f"received a malformed {cls.__name__}: {shorten(exc)}") from exc
+
+
+def shorten(text: object) -> str:
+    """Cut a text that may quote what a peer has sent; what is sent or logged has to stay small."""
+    text = str(text)
+    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} ..."
+
+
+class _Counter:
+    """Counts the lists and maps of a message: empty ones take a byte each there, and seventy here."""
+
+    __slots__ = ("_left",)
+
+    def __init__(self) -> None:
+        self._left = 8 * MAX_CHUNKS_PER_MESSAGE
+
+    def __call__(self, container: Any) -> Any:
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError("it has too many lists")
+        return container
 
 
 class FrameBuffer:
@@ -428,6 +454,8 @@ def _array(value: Any) -> ArrayDescription:
         tuple(map(_chunk, _items(chunks))),
     )
     for chunk in described.chunks:
+        if len(chunk.shape) > MAX_DIMENSIONS:
+            raise ValueError(f"a chunk has {len(chunk.shape)} dimensions, NumPy {MAX_DIMENSIONS} at most")
         placed = [p for p in (chunk.position, chunk.offset) if p is not None]
         shapes = [s for s in (described.global_shape, described.grid, *placed) if s is not None]
         if 0 in chunk.shape or any(len(s) != len(chunk.shape) for s in shapes):

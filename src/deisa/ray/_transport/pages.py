@@ -28,6 +28,7 @@ from deisa.ray.errors import ProtocolError
 
 LOOK_S = 0.02
 _WORD_BYTES = 8  # words are signed and aligned: written and read as a whole
+_LARGEST_WORD = 2**63 - 1
 _ENTRY_WORDS = 2
 _F_SEAL_FUTURE_WRITE = 0x10  # fcntl has it from Python 3.13 on
 
@@ -234,7 +235,9 @@ class TallyRow:
             return False
         self._account[self.within] = 0
         row = self._row
-        whole = row[self._own] + 1
+        whole = (
+            row[self._own] + 1 if row[self._own] < _LARGEST_WORD else -_LARGEST_WORD
+        )  # others can write here
         row[self._own] = whole
         if len(row) == 1:
             return True

@@ -56,7 +56,7 @@ DESCRIPTORS_PER_MESSAGE = 64
 DESCRIPTORS_PER_BRIDGE, DESCRIPTORS_SPARE = 2, 64  # slots and outbox
 TICK_S = 0.5
 DRIVER_QUIET_S = 5.0
-FLUSH_S = 1.0
+MOST_UNREAD = 1000  # messages that wait for a peer which does not read
 
 
 def yield_to_ranks() -> None:
@@ -314,7 +314,7 @@ class AgentServer:
         """The analytics goes, and another one may take over."""
         with self._lock:
             if not self._orphaned:
-                self._orphaned, self._only_silent = reason, False
+                self._orphaned, self._only_silent = messages.shorten(reason), False
                 self._heard_from_driver = time.monotonic()
                 self._tell_orphaned()
                 self._changed.notify_all()
@@ -366,7 +366,7 @@ class AgentServer:
     def report_progress(self, text: str) -> None:
         """Pass on to the waiting ranks what the analytics waits for."""
         with self._lock:
-            self._progress = text
+            self._progress = text = messages.shorten(text)
             for connection in self._bridges.values():
                 self._post(connection, messages.Progress(text))
 
@@ -514,7 +514,10 @@ class AgentServer:
                     self._collect(connection)
                 except ProtocolError as error:
                     logger.warning(
-                        "refused bridge %s (pid %d): %s", connection.bridge_id, connection.pid, error
+                        "refused bridge %s (pid %d): %s",
+                        connection.bridge_id,
+                        connection.pid,
+                        messages.shorten(error),
                     )
                     self._fail(connection, error)
         if self._joined or self._arrivals.has_events:
@@ -545,7 +548,7 @@ class AgentServer:
         try:
             self._receive_some(connection)
         except DeisaError as error:
-            logger.warning("refused a peer (pid %d): %s", connection.pid, error)
+            logger.warning("refused a peer (pid %d): %s", connection.pid, messages.shorten(error))
             self._fail(connection, error)
         except OSError as error:
             self._drop(connection, f"its connection failed ({error})")
@@ -586,6 +589,8 @@ class AgentServer:
         for message in connection.frames.feed(data):
             if connection in self._connections:  # not dropped by the message before
                 self._handle(connection, message)
+                if len(connection.outgoing) > MOST_UNREAD:
+                    raise ProtocolError("it does not read what it is sent")
 
     def _handle(self, connection: _Connection, message: Message) -> None:
         match message:
@@ -616,9 +621,11 @@ class AgentServer:
             case messages.Learned(array, dtype):
                 self._learn(connection, array, dtype)
             case messages.Abort(reason):
-                self._drop(connection, reason)
+                self._drop(connection, messages.shorten(reason))
             case messages.Close(stats):
                 connection.closed = True
+                for waiting in self._held_up.values():
+                    waiting.difference_update([who for who in waiting if who[0] == bridge_id])
                 self._arrivals.close(bridge_id, stats)
             case _:
                 raise ProtocolError(f"a {type(message).__name__} is not for an agent")
@@ -732,7 +739,7 @@ class AgentServer:
     def _follow(self, connection: _Connection, follow: messages.Follow) -> None:
         """Give the analytics of this node a journal; its connection shows that it is there."""
         self._check_version(follow.version)
-        if follow.driver_id != self._driver_id or connection.bridge_id is not None:
+        if not follow.driver_id or follow.driver_id != self._driver_id or connection.bridge_id is not None:
             raise ProtocolError("only the analytics itself may follow its agent")
         self._driver = connection
         handled = [*self._handled(), *[NOTHING_HANDLED] * follow.callbacks]
@@ -805,12 +812,9 @@ class AgentServer:
 
     def _fail(self, connection: _Connection, error: DeisaError) -> None:
         if not connection.closed:
-            self._post(connection, messages.Fail(type(error).__name__, str(error)))
-            if connection.outgoing:
-                with suppress(OSError):
-                    connection.socket.settimeout(FLUSH_S)
-                    connection.socket.sendall(b"".join(data for data, _ in connection.outgoing))
-        self._drop(connection, str(error))
+            # One that has not read what came before will not read this either: nobody waits for it.
+            self._post(connection, messages.Fail(type(error).__name__, messages.shorten(error)))
+        self._drop(connection, messages.shorten(error))
 
     def _drop(self, connection: _Connection, reason: str) -> None:
         if connection not in self._connections:

@@ -1,0 +1,180 @@
+"""Looks for bytes that the decoder of messages cannot stand, guided by the lines that they make it run.
+
+    python -m tests.fuzz.decoder [options of libFuzzer]
+    python -m tests.fuzz.decoder build/crash-...
+
+An input is taken as the body of a message and as a stream of frames. Only `ProtocolError` may come of it; what is
+decoded can be encoded again to an equal message; and a stream says the same however it is cut into pieces. Inputs that
+break one of these promises are written to ``build/``, and those that make the decoder run new lines to ``build/fuzz/``,
+where the next run finds them. Half of the mutations change bytes; the other half replace, repeat and drop parts of what
+the bytes mean.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import atheris
+import msgpack
+import numpy as np
+
+with atheris.instrument_imports(include=["deisa.ray._transport.messages", "deisa.ray._state.layout"]):
+    from deisa.ray._state.events import BridgeStats
+    from deisa.ray._state.layout import describe_arrays
+    from deisa.ray._transport import messages
+    from deisa.ray._transport.messages import FrameBuffer, Message, decode, encode
+
+from deisa.ray.errors import ProtocolError
+
+CORPUS = Path("build/fuzz")
+DTYPES: list[np.dtype] = [
+    np.dtype("<f8"),
+    np.dtype(">i2"),
+    np.dtype("M8[25ns]"),
+    np.dtype("U3"),
+    np.dtype("V6"),
+    np.dtype([("x", "<f4"), ("y", ">i2", (2, 3))]),
+    np.dtype([("p", [("x", "f8"), ("when", "M8[ns]")], (2,)), ("name", "S7")]),
+    np.dtype({"names": ["a", "b"], "formats": ["i1", "f4"], "offsets": [3, 8], "itemsize": 20}),
+    np.dtype([(("a title", "a"), "f8")]),
+]
+ARRAYS = describe_arrays(
+    {
+        "by position": {
+            "chunk_shape": (4, 3),
+            "nb_chunks_per_dim": (2, 2),
+            "chunk_position": (1, 0),
+            "dtype": "f8",
+        },
+        "by offset": [{"chunk_shape": (2,), "global_shape": (4,), "offset": (2 * i,)} for i in range(2)],
+        "scalar": {"chunk_shape": (), "global_shape": (), "offset": (), "dtype": "i4"},
+        "of nobody": [],
+    }
+)
+REGION = messages.RegionSpec(3, 0, 4096, 8192, 2, (4, 3), (24, 8), DTYPES[5])
+SEEDS: list[Message] = [
+    messages.Hello(messages.PROTOCOL_VERSION, 0, 4, ARRAYS),
+    *(messages.Learned("a", dtype) for dtype in DTYPES),
+    messages.Look(),
+    messages.HeldUp(1, -(2**63)),
+    messages.Advance(2**63 - 1),
+    messages.Close(BridgeStats(3, 96, 0.5)),
+    messages.Abort("ZeroDivisionError"),
+    messages.Attach(messages.PROTOCOL_VERSION),
+    messages.Follow(messages.PROTOCOL_VERSION, "an id", 2),
+    messages.Progress("waiting for bridge 3 of 4"),
+    messages.Slots((16384, 4096), (REGION, REGION)),
+    messages.Start((4096, 4096, 4096), {"a": messages.WantedArray((3, 4), 0, 2, 0, 1, 0)}),
+    messages.Start((), {}),
+    messages.Free(1),
+    messages.Fail("HoleError", "array 'a': no chunk covers ..."),
+    messages.Orphaned(""),
+    messages.Journal(4096),
+    messages.Attached("run:node", 0.0),
+]
+
+
+def check_body(body: bytes) -> None:
+    """A body is a message that survives being sent on, or is refused."""
+    try:
+        message = decode(body)
+    except ProtocolError:
+        return
+    again = decode(encode(message)[4:])
+    if type(again) is not type(message) or again != message:
+        raise AssertionError(f"{message} became {again}")
+
+
+def said(pieces: list[bytes]) -> tuple[list[Message], str]:
+    """Decode a stream, up to what is wrong with it."""
+    frames = FrameBuffer()
+    received: list[Message] = []
+    try:
+        for piece in pieces:
+            for message in frames.feed(piece):
+                received.append(message)
+    except ProtocolError as error:
+        return received, str(error)
+    return received, ""
+
+
+def check_stream(data: bytes) -> None:
+    """However it is cut, a stream says the same."""
+    at = sum(data) % (len(data) + 1)
+    whole, cut = said([data]), said([data[:at], data[at:]])
+    if whole != cut:
+        raise AssertionError(f"cut at {at}, {whole} became {cut}")
+
+
+def test_one_input(data: bytes) -> None:
+    """What the fuzzer calls, again and again."""
+    check_body(data)
+    check_stream(data)
+
+
+# Mutations of what the bytes mean.
+
+ODD: list[Any] = [
+    None, True, -1, 0, 1, 2**63 - 1, 2**63, -(2**63), float("nan"), float("inf"), "", "O", "|O8", "<f8", "V0", "(2,)f8",
+    "T", "\0", b"", [], {}, [[]], [1, 2], ["x", "<f8"], [["x", "<f8", [2]]], [[["title", "x"], "<i4"]],
+]  # fmt: skip
+
+
+def change(value: Any, source: random.Random) -> Any:
+    """Return a value that differs in one place, somewhere inside."""
+    if isinstance(value, list) and value and source.random() < 0.8:
+        items = list(value)
+        at = source.randrange(len(items))
+        match source.randrange(8):
+            case 0:
+                del items[at]
+            case 1:
+                items.insert(at, items[source.randrange(len(items))])
+            case _:
+                items[at] = change(items[at], source)
+        return items
+    if isinstance(value, dict) and value and source.random() < 0.8:
+        name = source.choice(sorted(value, key=repr))
+        return {**value, name: change(value[name], source)}
+    if isinstance(value, int) and source.random() < 0.5:
+        return value + source.choice([-1, 1])
+    return source.choice(ODD)
+
+
+def mutate(data: bytes, max_size: int, seed: int) -> bytes:
+    """Change the meaning of an input, where it has one; else its bytes."""
+    source = random.Random(seed)
+    framed = source.random() < 0.5
+    if source.random() < 0.5:
+        try:
+            value = msgpack.unpackb(data[4:] if framed else data, strict_map_key=False)
+            body: bytes = msgpack.packb(change(value, source))
+        except Exception:  # it means nothing, or cannot be written: msgpack has many kinds
+            return atheris.Mutate(data, max_size)
+        changed = len(body).to_bytes(4, "little") + body if framed else body
+        if len(changed) <= max_size:
+            return changed
+    return atheris.Mutate(data, max_size)
+
+
+def main() -> None:
+    """Fuzz, starting from one valid message of each kind and what earlier runs have found; or try the inputs named."""
+    inputs = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
+    if not inputs:
+        CORPUS.mkdir(parents=True, exist_ok=True)
+        for number, message in enumerate(SEEDS):
+            (CORPUS / f"{number}-body").write_bytes(encode(message)[4:])
+            (CORPUS / f"{number}-frame").write_bytes(encode(message))
+        (CORPUS / "stream").write_bytes(b"".join(map(encode, SEEDS)))
+        inputs = [str(CORPUS)]
+    options = [argument for argument in sys.argv[1:] if argument.startswith("-")]
+    failures = f"-artifact_prefix={CORPUS.parent}/"
+    atheris.Setup([sys.argv[0], failures, *options, *inputs], test_one_input, custom_mutator=mutate)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
