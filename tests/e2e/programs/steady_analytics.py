@@ -29,6 +29,9 @@ parser.add_argument("--fail-every", type=int, help="the callback raises at every
 options = parser.parse_args()
 
 cloudpickle.register_pickle_by_value(checked)  # workers on other nodes cannot import it
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # ignored in what a shell has put into the background
 log = Log(options.log)
 logging.basicConfig()
 

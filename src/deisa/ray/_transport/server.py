@@ -206,6 +206,7 @@ class AgentServer:
         self._journal: Page | None = None
         self._callbacks = 0  # that it has a word for
         self._learned: list[Event] = []
+        self._full = False  # no connection could be accepted, for want of descriptors
         self._heard_from_driver = time.monotonic()
         self._polls = 0
         self._ends_alone = ends_alone
@@ -560,7 +561,8 @@ class AgentServer:
         except BlockingIOError:
             return
         except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE):
+            if error.errno in (errno.EMFILE, errno.ENFILE) and not self._full:
+                self._full = True
                 self._joined.append(AgentLost(f"it cannot accept any more connections: {error} (ulimit -n)"))
             logger.error("cannot accept a connection: %s", error)
             time.sleep(0.05)
