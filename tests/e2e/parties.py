@@ -32,7 +32,7 @@ class Party:
 
     def numbers(self, word: str) -> list[int]:
         """The timesteps of the lines that begin with a word."""
-        return [int(line.split()[1]) for line in self.lines() if line.split()[0] == word]
+        return [int(line.split()[1].rstrip(":")) for line in self.lines() if line.split()[0] == word]
 
     @property
     def has_ended(self) -> bool:
