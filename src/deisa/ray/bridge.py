@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from deisa.ray._state.events import BridgeStats
 from deisa.ray._state.layout import ArrayDescription, Shape, describe_arrays, require_fixed_size
 from deisa.ray._transport.client import Account, Outlet, RankChannel
-from deisa.ray.config import Settings, disabled_by_environment
+from deisa.ray.config import OnAnalyticsLost, Settings, disabled_by_environment
 from deisa.ray.errors import (
     BridgeIdError,
     ChunkDtypeError,
@@ -40,8 +40,6 @@ logger = logging.getLogger("deisa.ray.bridge")
 
 _FIRST_TIMESTEP, _LAST_TIMESTEP = -(2**63), 2**63 - 1
 _DLPACK_HOST_DEVICES = {1, 3, 11}  # kDLCPU, kDLCUDAHost, kDLROCMHost
-
-OnAnalyticsLost = Literal["wait", "continue", "raise"]
 
 
 class Communicator(Protocol):
@@ -365,9 +363,8 @@ class Bridge:
                 self._advance(timestep)
                 own.lent = lent = own.outlet.free_slot(timestep).view()
                 return lent
-        return (
-            own.scratch()
-        )  # no callback asks for the array, or nobody is there any more: any memory will do
+        # No callback asks for the array, or nobody is there any more: any memory will do.
+        return own.scratch()
 
     def advance(self, timestep: int) -> None:
         """Say that this rank sends nothing older than `timestep` any more, without sending anything.

@@ -7,12 +7,13 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from deisa.ray.errors import ConfigurationError
 
 ENVIRONMENT_PREFIX = "DEISA_RAY_"
-ON_ANALYTICS_LOST = ("wait", "continue", "raise")
+OnAnalyticsLost = Literal["wait", "continue", "raise"]
+ON_ANALYTICS_LOST = get_args(OnAnalyticsLost)
 _SWITCH = {
     "1": True,
     "true": True,

@@ -224,7 +224,7 @@ class Deisa:
             self.close(error)
             raise
         except BaseException as error:  # another analytics may do better
-            self._abandon(AnalyticsLostError(f"the analytics has ended: {error!r}"))
+            self._end(self._session.abandon, AnalyticsLostError(f"the analytics has ended: {error!r}"))
             raise
         finally:
             self.report = report = self._report(run)
@@ -277,15 +277,6 @@ class Deisa:
         self._session.leases.wait_gone()
         self.close()
 
-    def _abandon(self, error: DeisaError) -> None:
-        with self._closing:
-            if self._closed:
-                return
-            self._closed = True
-            self._session.abandon(error)
-            self._engine.executor.close()
-        atexit.unregister(self._at_exit)
-
     def close(self, error: DeisaError | None = None) -> None:
         """End the session: the agents go, with the chunk memory. Done by itself after a run and at exit.
 
@@ -294,11 +285,14 @@ class Deisa:
         error : DeisaError, optional
             What ranks that are still there are told.
         """
+        self._end(self._session.close, error or AnalyticsLostError("the analytics has ended"))
+
+    def _end(self, end_session: Callable[[DeisaError], None], error: DeisaError) -> None:
         with self._closing:
             if self._closed:
                 return
             self._closed = True
-            self._session.close(error or AnalyticsLostError("the analytics has ended"))
+            end_session(error)
             self._engine.executor.close()
         atexit.unregister(self._at_exit)
 

@@ -33,7 +33,6 @@ class Leases:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._stopped = False
-        self._kept = False
 
     def grant(self, array: str, timestep: int) -> Lease:
         """Make the lease of a step that has just become complete."""
@@ -54,11 +53,10 @@ class Leases:
         with self._changed:
             return self._changed.wait_for(lambda: not self._live or self._stopped, timeout_s)
 
-    def stop(self, *, keep: bool = False) -> None:
-        """End the thread; leases that end later are of no interest, and with `keep` none ends any more."""
+    def stop(self) -> None:
+        """End the thread; no step is released any more."""
         with self._changed:
             self._stopped = True
-            self._kept = keep
             self._changed.notify_all()
         self._ended.put(None)
 
@@ -71,7 +69,7 @@ class Leases:
             stop = None in ended
             steps = [step for step in ended if step is not None]
             try:
-                if not self._kept:
+                if not self._stopped:
                     self._release(steps)
             except Exception as error:  # the agents have gone; their memory with them
                 logger.debug("leases not released: %s", error)

@@ -36,6 +36,7 @@ from deisa.ray._graph.leaves import Handle, StepSlots
 from deisa.ray._graph.scheduler import BundleStats, Picks
 from deisa.ray.config import Settings
 from deisa.ray.errors import ComputationLostError, PeerError, SessionEndedError
+from deisa.ray.report import SHOWN_NODE_ID
 
 logger = logging.getLogger("deisa.ray")
 
@@ -360,7 +361,7 @@ class RayExecutor:
             ]
         if lost:
             raise ComputationLostError(
-                f"node {', '.join(sorted(n[:12] for n in lost))} has gone, with bundles on it"
+                f"node {', '.join(sorted(n[:SHOWN_NODE_ID] for n in lost))} has gone, with bundles on it"
             )
 
     def wait_ended(self, timeout_s: float) -> bool:

@@ -50,7 +50,7 @@ from deisa.ray.errors import (
     WaitTimeoutError,
     WindowError,
 )
-from deisa.ray.report import ArrayFigures
+from deisa.ray.report import SHOWN_NODE_ID, ArrayFigures
 from deisa.ray.types import DeisaArray
 
 logger = logging.getLogger("deisa.ray")
@@ -59,7 +59,6 @@ CONSUMER = "analytics"
 TICK_S = 0.5
 TELL_EVERY_S = 0.5  # at most so often the waiting ranks are told whom the analytics waits for
 SHOWN_STEPS = 10
-SHOWN_NODE_ID = 12  # characters of Ray's 56 that messages show
 STRAGGLERS_S = 0.5  # for events that other nodes reported before a failure
 LATECOMERS_S = 2.0
 
@@ -493,7 +492,7 @@ class Session:
     def abandon(self, error: DeisaError) -> None:
         """Leave the session to another analytics, with all that has not been handled."""
         self._closed = True
-        self.leases.stop(keep=True)
+        self.leases.stop()
         self._agents.abandon(error)
         self._arrays.clear()
         self._journal = None

@@ -1,4 +1,4 @@
-"""Receive bytes and the file descriptors beside them.
+"""Receive bytes, or messages, and the file descriptors beside them.
 
 ``socket.recv_fds`` would do, but it drops its flags (as of Python 3.13).
 """
@@ -6,7 +6,11 @@
 from __future__ import annotations
 
 import array
+import os
 import socket
+from collections.abc import Iterator
+
+from deisa.ray._transport.messages import FrameBuffer, Message
 
 RECEIVE_BYTES = 65536
 MAX_DESCRIPTORS = 253  # the kernel's limit for one message
@@ -24,3 +28,20 @@ def receive_with_descriptors(connection: socket.socket, flags: int = 0) -> tuple
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             descriptors.frombytes(payload[: len(payload) - len(payload) % _INT_BYTES])
     return data, list(descriptors)
+
+
+def receive_messages(connection: socket.socket) -> Iterator[tuple[Message, list[int]]]:
+    """Receive until the other end has gone; whoever takes descriptors out of the list owns them, others are closed."""
+    frames = FrameBuffer()
+    descriptors: list[int] = []
+    try:
+        while True:
+            data, received = receive_with_descriptors(connection)
+            descriptors += received
+            if not data:
+                return
+            for message in frames.feed(data):
+                yield message, descriptors
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)

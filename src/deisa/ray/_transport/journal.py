@@ -6,13 +6,11 @@ the agent that the analytics writes to.
 
 from __future__ import annotations
 
-import os
 import socket
 
 from deisa.ray._transport import messages
 from deisa.ray._transport.address import check_same_user
-from deisa.ray._transport.descriptors import receive_with_descriptors
-from deisa.ray._transport.messages import FrameBuffer
+from deisa.ray._transport.descriptors import receive_messages
 from deisa.ray._transport.pages import map_words
 from deisa.ray.errors import ProtocolError
 
@@ -42,23 +40,11 @@ class JournalLine:
         """
         follow = messages.Follow(messages.PROTOCOL_VERSION, self._driver_id, callbacks)
         self._socket.sendall(messages.encode(follow))
-        frames = FrameBuffer()
-        descriptors: list[int] = []
-        try:
-            while True:
-                data, received = receive_with_descriptors(self._socket)
-                descriptors += received
-                if not data:
-                    raise ProtocolError("the agent has hung up")
-                for message in frames.feed(data):
-                    if not isinstance(message, messages.Journal) or not descriptors:
-                        raise ProtocolError(
-                            f"the agent sent a {type(message).__name__} in place of a journal"
-                        )
-                    return map_words(descriptors.pop(), message.nbytes, writable=True)[:callbacks]
-        finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
+        for message, descriptors in receive_messages(self._socket):
+            if not isinstance(message, messages.Journal) or not descriptors:
+                raise ProtocolError(f"the agent sent a {type(message).__name__} in place of a journal")
+            return map_words(descriptors.pop(), message.nbytes, writable=True)[:callbacks]
+        raise ProtocolError("the agent has hung up")
 
     def close(self) -> None:
         """Hang up."""

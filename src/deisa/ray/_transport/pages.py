@@ -235,9 +235,8 @@ class TallyRow:
             return False
         self._account[self.within] = 0
         row = self._row
-        whole = (
-            row[self._own] + 1 if row[self._own] < _LARGEST_WORD else -_LARGEST_WORD
-        )  # others can write here
+        before = row[self._own]  # others can write there
+        whole = before + 1 if before < _LARGEST_WORD else -_LARGEST_WORD
         row[self._own] = whole
         if len(row) == 1:
             return True

@@ -11,15 +11,14 @@ import mmap
 import os
 import socket
 import threading
-from collections.abc import Iterator
 
 import numpy as np
 
 from deisa.ray._transport import messages
 from deisa.ray._transport.address import check_same_user
-from deisa.ray._transport.descriptors import RECEIVE_BYTES, receive_with_descriptors
+from deisa.ray._transport.descriptors import RECEIVE_BYTES, receive_messages
 from deisa.ray._transport.memory import map_segments, slot_view
-from deisa.ray._transport.messages import FrameBuffer, Message, RegionSpec
+from deisa.ray._transport.messages import RegionSpec
 from deisa.ray.errors import PeerError, ProtocolError, SessionEndedError
 
 ATTACH_TIMEOUT_S = 30.0
@@ -49,7 +48,7 @@ class AgentMemory:
 
     def _map_all(self) -> None:
         self._socket.sendall(messages.encode(messages.Attach(messages.PROTOCOL_VERSION)))
-        for message, descriptors in _receive(self._socket):
+        for message, descriptors in receive_messages(self._socket):
             match message:
                 case messages.Slots():
                     self._map(message, descriptors)
@@ -130,25 +129,9 @@ def probe(address: str) -> tuple[str, float]:
         connection.connect(address)
         check_same_user(connection)
         connection.sendall(messages.encode(messages.Attach(messages.PROTOCOL_VERSION)))
-        for message, descriptors in _receive(connection):
+        for message, descriptors in receive_messages(connection):
             while descriptors:
                 os.close(descriptors.pop())
             if isinstance(message, messages.Attached):
                 return message.agent_id, message.quiet_s
     raise ProtocolError("the agent gave no answer")
-
-
-def _receive(connection: socket.socket) -> Iterator[tuple[Message, list[int]]]:
-    frames = FrameBuffer()
-    descriptors: list[int] = []
-    try:
-        while True:
-            data, received = receive_with_descriptors(connection)
-            descriptors += received
-            if not data:
-                return
-            for message in frames.feed(data):
-                yield message, descriptors
-    finally:
-        for descriptor in descriptors:
-            os.close(descriptor)
