@@ -28,3 +28,4 @@ numpydoc_class_members_toctree = False
 html_theme = "furo"
 html_title = f"deisa-ray {release}"
 html_static_path = ["_static"]
+html_css_files = ["page.css"]

@@ -4,12 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,112 +14,9 @@ from deisa.ray import Bridge, Deisa, Settings
 from deisa.ray._state.events import BridgeStats
 from deisa.ray._transport.messages import MESSAGES
 from deisa.ray.report import ArrayFigures, CallbackFigures, ComputationFigures, Report
+from tests.docs.pages import DOCS, ROOT, Block, named_block, patched, python_blocks, replaced
+from tests.docs.running import RANKS, Communicator, output_of, ranks_in_threads, started
 from tests.support.mpi import Mpi
-
-ROOT = Path(__file__).parents[2]
-DOCS = ROOT / "docs"
-RANKS = 4
-RUN_TIMEOUT_S = 60.0
-
-
-@dataclass(frozen=True)
-class Block:
-    """A code block of a Markdown page, and the output printed below it, if any."""
-
-    page: str
-    heading: str
-    number: int
-    code: str
-    output: str | None
-
-    def __str__(self) -> str:
-        return f"{self.page}-{self.number}-{re.sub('[^a-z]+', '-', self.heading.lower()).strip('-')}"
-
-
-def python_blocks(path: Path) -> list[Block]:
-    pattern = re.compile(r"^```(\w+)\n(.*?)^```$|^#+ ([^\n]+)$", re.MULTILINE | re.DOTALL)
-    heading, fences = "", []
-    for match in pattern.finditer(path.read_text()):
-        if match[3]:
-            heading = match[3]
-        else:
-            fences.append((heading, match[1], match[2]))
-    blocks: list[Block] = []
-    for number, (title, language, code) in enumerate(fences):
-        if language == "python":
-            below = fences[number + 1][1:] if number + 1 < len(fences) else ("", "")
-            output = below[1] if below[0] == "text" else None
-            blocks.append(Block(path.stem, title, len(blocks), code, output))
-    assert blocks, f"no Python in {path}"
-    return blocks
-
-
-def named_block(path: Path, name: str) -> str:
-    """A code block of a reStructuredText page, by its name."""
-    match = re.search(
-        rf"^\.\. code-block:: \w+\n   :name: {name}\n\n((?:   .*\n|\n)+)", path.read_text(), re.M
-    )
-    assert match, f"no block {name} in {path}"
-    return re.sub("^   ", "", match[1], flags=re.M).strip("\n") + "\n"
-
-
-def replaced(text: str, old: str, new: str) -> str:
-    assert text.count(old) == 1, f"{text.count(old)} times, not once: {old!r}"
-    return text.replace(old, new)
-
-
-def patched(text: str, diff: str) -> str:
-    """Apply a diff that has only removed lines, each group followed by those that take its place."""
-    for group in re.finditer(r"((?:^-.*\n)+)((?:^\+.*\n)+)", diff, re.M):
-        removed, added = (re.sub("^[-+]", "", lines, flags=re.M) for lines in group.groups())
-        text = replaced(text, removed, added)
-    return text
-
-
-@contextmanager
-def started(*argv: str | Path) -> Iterator[subprocess.Popen[str]]:
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, *argv], text=True, **pipes) as process:
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                process.kill()
-
-
-def output_of(process: subprocess.Popen[str]) -> str:
-    stdout, stderr = process.communicate(timeout=RUN_TIMEOUT_S)
-    assert process.returncode == 0, stderr
-    return stdout
-
-
-@dataclass(frozen=True)
-class Communicator:
-    rank: int
-
-    def Get_rank(self) -> int:
-        return self.rank
-
-    def Get_size(self) -> int:
-        return RANKS
-
-
-@contextmanager
-def ranks_in_threads(program: Callable[[Communicator], None]) -> Iterator[None]:
-    with ThreadPoolExecutor(RANKS) as pool:
-        running = [pool.submit(program, Communicator(rank)) for rank in range(RANKS)]
-        yield
-        for rank in running:
-            rank.result(RUN_TIMEOUT_S)
-
-
-@pytest.fixture(autouse=True)
-def session_of_its_own(session_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Snippets name no session: the environment keeps those of different tests apart."""
-    monkeypatch.setenv("DEISA_RAY_SESSION", session_name)
-    for wait in ("CONNECT", "START", "SEND", "DATA"):
-        monkeypatch.setenv(f"DEISA_RAY_{wait}_TIMEOUT_S", "40")
-
 
 # The quick start.
 
@@ -166,13 +57,27 @@ def test_quick_start_snippet_describes_one_bridge_of_a_larger_grid() -> None:
         assert line in snippet
 
 
+def test_quick_start_leads_with_the_pair_of_the_readme() -> None:
+    page = DOCS / "quick_start.rst"
+    _, simulation, analytics = python_blocks(ROOT / "README.md")
+    assert named_block(page, "pair-simulation") == simulation.code
+    assert named_block(page, "pair-analytics") == analytics.code
+    assert named_block(page, "pair-output") == analytics.output
+
+
 # The README.
+
+
+def test_readme_without_mpi_and_ray(capsys: pytest.CaptureFixture[str]) -> None:
+    first, *_ = python_blocks(ROOT / "README.md")
+    exec(first.code, {})
+    assert capsys.readouterr().out == first.output
 
 
 @pytest.mark.ray
 @pytest.mark.mpi
 def test_readme(ray_cluster: str, mpi: Mpi, tmp_path: Path) -> None:
-    simulation, analytics = python_blocks(ROOT / "README.md")
+    _, simulation, analytics = python_blocks(ROOT / "README.md")
     (tmp_path / "simulation.py").write_text(simulation.code)
     (tmp_path / "analytics.py").write_text(analytics.code)
     with started(tmp_path / "analytics.py") as driver:
