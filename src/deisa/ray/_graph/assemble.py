@@ -118,10 +118,13 @@ class StepLayer(Layer):
         return set(self._materialize())
 
     def cull(self, keys: set[Key], all_hlg_keys: Collection[Key]) -> tuple[Layer, Mapping[Key, set[Key]]]:
-        """Leave out what `keys` do not need; there are no dependencies on other layers."""
+        """Leave out what `keys`, some of them of other layers, do not need; nothing here depends on those."""
         tasks = self._materialize()
-        if len(keys) < len(tasks) - 1:
+        own = keys & tasks.keys()
+        if not own:
+            return MaterializedLayer({}), {}
+        if len(own) < len(tasks) - 1:
             needed: dict[Key, Any] = {self.step_key: tasks[self.step_key]}
-            needed.update((key, tasks[key]) for key in keys)
+            needed.update((key, tasks[key]) for key in own)
             return MaterializedLayer(needed), {key: set() for key in needed}
         return self, {key: set() for key in tasks}
