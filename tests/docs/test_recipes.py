@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,8 +14,9 @@ import numpy as np
 import pytest
 
 from deisa.ray import Bridge
-from tests.docs.pages import DOCS, Block, python_blocks, replaced
-from tests.docs.running import Communicator, ranks_in_threads
+from tests.docs.pages import DOCS, ROOT, Block, python_blocks, replaced
+from tests.docs.running import RUN_TIMEOUT_S, Communicator, output_of, ranks_in_threads, started
+from tests.support.processes import kill_session
 
 RECIPES = python_blocks(DOCS / "recipes.md")
 BEGIN, END = (block.code for block in RECIPES[:2])
@@ -60,3 +66,82 @@ def test_recipe(
     assert block.output is not None
     assert capsys.readouterr().out == block.output
     assert not list(tmp_path.rglob("*.part"))
+
+
+INTERRUPT = """
+    if latest.t == 2 and n == 3:
+        import signal
+
+        signal.raise_signal(signal.SIGINT)
+
+
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_an_interrupted_mean_goes_on(
+    ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (block,) = [block for block in ANALYTICS if "interrupted" in block.heading]
+    Path("first.py").write_text(BEGIN + block.code + INTERRUPT + END)
+    Path("second.py").write_text(BEGIN + block.code + END)
+    assert block.output is not None
+    lines = block.output.splitlines(keepends=True)
+    with ranks_in_threads(send_temperature):
+        with started("first.py") as first:
+            printed, _ = first.communicate(timeout=RUN_TIMEOUT_S)
+        assert printed == "".join(lines[:3])
+        with started("second.py") as second:
+            assert output_of(second) == "".join(lines[3:])
+
+
+# Puts the tasks of a job step on this machine.
+SRUN = """#!/bin/sh
+while [ "${1#--}" != "$1" ]; do
+    case $1 in --ntasks=*) tasks=${1#--ntasks=} ;; esac
+    shift
+done
+if [ -n "$tasks" ]; then SLURM_PROCID=0 exec "$@"; else exec mpiexec -n 4 "$@"; fi
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.mpi
+@pytest.mark.slow
+def test_batch_script(tmp_path: Path) -> None:
+    page = (DOCS / "recipes.md").read_text()
+    (script,) = re.findall(r"^```bash\n(#!/bin/bash\n.*?)^```$", page, re.M | re.S)
+    _, simulation, analytics = python_blocks(ROOT / "README.md")
+    (tmp_path / "job.sh").write_text(script)
+    (tmp_path / "simulation.py").write_text(simulation.code)
+    (tmp_path / "analytics.py").write_text(analytics.code)
+    (tmp_path / "srun").write_text(SRUN)
+    (tmp_path / "srun").chmod(0o755)
+    with (
+        tempfile.TemporaryDirectory(prefix="dr-", dir="/tmp") as ray_dir,
+        (tmp_path / "out").open("w") as out,
+    ):
+        variables = {
+            "PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "RAY_TMPDIR": ray_dir,
+            "SLURM_JOB_ID": str(os.getpid()),
+            "SLURM_NNODES": "1",
+        }
+        job = subprocess.Popen(
+            ["bash", "job.sh"],
+            cwd=tmp_path,
+            env=os.environ | variables,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            text=True,
+        )
+        try:
+            status = job.wait(RUN_TIMEOUT_S)
+        finally:
+            kill_session(job)
+    printed = (tmp_path / "out").read_text()
+    assert status == 0, printed
+    assert "".join(re.findall("^t=.*\n", printed, re.M)) == analytics.output, printed
