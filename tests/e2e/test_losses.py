@@ -6,7 +6,8 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -305,26 +306,22 @@ def test_ranks_without_their_agent(parties: Parties, policy: str) -> None:
     assert ended == ({"well"} if policy == "continue" else {"AnalyticsLostError"})
 
 
-def kill_workers(session: str, condition: Callable[[], bool]) -> int:
-    """Kill a process that runs bundles every now and then, until the condition holds; returns how many."""
-    killed = 0
-    while not condition():
-        time.sleep(0.4)
-        for pid in workers(session)[:1]:
-            try:
-                os.kill(pid, signal.SIGKILL)
-                killed += 1
-            except ProcessLookupError:
-                continue
-    return killed
+def kill_worker(session: str) -> bool:
+    """Kill a process that runs bundles; returns whether there was any."""
+    for pid in workers(session):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+            return True
+    return False
 
 
 def test_workers_are_killed_in_the_middle_of_bundles(parties: Parties) -> None:
     """They are run again, and their results are the same."""
     analytics = parties.analytics()
     ranks = parties.ranks(2, 100, "--pause=0.05")
-    analytics.reached("done 3")
-    assert kill_workers(parties.session, lambda: len(analytics.numbers("done")) >= 60) >= 3
+    for timestep in (3, 20, 40, 60):
+        analytics.reached(f"done {timestep}")
+        wait_until(lambda: kill_worker(parties.session), "a worker is there and is killed")
     assert analytics.ended() == "well"
     assert [rank.ended() for rank in ranks] == ["well", "well"]
     assert handled_in_order(analytics) == list(range(100))
