@@ -30,7 +30,7 @@ def command(pid: int) -> str:
 
 def workers(session: str) -> list[int]:
     """Processes that run bundles where a session's agent is, on its Ray node: of any session, of no other Ray."""
-    found = [*named("ray::run_here"), *named("ray::StandingWorker")]
+    found = [*named("ray::run_on_node"), *named("ray::StandingWorker")]
     belongs_to = {process.pid: process.session for process in live_processes()}
     node = belongs_to.get(agent_of(session) or 0)
     return [pid for pid in found if node is not None and belongs_to.get(pid) == node]
