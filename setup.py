@@ -6,10 +6,11 @@ from setuptools import Extension, setup
 setup(
     ext_modules=[
         Extension(
-            "deisa.ray._transport._lane",
-            ["src/deisa/ray/_transport/_lane.c"],
+            f"deisa.ray._transport.{name}",
+            [f"src/deisa/ray/_transport/{name}.c"],
             include_dirs=[numpy.get_include()],
             optional=True,
         )
+        for name in ("_lane", "_ending")
     ]
 )

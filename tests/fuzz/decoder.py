@@ -56,14 +56,14 @@ ARRAYS = describe_arrays(
 )
 REGION = messages.RegionSpec(3, 0, 4096, 8192, 2, (4, 3), (24, 8), DTYPES[5])
 SEEDS: list[Message] = [
-    messages.Hello(messages.PROTOCOL_VERSION, 0, 4, ARRAYS),
+    messages.Hello(messages.PROTOCOL_VERSION, "s", 0, 4, ARRAYS),
     *(messages.Learned("a", dtype) for dtype in DTYPES),
     messages.Look(),
     messages.HeldUp(1, -(2**63)),
     messages.Advance(2**63 - 1),
     messages.Close(BridgeStats(3, 96, 0.5)),
     messages.Abort("ZeroDivisionError"),
-    messages.Attach(messages.PROTOCOL_VERSION),
+    messages.Attach(messages.PROTOCOL_VERSION, 0),
     messages.Follow(messages.PROTOCOL_VERSION, "an id", 2),
     messages.Progress("waiting for bridge 3 of 4"),
     messages.Slots((16384, 4096), (REGION, REGION)),

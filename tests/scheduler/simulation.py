@@ -11,7 +11,6 @@ import numpy as np
 
 from deisa.ray import Bridge, Deisa, Report, Settings, WindowSpec
 from deisa.ray.errors import DeisaError
-from tests.support.patience import PATIENCE_S
 
 ROWS, COLUMNS = 40, 30  # of a chunk
 
@@ -91,7 +90,7 @@ class Simulation:
 
     def join(self) -> None:
         for thread in self._threads:
-            thread.join(PATIENCE_S)
+            thread.join(30)
             assert not thread.is_alive(), "a rank hangs"
 
 

@@ -21,8 +21,8 @@ from deisa.ray._transport.server import AgentServer, StartPlan
 from deisa.ray.bridge import Bridge
 from deisa.ray.config import Settings
 from deisa.ray.errors import DeisaError
-from tests.support.patience import PATIENCE_S
 
+PATIENCE_S = 20.0
 CONSUMER = "test"
 E = TypeVar("E")
 T = TypeVar("T")
@@ -110,6 +110,17 @@ class Agent:
         ]
         self._readers += [t for t in threading.enumerate() if t.name == "deisa-reader" and t not in before]
         return chunks
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for something that no event tells."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not condition():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    def forget(self) -> None:
+        """Hold no bridge any more."""
+        self._opening.clear()
 
     def release(self, *steps: tuple[str, int]) -> None:
         self.server.release(CONSUMER, steps)

@@ -53,14 +53,15 @@ from deisa.ray._transport.server import AgentServer
 from deisa.ray.bridge import Bridge
 from deisa.ray.errors import BridgeLostError, HoleError, PeerIdentityError, ProtocolError, SessionInUseError
 from tests.conftest import skip_or_fail
-from tests.support.patience import PATIENCE_S, wait_until
-from tests.unit.agent import Agent, descriptors, new_settings, running, whole
+from tests.e2e.simulation import wait_until
+from tests.unit.agent import PATIENCE_S, Agent, descriptors, new_settings, running, whole
 from tests.unit.test_hand_off import raw
 from tests.unit.test_messages import ANY, DTYPES, TEXT, described_arrays
 
 MIB = 2**20
 GOOD, HOSTILE = (0, 1), 2  # bridges
 WORLD_SIZE = 3
+SESSION = f"unit-{os.getpid()}-hostile"
 SLOTS = {"a": 2, "h": 2, "open": 1}
 ANALYTICS = "an id that nobody else knows"
 SLOT, BOARD, TALLY, OUTBOX = range(4)  # what a rank has mapped
@@ -85,7 +86,7 @@ class Hostile:
         self.pages: list[memoryview] = []
         self.wanted: dict[str, messages.WantedArray] = {}
         arrays = describe_arrays({"h": whole((4,)), "open": whole((4,), dtype=None)})
-        self.say(encode(messages.Hello(messages.PROTOCOL_VERSION, HOSTILE, WORLD_SIZE, arrays)))
+        self.say(encode(messages.Hello(messages.PROTOCOL_VERSION, SESSION, HOSTILE, WORLD_SIZE, arrays)))
 
     def say(self, data: bytes) -> None:
         """Send bytes, to whoever still listens."""
@@ -149,7 +150,7 @@ class Scene:
     def listen(self) -> None:
         """Have the agent look at all that has been said and written so far, and note what it tells."""
         probe = raw(self.agent)  # it is served after all that came before
-        probe.sendall(encode(messages.Attach(messages.PROTOCOL_VERSION)))
+        probe.sendall(encode(messages.Attach(messages.PROTOCOL_VERSION, 0)))
         assert probe.recv(1)
         probe.close()
         self.seen += self.agent.events()
@@ -198,7 +199,10 @@ def _is_step(event: Event, array: str, timestep: int) -> TypeGuard[StepComplete]
 
 @contextmanager
 def scene(before: Sequence[bytes] = (), compiled: bool = True) -> Iterator[Scene]:
-    with nullcontext() if compiled else mock.patch.object(client, "Lane", None), running() as agent:
+    with (
+        nullcontext() if compiled else mock.patch.object(client, "Lane", None),
+        running(session=SESSION) as agent,
+    ):
         scene = Scene(agent, before)
         try:
             yield scene
@@ -217,7 +221,10 @@ ARRAYS = st.lists(
     max_size=2,
     unique_by=lambda array: array.name,
 ).map(tuple)
-HELLO = st.builds(messages.Hello, VERSIONS, st.integers(0, 5) | BORDERS, st.integers(0, 5) | BORDERS, ARRAYS)
+SESSIONS = st.just(SESSION) | TEXT
+HELLO = st.builds(
+    messages.Hello, VERSIONS, SESSIONS, st.integers(0, 5) | BORDERS, st.integers(0, 5) | BORDERS, ARRAYS
+)
 HOSTILE_MESSAGES = st.one_of(
     st.builds(messages.HeldUp, REGIONS, TIMESTEPS),
     st.builds(messages.Advance, TIMESTEPS),
@@ -225,7 +232,7 @@ HOSTILE_MESSAGES = st.one_of(
     st.builds(
         messages.Follow, VERSIONS, st.sampled_from(["", "someone else"]), st.sampled_from([0, 1, 100_000])
     ),
-    st.builds(messages.Attach, VERSIONS),
+    st.builds(messages.Attach, VERSIONS, REGIONS),
     HELLO,
     ANY.filter(lambda message: not isinstance(message, messages.Hello | messages.Follow)),
 )
@@ -263,7 +270,12 @@ FRAMES = st.one_of(
     st.binary(max_size=30),
 )
 JOINING = st.builds(
-    messages.Hello, st.just(messages.PROTOCOL_VERSION), st.integers(3, 5), st.just(WORLD_SIZE), ARRAYS
+    messages.Hello,
+    st.just(messages.PROTOCOL_VERSION),
+    st.just(SESSION),
+    st.integers(3, 5),
+    st.just(WORLD_SIZE),
+    ARRAYS,
 )
 STREAMS = st.lists(FRAMES, min_size=1, max_size=3).map(b"".join) | st.builds(
     lambda hello, message: encode(hello) + encode(message), JOINING, HOSTILE_MESSAGES
@@ -305,7 +317,7 @@ def test_a_refusal_does_not_grow_with_what_is_refused() -> None:
     """The text of an error quotes what it is about, and might not fit into a message."""
     chunk = [[4], None, None]  # it lies nowhere
     name = "\1" * (messages.MAX_MESSAGE_BYTES // 2)  # written out, each character takes four
-    body = msgpack.packb([1, messages.PROTOCOL_VERSION, 9, 10, [[name, "<f8", [4], None, [chunk]]]])
+    body = msgpack.packb([1, messages.PROTOCOL_VERSION, SESSION, 9, 10, [[name, "<f8", [4], None, [chunk]]]])
     with scene() as here, mock.patch.object(server, "logger") as logger:
         here.stranger_says(frame(body))
         here.step()
@@ -339,7 +351,7 @@ def test_an_error_of_any_length_ends_the_session() -> None:
 def test_an_array_of_more_dimensions_than_numpy_has_is_refused() -> None:
     many = [1] * 65
     body = msgpack.packb(
-        [1, messages.PROTOCOL_VERSION, 0, 1, [["a", "<f8", many, None, [[many, None, [0] * 65]]]]]
+        [1, messages.PROTOCOL_VERSION, SESSION, 0, 1, [["a", "<f8", many, None, [[many, None, [0] * 65]]]]]
     )
     with pytest.raises(ProtocolError, match="65 dimensions"):
         messages.decode(body)
@@ -592,7 +604,7 @@ def test_what_a_peer_never_reads_does_not_pile_up(who: str) -> None:
     """Each of these messages is answered."""
     with scene() as here, growing_at_most(12 * MIB):
         region = here.hostile.wanted["h"].regions[0]
-        said: Message = messages.Attach(messages.PROTOCOL_VERSION)
+        said: Message = messages.Attach(messages.PROTOCOL_VERSION, 0)
         if who == "rank":
             said = messages.HeldUp(region, 0)
         burst = encode(said) * 1000
@@ -626,7 +638,7 @@ import os, socket, sys
 os.setgroups([]); os.setgid({nobody}); os.setuid({nobody})
 peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
 peer.connect(bytes.fromhex(sys.argv[1]))
-peer.settimeout({patience_s})
+peer.settimeout(20)
 try:
     peer.sendall(bytes.fromhex(sys.argv[2]))
     data, descriptors, _, _ = socket.recv_fds(peer, 65536, 253)
@@ -644,7 +656,7 @@ listener.listen(16)
 print("listening", flush=True)
 for _ in range(int(sys.argv[2])):
     peer, _ = listener.accept()
-    peer.settimeout({patience_s})
+    peer.settimeout(20)
     print(len(peer.recv(65536)), flush=True)
     peer.close()
 """
@@ -655,7 +667,7 @@ def as_nobody(program: str, *arguments: str) -> subprocess.Popen[str]:
     if os.getuid() != 0:
         skip_or_fail("only root can become another user")
     return subprocess.Popen(
-        [sys.executable, "-I", "-c", program.format(nobody=NOBODY, patience_s=PATIENCE_S), *arguments],
+        [sys.executable, "-I", "-c", program.format(nobody=NOBODY), *arguments],
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -664,8 +676,8 @@ def as_nobody(program: str, *arguments: str) -> subprocess.Popen[str]:
 @pytest.mark.parametrize(
     "said",
     [
-        messages.Hello(messages.PROTOCOL_VERSION, HOSTILE, WORLD_SIZE, ()),
-        messages.Attach(messages.PROTOCOL_VERSION),
+        messages.Hello(messages.PROTOCOL_VERSION, SESSION, HOSTILE, WORLD_SIZE, ()),
+        messages.Attach(messages.PROTOCOL_VERSION, 0),
         messages.Follow(messages.PROTOCOL_VERSION, ANALYTICS, 1),
     ],
     ids=lambda message: type(message).__name__,

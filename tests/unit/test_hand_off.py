@@ -36,7 +36,6 @@ from deisa.ray.bridge import Bridge
 from deisa.ray.errors import (
     AnalyticsLostError,
     BridgeIdError,
-    ConfigurationError,
     HoleError,
     MemoryBoundError,
     NoAnalyticsError,
@@ -46,15 +45,26 @@ from deisa.ray.errors import (
     SessionInUseError,
     WaitTimeoutError,
 )
-from tests.support.patience import PATIENCE_S, wait_until
-from tests.unit.agent import Agent, descriptors, mappings, new_settings, running, settings_with, whole
+from tests.unit.agent import (
+    PATIENCE_S,
+    Agent,
+    descriptors,
+    mappings,
+    new_settings,
+    running,
+    settings_with,
+    whole,
+)
 
 pytestmark = pytest.mark.usefixtures("lane")
 
 
+SESSION = f"unit-{os.getpid()}-hand-off"
+
+
 @pytest.fixture
 def agent() -> Iterator[Agent]:
-    with running() as agent:
+    with running(session=SESSION) as agent:
         yield agent
 
 
@@ -256,7 +266,7 @@ def test_a_chunk_that_is_being_read_is_not_overwritten(agent: Agent) -> None:
 
 
 def test_waiting_for_a_slot_ends(agent: Agent, caplog: pytest.LogCaptureFixture) -> None:
-    impatient = settings_with(agent, send_timeout_s=0.5, warn_every_s=0.01)
+    impatient = settings_with(agent, send_timeout_s=0.05, warn_every_s=0.02)
     opening = agent.open_bridge(0, 1, {"a": whole((4,)), "b": whole((4,))}, impatient)
     agent.wait(BridgeJoined)
     agent.start({"a": 1, "b": 1})
@@ -266,7 +276,7 @@ def test_waiting_for_a_slot_ends(agent: Agent, caplog: pytest.LogCaptureFixture)
         caplog.at_level(logging.WARNING, "deisa.ray.bridge"),
         pytest.raises(
             WaitTimeoutError,
-            match=r"all 1 slots of array 'a' are in use: timestep 1 waits.*after 0\.5 s "
+            match=r"all 1 slots of array 'a' are in use: timestep 1 waits.*after 0\.05 s "
             r"\(DEISA_RAY_SEND_TIMEOUT_S sets",
         ),
     ):
@@ -319,7 +329,7 @@ def test_no_analytics() -> None:
     settings = new_settings(connect_timeout_s=0.03)
     with pytest.raises(NoAnalyticsError) as caught:
         Bridge(bridge_id=0, arrays_metadata={}, system_metadata={"world_size": 1}, settings=settings)
-    assert str(caught.value) == (
+    assert str(caught.value).startswith(
         f"no analytics on this host for session {settings.session!r}: is Ray running here and the analytics started? "
         f"(tried {shown(agent_address(settings))} for 0.03 s; DEISA_RAY_CONNECT_TIMEOUT_S sets how long)"
     )
@@ -341,13 +351,13 @@ def test_nobody_starts_the_session(agent: Agent, caplog: pytest.LogCaptureFixtur
     agent.server.report_progress("waiting for bridge 7 of 8")
     with (
         caplog.at_level(logging.WARNING, "deisa.ray.bridge"),
-        pytest.raises(WaitTimeoutError, match=r"waiting for bridge 7 of 8; gave up after 0\.5 s"),
+        pytest.raises(WaitTimeoutError, match=r"waiting for bridge 7 of 8; gave up after 0\.05 s"),
     ):
         Bridge(
             bridge_id=0,
             arrays_metadata={},
             system_metadata={"world_size": 8},
-            settings=settings_with(agent, start_timeout_s=0.5, warn_every_s=0.01),
+            settings=settings_with(agent, start_timeout_s=0.05, warn_every_s=0.02),
         )
     assert "waiting for bridge 7 of 8" in caplog.text
     agent.wait(BridgeJoined)
@@ -407,12 +417,6 @@ def test_socket_path(tmp_path: Path, left_behind: bool) -> None:
         bridge.send("a", np.ones(2), 0)
         assert agent.chunks(agent.wait(StepComplete))[0].tolist() == [1, 1]
     assert not path.exists()
-
-
-def test_a_socket_path_that_cannot_be(tmp_path: Path) -> None:
-    path = tmp_path / "no such folder" / "agent.sock"
-    with pytest.raises(ConfigurationError, match=r"cannot listen at .*no such folder.*No such file"):
-        AgentServer(new_settings(socket_path=str(path)), "run", "node")
 
 
 def test_the_bound_on_memory(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -496,10 +500,8 @@ def test_an_agent_without_its_analytics_ends_by_itself() -> None:
 
 
 def test_an_agent_that_is_being_asked_does_not_end() -> None:
-    with running() as agent:
+    with running(driver_timeout_s=0.01) as agent:
         asking = agent.in_thread(agent.wait, BridgeJoined)
-        wait_until(lambda: agent.server._polls, "the agent is being asked")
-        agent.server._settings = settings_with(agent, driver_timeout_s=0.01)
         agent.server._check_driver()
         (opening,) = [agent.open_bridge(0, 1, {})]
         asking.result(PATIENCE_S)
@@ -515,7 +517,7 @@ def frame(payload: list[Any]) -> bytes:
     return struct.pack("<I", len(body)) + body
 
 
-HELLO = messages.encode(messages.Hello(messages.PROTOCOL_VERSION, 9, 10, ()))
+HELLO = messages.encode(messages.Hello(messages.PROTOCOL_VERSION, SESSION, 9, 10, ()))
 
 
 @pytest.mark.parametrize(
@@ -528,8 +530,8 @@ HELLO = messages.encode(messages.Hello(messages.PROTOCOL_VERSION, 9, 10, ()))
         (messages.encode(messages.Learned("a", np.dtype("f8"))), "a Learned is out of place"),
         (messages.encode(messages.Progress("hi")), "a Progress is out of place"),
         (frame([2, "a", "(,)f8"]), "malformed Learned"),
-        (messages.encode(messages.Hello(99, 0, 1, ())), "speaks protocol version 99, this agent 4"),
-        (messages.encode(messages.Attach(99)), "speaks protocol version 99"),
+        (messages.encode(messages.Hello(99, SESSION, 0, 1, ())), "speaks protocol version 99, this agent 5"),
+        (messages.encode(messages.Attach(99, 0)), "speaks protocol version 99"),
         (HELLO, "bridge 9 came after session"),
     ],
     ids=["http", "garbage", "huge", "look", "learned", "progress", "dtype", "version", "reader", "late"],
@@ -563,7 +565,7 @@ def test_a_peer_that_says_half_a_message_and_leaves(agent: Agent) -> None:
         messages.Learned("a", np.dtype("f8")),
         messages.Learned("no such array", np.dtype("f8")),
         messages.Free(0),
-        messages.Hello(messages.PROTOCOL_VERSION, 0, 2, ()),
+        messages.Hello(messages.PROTOCOL_VERSION, SESSION, 0, 2, ()),
     ],
     ids=repr,
 )
@@ -658,33 +660,23 @@ def test_what_a_rank_handed_over_before_it_died_counts(agent: Agent) -> None:
     assert sorted(float(chunk[0]) for chunk in agent.chunks(agent.wait(StepComplete))) == [0, 1]
 
 
-def have_all_handled(agent: Agent) -> None:
-    """Return when the agent has handled every message that was sent to it before."""
-    probe(agent_address(agent.settings))  # it is served after all that came before
-
-
 def test_only_the_last_rank_of_a_node_wakes_the_agent(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
     woken: list[messages.Message] = []
     handle = AgentServer._handle
 
     def noting(server: AgentServer, connection: Any, message: messages.Message) -> None:
-        if not isinstance(message, messages.Attach):  # of `have_all_handled`
-            woken.append(message)
+        woken.append(message)
         handle(server, connection, message)
 
     said = [{"a": whole((3,)) | {"chunk_shape": (1,), "offset": (i,)}} for i in range(3)]
     bridges = agent.bridges(*said, slots={"a": 3})
     monkeypatch.setattr(AgentServer, "_handle", noting)
     for timestep, order in enumerate([(0, 1, 2), (1, 0, 2), (2, 1, 0)]):
-        *others, last = order
-        for number in others:
+        for number in order:
+            assert len(woken) == timestep
             bridges[number].send("a", np.zeros(1), timestep)
-        have_all_handled(agent)
-        assert woken == [messages.Look()] * timestep
-        bridges[last].send("a", np.zeros(1), timestep)
-        have_all_handled(agent)
-        assert woken == [messages.Look()] * (timestep + 1)
         assert agent.wait(StepComplete).timestep == timestep
+    assert woken == [messages.Look()] * 3
 
 
 def test_only_the_same_user_may_talk(monkeypatch: pytest.MonkeyPatch) -> None:

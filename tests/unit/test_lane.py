@@ -20,7 +20,6 @@ from deisa.ray._transport.client import Account
 from deisa.ray.bridge import Bridge
 from deisa.ray.errors import ChunkIndexError
 from tests.conftest import skip_or_fail
-from tests.support.patience import PATIENCE_S
 from tests.unit.agent import Agent, running, whole
 
 LARGE = 256 * 1024 // 8 + 1  # elements of more than a lane copies
@@ -143,7 +142,7 @@ def test_a_lane_copies_into_any_part_of_a_box(shape: tuple[int, ...], data: st.D
     expected = box.copy()
     expected[part if shape else ()] = chunk
     account = Account([1])
-    account.words[Account.BUSY] = 0
+    account.words[Account.OPEN] = 1
     board = memoryview(bytearray(24)).cast("q")
     board[0] = 1
     ours, theirs = socket.socketpair()
@@ -163,7 +162,7 @@ def test_threads_that_send_different_arrays(agent: Agent) -> None:
 
     def send(number: int, name: str) -> None:
         for timestep in range(50):
-            together.wait(PATIENCE_S)
+            together.wait(20)
             chunk = np.full(8, 100.0 * number + timestep)
             bridge.send(name, chunk if (timestep + number) % 4 else chunk.tolist(), timestep)
 

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from deisa.ray._engine.leases import Leases, Step
-from tests.support.patience import PATIENCE_S
+
+PATIENCE_S = 10
 
 
 @pytest.fixture

@@ -100,6 +100,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "arrays": st.lists(described_arrays(), max_size=3).map(tuple),
     "stats": st.builds(BridgeStats, NATURAL, NATURAL, SECONDS),
     "version": INTEGER,
+    "session": TEXT,
     "bridge_id": INTEGER,
     "world_size": INTEGER,
     "timestep": INTEGER,
@@ -155,7 +156,7 @@ def test_descriptions_travel_as_a_bridge_makes_them() -> None:
             "c": {"chunk_shape": (), "global_shape": (), "offset": (), "dtype": [("x", ">f4", (2,))]},
         }
     )
-    assert all_of(encode(messages.Hello(1, 0, 1, described)))[0].arrays == described  # type: ignore[attr-defined]
+    assert all_of(encode(messages.Hello(1, "s", 0, 1, described)))[0].arrays == described  # type: ignore[attr-defined]
 
 
 def test_codes_are_unique_and_every_field_is_read() -> None:
@@ -228,7 +229,7 @@ def hello(**change: Any) -> list[Any]:
     """Plain fields of a Hello with one array, of which one chunk differs from what is allowed."""
     chunk = change.pop("chunk", [[4], None, [0]])
     array = {"name": "a", "dtype": "<f8", "global_shape": [4], "grid": None, **change}
-    return [1, 1, 0, 1, [[*array.values(), [chunk]]]]
+    return [1, 1, "s", 0, 1, [[*array.values(), [chunk]]]]
 
 
 def test_the_plain_hello_is_fine() -> None:

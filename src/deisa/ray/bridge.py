@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import operator
 import threading
-import traceback
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,6 +20,8 @@ import numpy as np
 from deisa.ray._state.events import BridgeStats
 from deisa.ray._state.layout import ArrayDescription, Shape, describe_arrays, require_fixed_size
 from deisa.ray._transport.client import Account, Outlet, RankChannel
+from deisa.ray._transport.ending import forget, is_orderly_end, program_has_left, reason_of, watch
+from deisa.ray._transport.fork import OwnProcess
 from deisa.ray.config import OnAnalyticsLost, Settings, disabled_by_environment
 from deisa.ray.errors import (
     BridgeIdError,
@@ -28,6 +30,7 @@ from deisa.ray.errors import (
     ChunkShapeError,
     ClosedError,
     ConfigurationError,
+    DeisaError,
     DescriptionError,
     DeviceMemoryError,
     DuplicateChunkError,
@@ -39,6 +42,8 @@ from deisa.ray.errors import (
 logger = logging.getLogger("deisa.ray.bridge")
 
 _FIRST_TIMESTEP, _LAST_TIMESTEP = -(2**63), 2**63 - 1
+_BAD_STATUS = "its process ended without close(), and its exit status was not 0"
+_LAST_CALL_S = 1.0  # for threads that are sending when the process ends
 _DLPACK_HOST_DEVICES = {1, 3, 11}  # kDLCPU, kDLCUDAHost, kDLROCMHost
 
 
@@ -155,6 +160,8 @@ class Bridge:
     ... )  # doctest: +SKIP
     """
 
+    _open = False
+
     def __init__(
         self,
         comm: Communicator | None = None,
@@ -167,7 +174,6 @@ class Bridge:
         enabled: bool | None = None,
         settings: Settings | None = None,
     ) -> None:
-        self._open = False
         self._id, self._world_size = _identity(comm, bridge_id, system_metadata)
         if arrays_metadata is None:
             raise DescriptionError("arrays_metadata is missing: describe the chunks this rank will send")
@@ -187,6 +193,10 @@ class Bridge:
             settings = replace(settings, on_analytics_lost=on_analytics_lost)
         self._goes_on = settings.on_analytics_lost == "continue"
         self._alone = disabled_by_environment() if enabled is None else not enabled
+        self._switched_off = self._alone
+        self._process = OwnProcess()
+        self._opened_by = weakref.ref(threading.current_thread())
+        self._unsaid = False  # that the rank has advanced to its timestep
         self._lock = threading.Lock()
         self._channel = RankChannel(settings)
         self._account = self._channel.account.words
@@ -194,6 +204,8 @@ class Bridge:
         if not self._alone:
             self._start(arrays)
         self._open = True
+        if not self._alone:
+            watch(self)
 
     def _start(self, arrays: Sequence[ArrayDescription]) -> None:
         try:
@@ -207,12 +219,12 @@ class Bridge:
         except BaseException:
             self._channel.abort()
             raise
-        for chunks in self._own.values():
-            for own in chunks:
-                own.outlet = self._channel.outlet(own.array, own.index)
+        for name, outlets in self._channel.take_outlets().items():
+            for own, outlet in zip(self._own[name], outlets, strict=True):
+                own.outlet = outlet
         self._account = self._channel.account.words
         self._open_lanes()
-        self._account[Account.BUSY] = 0
+        self._account[Account.OPEN] = 1
 
     @property
     def bridge_id(self) -> int:
@@ -243,9 +255,18 @@ class Bridge:
         """Keep other threads out; those that take a lane as well.
 
         A loss after which the bridge goes on alone ends the block, and no exception leaves it.
+
+        Raises
+        ------
+        ForkedProcessError
         """
+        if not self._switched_off:
+            self._process.check(
+                f"bridge {self._id}"
+            )  # before the lock, which another thread of the parent may hold
         with self._lock:
-            self._account[Account.BUSY] = 1
+            self._account[Account.OPEN] = 0
+            self._channel.settle()
             try:
                 yield
             except LostError as error:
@@ -254,7 +275,8 @@ class Bridge:
                     raise
                 self._go_on_alone(error)
             finally:
-                self._account[Account.BUSY] = not self._open or self._alone
+                ready = self._open and not self._alone and self._channel.under_way is None
+                self._account[Account.OPEN] = ready
 
     def _go_on_alone(self, error: LostError) -> None:
         """From now on nothing goes anywhere."""
@@ -262,6 +284,7 @@ class Bridge:
         self._alone = True
         self._let_go()
         self._channel.abort(f"it goes on without analytics: {error}")
+        forget(self)
 
     def send(self, array_name: str, chunk: Any, timestep: int, *, chunk_index: int | None = None) -> None:
         """Hand one chunk over; afterwards the caller may overwrite its buffer.
@@ -288,6 +311,8 @@ class Bridge:
             `TimestepError`, `DuplicateChunkError` or `ChunkIndexError`; nothing has been sent.
         ClosedError
             After `close`.
+        ForkedProcessError
+            In a forked child of the process that has opened the bridge; so does every other call.
         WaitTimeoutError
             When no slot becomes free in time.
         AnalyticsLostError
@@ -404,33 +429,98 @@ class Bridge:
                     timestep,
                     self._timestep,
                 )
-            self._open = False
-            stats = self.stats
-            self._let_go()
+            stats = self._leave()
             self._channel.close(stats)
+
+    def _leave(self) -> BridgeStats:
+        self._open = False
+        self._let_go()
+        forget(self)
+        return self.stats
 
     def _let_go(self) -> None:
         """Drop the slots: their memory is unmapped as soon as nobody else has a view of it."""
-        self._account[Account.BUSY] = 1
+        self._account[Account.OPEN] = 0
         self._lanes.clear()
         for chunks in self._own.values():
             for own in chunks:
                 own.lent = None
                 own.outlet = None
 
+    def lose(self, reason: str) -> None:
+        """End as a dying rank does; a thread that waits in a call gets an error. Not for users."""
+        if not self._lock.acquire(blocking=False):
+            self._channel.interrupt(reason)
+            self._lock.acquire()
+        try:
+            if self._open:
+                self._leave()
+                self._channel.abort(reason)
+        finally:
+            self._lock.release()
+
+    def end_with_process(self, *, in_order: bool = False) -> None:
+        """Close when the process ends in order, as its exit status says if that is not sure. Not for users."""
+        if not self._lock.acquire(timeout=_LAST_CALL_S):
+            self.lose("its process has ended while a thread was still sending")
+            return
+        try:
+            if self._open:
+                if in_order:
+                    logger.warning("bridge %d is still open as its process ends, and closes now", self._id)
+                elif not self._alone:
+                    logger.warning(
+                        "bridge %d is still open as its process ends: with exit status 0 it counts as closed, with any "
+                        "other as lost; call close(), or use it in a with block",
+                        self._id,
+                    )
+                stats = self._leave()
+                if in_order:
+                    self._channel.close(stats)
+                else:
+                    self._channel.close_with_process(stats, _BAD_STATUS)
+        except DeisaError as error:
+            logger.warning("bridge %d: %s", self._id, error)
+        finally:
+            self._lock.release()
+
+    @property
+    def opened_by(self) -> threading.Thread | None:
+        """The thread that has created this bridge, as long as it lives. Not for users."""
+        return self._opened_by()
+
+    def __del__(self) -> None:
+        """Close: nobody can any more."""
+        if not self._open or self._alone or not self._process.is_this:
+            return
+        if program_has_left():
+            self.end_with_process()
+            return
+        logger.warning("bridge %d was dropped without close(), and closes now", self._id)
+        try:
+            self.close()
+        except DeisaError as error:
+            logger.warning("bridge %d: %s", self._id, error)
+
     def __enter__(self) -> Bridge:
+        if not self._switched_off:
+            self._process.check(f"bridge {self._id}")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close in order; after an exception, end as a dying rank does, so that the analytics knows."""
-        if kind is None:
+        """Close in order; after an exception, end as a dying rank does, so that the analytics knows.
+
+        ``SystemExit`` with status 0, and the end of a generator, are no errors. A forked child that leaves the block
+        does nothing.
+        """
+        if not self._process.is_this:
+            return
+        if error is None or is_orderly_end(error):
             self.close()
         else:
-            self._open = False
-            self._let_go()
-            self._channel.abort("".join(traceback.format_exception_only(error)).strip())
+            self.lose(reason_of(error))
 
     def __repr__(self) -> str:
         state = "open" if self._open else "closed"
@@ -504,7 +594,8 @@ class Bridge:
             raise ChunkDtypeError(f"bridge {self._id}, {exc}") from exc
         if own.outlet is not None:
             if own.outlet.dtype is None:
-                self._channel.learn(own.array, own.outlet, dtype)
+                outlets = [chunk.outlet for chunk in self._own[own.array] if chunk.outlet is not None]
+                self._channel.learn(own.array, outlets, dtype)
             elif own.outlet.dtype != dtype:
                 raise ChunkDtypeError(
                     f"bridge {self._id}, array {own.array!r}, timestep {timestep}: other bridges declared dtype "
@@ -515,9 +606,11 @@ class Bridge:
         self._open_lanes()
 
     def _advance(self, timestep: int) -> None:
-        if timestep != self._timestep:
+        if timestep != self._timestep or self._unsaid:
+            self._unsaid = True
+            self._account[Account.NEWEST] = timestep  # the agent may have been told: nothing older may come
             self._channel.advance(timestep)
-            self._account[Account.NEWEST] = timestep
+            self._unsaid = False
 
 
 def _identity(

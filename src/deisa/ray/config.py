@@ -13,6 +13,7 @@ from deisa.ray.errors import ConfigurationError
 
 ENVIRONMENT_PREFIX = "DEISA_RAY_"
 OnAnalyticsLost = Literal["wait", "continue", "raise"]
+MAX_SOCKET_PATH_BYTES = 107  # struct sockaddr_un
 ON_ANALYTICS_LOST = get_args(OnAnalyticsLost)
 _SWITCH = {
     "1": True,
@@ -90,6 +91,8 @@ class Settings:
             raise ConfigurationError(
                 f"session name {self.session!r}: use 1 to 64 letters, digits, '.', '_' or '-'"
             )
+        if self.socket_path:
+            object.__setattr__(self, "socket_path", _socket_path(self.socket_path))
         if self.max_simulation_ahead < 1:
             raise ConfigurationError(
                 f"max_simulation_ahead is {self.max_simulation_ahead}; it must be at least 1"
@@ -131,6 +134,18 @@ def disabled_by_environment(environment: Mapping[str, str] | None = None) -> boo
     if text not in _SWITCH:
         raise ConfigurationError(f"DEISA_RAY_DISABLED={text!r}: use 1 or 0")
     return _SWITCH[text]
+
+
+def _socket_path(path: str) -> str:
+    """Make a path absolute, of the user's own folder where it says ``~``, and check its length."""
+    whole = os.path.abspath(os.path.expanduser(path))
+    length = len(os.fsencode(whole))
+    if length > MAX_SOCKET_PATH_BYTES:
+        raise ConfigurationError(
+            f"socket_path {path!r} has {length} bytes; a socket's path may have {MAX_SOCKET_PATH_BYTES}: give a "
+            "shorter one, such as below /tmp or $XDG_RUNTIME_DIR, the same on both sides (DEISA_RAY_SOCKET_PATH)"
+        )
+    return whole
 
 
 def _parse(variable: str, text: str, annotation: str) -> Any:

@@ -21,11 +21,10 @@
     │   ├── DuplicateChunkError
     │   └── IncompleteTimestepError                some bridges skipped a timestep that others sent
     ├── ClosedError (RuntimeError)             the bridge or the analytics was closed before
+    ├── ForkedProcessError (RuntimeError)      a forked child used what belongs to its parent
     ├── RegistrationError (ValueError)         a callback or its windows make no sense
     │   ├── WindowError
     │   └── NoCallbacksError
-    ├── TaskError (RuntimeError)               a task raised what cannot be carried to the analytics
-    │   └── NotPicklableError (TypeError)          something that a task holds or returns cannot be pickled
     ├── MemoryBoundError (MemoryError)         the slots would not fit into a node
     ├── DescriptorLimitError (OSError)         the bridges of a node take more open files than it may have
     ├── WaitTimeoutError (TimeoutError)        a wait ran out; the message names who is missing
@@ -128,6 +127,10 @@ class ClosedError(DeisaError, RuntimeError):
     """The bridge or the analytics has been closed."""
 
 
+class ForkedProcessError(DeisaError, RuntimeError):
+    """A child made by ``fork`` used the bridge, or the analytics, of its parent."""
+
+
 class RegistrationError(DeisaError, ValueError):
     """A callback or its windows make no sense."""
 
@@ -138,14 +141,6 @@ class WindowError(RegistrationError):
 
 class NoCallbacksError(RegistrationError):
     """``execute_callbacks`` was called with no callback registered."""
-
-
-class TaskError(DeisaError, RuntimeError):
-    """A task raised an exception that cannot be carried to the analytics; the text is that of the exception."""
-
-
-class NotPicklableError(TaskError, TypeError):
-    """Something that a task holds or returns cannot be pickled, so it cannot go to or from a worker process."""
 
 
 class MemoryBoundError(DeisaError, MemoryError):

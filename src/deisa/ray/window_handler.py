@@ -23,6 +23,7 @@ from deisa.ray._graph.running import dask_computes_with
 from deisa.ray._graph.scheduler import BundleScheduler
 from deisa.ray._state.layout import ArrayLayout
 from deisa.ray._state.timeline import Firing, Subscription, When
+from deisa.ray._transport.fork import OwnProcess
 from deisa.ray.config import Settings
 from deisa.ray.errors import (
     AnalyticsLostError,
@@ -113,6 +114,7 @@ class Deisa:
         if max_simulation_ahead is not None:
             settings = replace(settings, max_simulation_ahead=max_simulation_ahead)
         self._settings = settings
+        self._process = OwnProcess()
         self._registrations: list[_Registration] = []
         self._executed = False
         self._closing = threading.Lock()
@@ -158,6 +160,7 @@ class Deisa:
         ------
         RegistrationError, WindowError
         """
+        self._process.check(repr(self))
         if self._executed or self._closed:
             raise ClosedError("callbacks must be registered before execute_callbacks(); create a new Deisa")
         if not callable(callback):
@@ -210,6 +213,7 @@ class Deisa:
         IncompleteTimestepError, BridgeLostError, AgentLostError
             After everything that was complete before has been delivered.
         """
+        self._process.check(repr(self))
         if self._executed or self._closed:
             raise ClosedError("execute_callbacks() runs once; create a new Deisa for another run")
         if not self._registrations:
@@ -285,6 +289,7 @@ class Deisa:
         error : DeisaError, optional
             What ranks that are still there are told.
         """
+        self._process.check(repr(self))
         self._end(self._session.close, error or AnalyticsLostError("the analytics has ended"))
 
     def _end(self, end_session: Callable[[DeisaError], None], error: DeisaError) -> None:
@@ -302,7 +307,8 @@ class Deisa:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        if self._process.is_this:
+            self.close()
 
     def __repr__(self) -> str:
         return f"<Deisa session {self._settings.session!r}, {len(self._registrations)} callbacks>"
@@ -362,7 +368,7 @@ def _clear_frames(error: BaseException) -> None:
 
 def _close(reference: weakref.ref[Deisa]) -> None:
     deisa = reference()
-    if deisa is not None:
+    if deisa is not None and deisa._process.is_this:
         deisa.close()
 
 

@@ -4,6 +4,7 @@ Writes what it does to a log, a line at a time: ``sent T``, and at the end ``end
 """
 
 import argparse
+import sys
 import time
 
 from deisa.ray import Bridge
@@ -18,7 +19,7 @@ parser.add_argument("--steps", type=int, required=True)
 parser.add_argument("--elements", type=int, default=1000)
 parser.add_argument("--pause", type=float, default=0.01, help="seconds for each step")
 parser.add_argument("--log", required=True)
-parser.add_argument("--leave", action="store_true", help="end without close()")
+parser.add_argument("--leave", type=int, help="end with this exit status, without close()")
 options = parser.parse_args()
 
 if options.mpi:
@@ -37,9 +38,10 @@ try:
         time.sleep(options.pause)
         bridge.send("x", chunk(options.rank, t, options.elements), t)
         log.write(f"sent {t}")
-    if not options.leave:
+    if options.leave is None:
         bridge.close(options.steps)
 except DeisaError as error:
     log.write(f"ended {type(error).__name__}: {error}")
 else:
     log.write("ended well")
+    sys.exit(options.leave)

@@ -22,7 +22,7 @@
 #define MOST_COPIED_BYTES (256 * 1024)
 
 /* Words of a bridge, and of each of its outlets; see `client.Account`. */
-enum { NEWEST, CHUNKS, BYTES, BUSY };
+enum { NEWEST, CHUNKS, BYTES, OPEN };
 enum { TURN, SENT };
 
 typedef struct {
@@ -66,8 +66,8 @@ static int Lane_init(Lane *self, PyObject *args, PyObject *kwargs)
                                      &self->chunks, &board, &row, &self->slots, &outbox, &self->capacity, &self->region, &tally, &first,
                                      &self->bridges, &own, &PyTuple_Type, &memory, &self->fd, &look))
         return -1;
-    if (self->slots < 1 || self->capacity < 1 || self->chunks < 1 || self->bridges < 1 || at <= BUSY ||
-        within <= BUSY || row < 0 || first < 0 ||
+    if (self->slots < 1 || self->capacity < 1 || self->chunks < 1 || self->bridges < 1 || at <= OPEN ||
+        within <= OPEN || row < 0 || first < 0 ||
         own < first || own >= first + self->bridges || PyTuple_GET_SIZE(memory) != self->slots) {
         PyErr_SetString(PyExc_ValueError, "a lane's places make no sense");
         return -1;
@@ -176,7 +176,8 @@ static PyObject *Lane_send(Lane *self, PyObject *const *args, Py_ssize_t count)
 {
     int overflow;
     int64_t *bridge = self->bridge, *own = self->own;
-    if (count != 2 || bridge[BUSY] || !PyLong_CheckExact(args[1]))
+    if (count != 2 || !bridge[OPEN] || /* never open in a forked child, where the kernel wipes the account */
+        !PyLong_CheckExact(args[1]))
         Py_RETURN_FALSE;
     long long timestep = PyLong_AsLongLongAndOverflow(args[1], &overflow);
     if (overflow || timestep < bridge[NEWEST] || timestep == INT64_MIN || (own[TURN] && own[SENT] == timestep))

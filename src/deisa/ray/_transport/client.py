@@ -7,22 +7,33 @@ import os
 import select
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 import numpy as np
 
 from deisa.ray._state.events import BridgeStats
 from deisa.ray._state.layout import ArrayDescription
 from deisa.ray._transport import messages
-from deisa.ray._transport.address import agent_address, check_same_user, shown
+from deisa.ray._transport.address import (
+    agent_address,
+    check_same_user,
+    check_socket_path,
+    other_agents,
+    shown,
+)
 from deisa.ray._transport.descriptors import receive_with_descriptors
+from deisa.ray._transport.fork import close_in_children, words_of_this_process
 from deisa.ray._transport.memory import map_segments, prefer_huge_pages, slot_view, touch
 from deisa.ray._transport.messages import FrameBuffer, Message
 from deisa.ray._transport.pages import Fence, OutboxWriter, TallyRow, map_words
+from deisa.ray._transport.peers import has_ended, open_process
 from deisa.ray.config import Settings
 from deisa.ray.errors import (
     AnalyticsLostError,
+    ClosedError,
+    ConfigurationError,
     DeisaError,
     NoAnalyticsError,
     ProtocolError,
@@ -34,6 +45,10 @@ try:
     from deisa.ray._transport._lane import Lane
 except ImportError:  # installed without a C compiler
     Lane = None  # type: ignore[assignment, misc]
+try:
+    from deisa.ray._transport._ending import decide_by_exit_status
+except ImportError:
+    decide_by_exit_status = None  # type: ignore[assignment]
 
 logger = logging.getLogger("deisa.ray.bridge")
 
@@ -49,22 +64,49 @@ class Account:
     Attributes
     ----------
     words : memoryview of int64
-        The newest timestep, chunks and bytes handed over, whether lanes must keep out; then for each array the
-        chunks handed over for a timestep that is not whole yet, and for each of its outlets the turn, which is
-        the number of timesteps handed over, and the newest of them.
+        The newest timestep, chunks and bytes handed over, whether lanes may be taken (never in a child: all words
+        are 0 there); then for each array the chunks handed over for a timestep that is not whole yet, and for each
+        of its outlets the turn, which is the number of timesteps handed over, and the newest of them.
     """
 
     __slots__ = ("words",)
 
-    NEWEST, CHUNKS, BYTES, BUSY, FIRST_ARRAY = range(5)
+    NEWEST, CHUNKS, BYTES, OPEN, FIRST_ARRAY = range(5)
     TURN, SENT, OUTLET_WORDS = range(3)
     NOTHING_YET = -(2**63)
 
     def __init__(self, chunks: Sequence[int]) -> None:
         words = self.FIRST_ARRAY + sum(1 + self.OUTLET_WORDS * count for count in chunks)
-        self.words = memoryview(bytearray(8 * words)).cast("q")
+        self.words = words_of_this_process(words)
         self.words[self.NEWEST] = self.NOTHING_YET
-        self.words[self.BUSY] = 1
+
+    def handed_over(self, array: TallyRow) -> int:
+        """Chunks of an array handed over so far."""
+        first, words = array.within + 1 + self.TURN, self.OUTLET_WORDS * array.chunks
+        return sum(self.words[first : first + words : self.OUTLET_WORDS])
+
+
+@dataclass(frozen=True, slots=True)
+class _HandOver:
+    """What the account says once a chunk is handed over.
+
+    Noted before, so that an exception between any two steps of `Outlet.put`, such as Ctrl-C raises, leaves a
+    chunk that is handed over or one that is not, and nothing in between.
+    """
+
+    number: int  # of the entry in the outbox
+    at: int
+    turn: int
+    timestep: int
+    chunks: int
+    nbytes: int
+    tally: TallyRow
+
+    def note(self, account: memoryview) -> None:
+        account[self.at + Account.TURN] = self.turn
+        account[self.at + Account.SENT] = account[Account.NEWEST] = self.timestep
+        account[Account.CHUNKS] = self.chunks
+        account[Account.BYTES] = self.nbytes
 
 
 class Outlet:
@@ -163,15 +205,23 @@ class Outlet:
         AnalyticsLostError, DeisaError
             When the agent has gone, or has said that the session is over.
         """
-        account = self._account
-        account[self._turn] += 1
-        account[self._sent] = account[Account.NEWEST] = timestep
-        account[Account.CHUNKS] += 1
-        account[Account.BYTES] += nbytes
-        self._channel.outbox.add(self.region, timestep)
-        if self._tally.is_last():
-            self._channel.have_agent_look()
-        self._channel.hear()
+        account, channel = self._account, self._channel
+        noted = channel.under_way = _HandOver(
+            number=channel.outbox.added + 1,
+            at=self._turn - Account.TURN,
+            turn=account[self._turn] + 1,
+            timestep=timestep,
+            chunks=account[Account.CHUNKS] + 1,
+            nbytes=account[Account.BYTES] + nbytes,
+            tally=self._tally,
+        )
+        channel.outbox.add(self.region, timestep)  # from here on it is handed over
+        noted.note(account)
+        is_last = self._tally.is_last()
+        channel.under_way = None
+        if is_last:
+            channel.have_agent_look()
+        channel.hear()
 
 
 class RankChannel:
@@ -186,7 +236,12 @@ class RankChannel:
         self._frames = FrameBuffer()
         self._descriptors: list[int] = []
         self._memory: dict[int, tuple[np.ndarray, ...]] = {}  # slots by region, until their outlets are there
-        self._outlets: dict[str, tuple[Outlet, ...]] | None = None
+        self._started = False
+        self._outlets: dict[
+            str, tuple[Outlet, ...]
+        ] = {}  # until the bridge has taken them: they refer to this object
+        self._learning: set[str] = set()  # arrays whose dtype the agent has been told
+        self.under_way: _HandOver | None = None
         self.account = Account(())
         self.board = memoryview(b"")
         self._outbox: OutboxWriter | None = None
@@ -195,7 +250,9 @@ class RankChannel:
         self._orphaned = ""
         self._failure: DeisaError | None = None
         self._socket: socket.socket | None = None
+        self._agent: int | None = None  # its process, see `open_process`
         self._poll = select.poll()
+        close_in_children(self)
 
     def start(self, bridge_id: int, world_size: int, arrays: Sequence[ArrayDescription]) -> None:
         """Announce the bridge and wait until the analytics starts the session.
@@ -210,7 +267,9 @@ class RankChannel:
             When the bridges' descriptions do not fit together.
         """
         hello = messages.encode(
-            messages.Hello(messages.PROTOCOL_VERSION, bridge_id, world_size, tuple(arrays))
+            messages.Hello(
+                messages.PROTOCOL_VERSION, self._settings.session, bridge_id, world_size, tuple(arrays)
+            )
         )
         deadline = time.monotonic() + self._settings.connect_timeout_s
         while True:
@@ -229,13 +288,27 @@ class RankChannel:
         said = time.monotonic()
         pause = FIRST_RETRY_S
         while True:
+            if self._settings.socket_path:
+                check_socket_path(self._address)
             connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
                 connection.connect(self._address)
-                check_same_user(connection)
-                break
-            except (ConnectionRefusedError, FileNotFoundError, BlockingIOError):
+                agent = open_process(check_same_user(connection))
+                if not has_ended(agent):
+                    break
+                if agent is not None:
+                    os.close(agent)
                 connection.close()
+            except (ConnectionRefusedError, FileNotFoundError, BlockingIOError, ProcessLookupError):
+                connection.close()
+            except PermissionError as exc:
+                connection.close()
+                if isinstance(exc, DeisaError):
+                    raise
+                raise ConfigurationError(
+                    f"cannot connect to the agent at {shown(self._address)}: {exc.strerror}; give a path that this "
+                    "user may write to, the same on both sides (DEISA_RAY_SOCKET_PATH)"
+                ) from exc
             except BaseException:
                 connection.close()
                 raise
@@ -244,7 +317,7 @@ class RankChannel:
                 raise NoAnalyticsError(
                     f"no analytics on this host for session {self._settings.session!r}: is Ray running here and the "
                     f"analytics started? (tried {shown(self._address)} for {self._settings.connect_timeout_s:g} s; "
-                    "DEISA_RAY_CONNECT_TIMEOUT_S sets how long)"
+                    f"DEISA_RAY_CONNECT_TIMEOUT_S sets how long){other_agents(self._settings)}"
                 )
             if now - said >= self._settings.warn_every_s:
                 said = now
@@ -256,10 +329,13 @@ class RankChannel:
         self._frames = FrameBuffer()
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN)
+        self._agent = agent
+        if agent is not None:
+            self._poll.register(agent, select.POLLIN)
 
     def _wait_until_started(self) -> None:
         self._wait(
-            lambda: self._outlets is not None,
+            lambda: self._started,
             self._settings.start_timeout_s,
             lambda: self._progress or "waiting for the agent's answer",
             "DEISA_RAY_START_TIMEOUT_S",
@@ -291,21 +367,34 @@ class RankChannel:
         assert self._socket is not None
         return self._socket.fileno()
 
-    def outlet(self, array: str, index: int) -> Outlet | None:
-        """Where a chunk is handed over; None for an array that no callback asks for."""
-        outlets = (self._outlets or {}).get(array)
-        return outlets[index] if outlets else None
+    def take_outlets(self) -> dict[str, tuple[Outlet, ...]]:
+        """Where chunks are handed over, by array, for those that callbacks ask for; theirs who takes them."""
+        outlets, self._outlets = self._outlets, {}
+        return outlets
+
+    def settle(self) -> None:
+        """Bring the account up to date after an exception in the middle of `Outlet.put`."""
+        noted = self.under_way
+        if noted is not None:
+            if self.outbox.added == noted.number:
+                noted.note(self.account.words)
+                noted.tally.count_again(self.account.handed_over(noted.tally))
+            self.under_way = None
 
     def receive(self) -> None:
         """Handle what the agent has sent, without waiting; raises what it says has failed."""
         if self._failure is not None:
-            raise self._failure
+            raise type(self._failure)(
+                str(self._failure)
+            )  # itself it would keep the frames that it went through
         if self._socket is None:
             raise AnalyticsLostError("the connection to the agent is closed")
         while True:
             try:
                 data, descriptors = receive_with_descriptors(self._socket, socket.MSG_DONTWAIT)
             except BlockingIOError:
+                if has_ended(self._agent):  # and a child of it keeps the connection open
+                    raise self._lost() from None
                 return
             except OSError as exc:
                 raise self._lost() from exc
@@ -322,7 +411,7 @@ class RankChannel:
         if self._orphaned:
             error = AnalyticsLostError(f"{self._orphaned}; then its agent on this host has ended as well")
         if self._progress:
-            self._failure = error
+            self._failure = AnalyticsLostError(str(error))
         return error
 
     def _handle(self, message: Message) -> None:
@@ -339,7 +428,7 @@ class RankChannel:
                 self._begin(message)
             case messages.Fail(kind, text):
                 self._failure = named_error(kind, text)
-                raise self._failure
+                raise named_error(kind, text)
             case _:
                 raise ProtocolError(
                     f"the agent sent a {type(message).__name__}, which a rank does not expect"
@@ -350,7 +439,7 @@ class RankChannel:
         self._orphaned = text
         if text and self._settings.on_analytics_lost != "wait":
             self._failure = AnalyticsLostError(text)
-            raise self._failure
+            raise AnalyticsLostError(text)
         logger.warning(
             "%s", f"{text}; waiting for another one" if text else "another analytics has taken over"
         )
@@ -366,16 +455,16 @@ class RankChannel:
             for slot in slots:
                 touch(slot)
             self._memory[spec.region] = slots
-        self._provide()
 
-    def _provide(self) -> None:
-        """Give outlets the slots that have come for them: before the start, or when an open dtype was learned."""
-        for outlets in (self._outlets or {}).values():
-            for outlet in outlets:
-                if outlet.memory is None and outlet.region in self._memory:
-                    outlet.provide(self._memory.pop(outlet.region))
+    def _provide(self, outlets: Iterable[Outlet]) -> bool:
+        """Give outlets the slots that have come for them; whether all have theirs."""
+        for outlet in outlets:
+            if outlet.memory is None and outlet.region in self._memory:
+                outlet.provide(self._memory.pop(outlet.region))
+        return all(outlet.memory is not None for outlet in outlets)
 
     def _begin(self, start: messages.Start) -> None:
+        self._started = True
         if start.pages:
             received, self._descriptors = self._descriptors[:PAGES], self._descriptors[PAGES:]
             if len(received) != PAGES or len(start.pages) != PAGES:
@@ -394,7 +483,6 @@ class RankChannel:
             capacity = sum(len(wanted.regions) * wanted.slots for wanted in start.arrays.values())
             self._outbox = OutboxWriter(outbox, capacity, fence)
             self.account = Account([len(wanted.regions) for wanted in start.arrays.values()])
-            self._outlets = {}
             at = Account.FIRST_ARRAY
             for name, wanted in start.arrays.items():
                 chunks = len(wanted.regions)
@@ -405,15 +493,15 @@ class RankChannel:
                     Outlet(self, name, index, wanted, place, row) for index, place in enumerate(places)
                 )
                 at = places.stop
-            self._provide()
-        else:
-            self._outlets = {}
+                self._provide(self._outlets[name])
 
-    def learn(self, array: str, outlet: Outlet, dtype: np.dtype) -> None:
-        """Tell the agent the dtype of an array and wait for its slots."""
-        self._send(messages.encode(messages.Learned(array, dtype)))
+    def learn(self, array: str, outlets: Sequence[Outlet], dtype: np.dtype) -> None:
+        """Tell the agent the dtype of an array, once, and wait for the slots of its outlets here."""
+        if array not in self._learning:
+            self._learning.add(array)
+            self._send(messages.encode(messages.Learned(array, dtype)))
         self._wait(
-            lambda: outlet.memory is not None,
+            lambda: self._provide(outlets),
             self._settings.start_timeout_s,
             lambda: f"waiting for the memory of array {array!r}",
             "DEISA_RAY_START_TIMEOUT_S",
@@ -442,11 +530,29 @@ class RankChannel:
 
     def close(self, stats: BridgeStats) -> None:
         """End in order; what was handed over stays with the agent."""
-        if self._socket is not None and self._failure is None:
-            try:
-                self._send(messages.encode(messages.Close(stats)))
-            finally:
-                self._drop_connection()
+        if self._socket is None:
+            return
+        frame = messages.encode(messages.Close(stats))
+        try:
+            if self._failure is None:
+                self._send(frame)
+            else:  # an analytics that takes over wants to know, and the rank has been told of the failure
+                with suppress(OSError):
+                    self._socket.sendall(frame)
+        finally:
+            self._drop_connection()
+
+    def close_with_process(self, stats: BridgeStats, otherwise: str) -> None:
+        """End in order if the process does: if its exit status is 0; else as `abort` does, with that reason."""
+        if self._socket is not None and decide_by_exit_status is not None and self._failure is None:
+            decide_by_exit_status(
+                os.dup(self._socket.fileno()),  # for the rest of the process's life
+                messages.encode(messages.Close(stats)),
+                messages.encode(messages.Abort(otherwise)),
+            )
+            self._drop_connection()
+        else:
+            self.close(stats)
 
     def abort(self, reason: str = "") -> None:
         """End because of an error, whose text the analytics reports; without one, as a dying rank does."""
@@ -454,6 +560,16 @@ class RankChannel:
             with suppress(OSError):
                 self._socket.sendall(messages.encode(messages.Abort(reason[:MAX_REASON])))
         self._drop_connection()
+
+    def interrupt(self, reason: str) -> None:
+        """Abort as far as possible while another thread may wait here, which gets an error; then comes `abort`."""
+        connection = self._socket
+        self._failure = ClosedError(f"another thread has ended the bridge: {reason}")
+        if connection is not None:
+            with suppress(OSError):
+                connection.send(messages.encode(messages.Abort(reason[:MAX_REASON])), socket.MSG_DONTWAIT)
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def _send(self, frame: bytes) -> None:
         if self._socket is None:
@@ -466,7 +582,14 @@ class RankChannel:
         self.receive()
         raise self._lost()
 
+    def close_in_child(self) -> None:
+        """Close a child's copies of the descriptors, and let go of the memory."""
+        self._drop_connection()
+
     def _drop_connection(self) -> None:
+        if self._agent is not None:
+            os.close(self._agent)
+            self._agent = None
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -474,6 +597,8 @@ class RankChannel:
             os.close(descriptor)
         self._descriptors.clear()
         self._memory.clear()
-        self._outlets = None
+        self._started = False
+        self._outlets = {}
         self._outbox = None
+        self.under_way = None
         self.board = memoryview(b"")

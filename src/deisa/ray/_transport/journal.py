@@ -11,6 +11,7 @@ import socket
 from deisa.ray._transport import messages
 from deisa.ray._transport.address import check_same_user
 from deisa.ray._transport.descriptors import receive_messages
+from deisa.ray._transport.fork import close_in_children
 from deisa.ray._transport.pages import map_words
 from deisa.ray.errors import ProtocolError
 
@@ -30,6 +31,7 @@ class JournalLine:
         except BaseException:
             self._socket.close()
             raise
+        close_in_children(self)
 
     def journal(self, callbacks: int) -> memoryview:
         """Return one 64-bit word for each callback, with the timestep that it has handled last.
@@ -49,3 +51,5 @@ class JournalLine:
     def close(self) -> None:
         """Hang up."""
         self._socket.close()
+
+    close_in_child = close

@@ -47,7 +47,7 @@ from deisa.ray._state.layout import (
 )
 from deisa.ray.errors import ProtocolError
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 MAX_CALLBACKS = 100_000
 MAX_MESSAGE_BYTES = 16 * 2**20
 MAX_CHUNKS_PER_MESSAGE = 100_000
@@ -110,6 +110,7 @@ class Message:
 class Hello(Message):
     code: ClassVar[int] = 1
     version: int
+    session: str
     bridge_id: int
     world_size: int
     arrays: tuple[ArrayDescription, ...]
@@ -158,8 +159,11 @@ class Abort(Message):
 
 @dataclass(frozen=True, slots=True)
 class Attach(Message):
+    """A reader wants to map the chunk memory, apart from the first `mapped` segments."""
+
     code: ClassVar[int] = 7
     version: int
+    mapped: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -490,6 +494,7 @@ def _wanted(value: Any) -> WantedArray:
 
 _READ: dict[tuple[str, str], Any] = {
     ("Hello", "version"): _integer,
+    ("Hello", "session"): _text,
     ("Hello", "bridge_id"): _integer,
     ("Hello", "world_size"): _integer,
     ("Hello", "arrays"): lambda value: tuple(map(_array, _items(value))),
@@ -501,6 +506,7 @@ _READ: dict[tuple[str, str], Any] = {
     ("Close", "stats"): _stats,
     ("Abort", "reason"): _text,
     ("Attach", "version"): _integer,
+    ("Attach", "mapped"): _natural,
     ("Follow", "version"): _integer,
     ("Follow", "driver_id"): _text,
     ("Follow", "callbacks"): _callbacks,

@@ -174,6 +174,12 @@ class OutboxWriter:
         self.capacity = capacity
         self._fence = fence
 
+    @property
+    def added(self) -> int:
+        """Chunks handed over so far."""
+        number: int = self.words[0]
+        return number
+
     def add(self, region: int, timestep: int) -> None:
         """Hand a chunk over; the number of entries comes last, for the agent looks at it first."""
         words = self.words
@@ -242,3 +248,7 @@ class TallyRow:
             return True
         self._fence()  # of two that come at the same time, one at least sees the other
         return min(row) >= whole
+
+    def count_again(self, handed_over: int) -> None:
+        """Count all chunks of the array anew, after an exception may have kept `is_last` from counting one."""
+        self._row[self._own], self._account[self.within] = divmod(handed_over, self.chunks)

@@ -15,13 +15,21 @@ import threading
 import numpy as np
 
 from deisa.ray._transport import messages
-from deisa.ray._transport.address import check_same_user
+from deisa.ray._transport.address import check_same_user, shown
 from deisa.ray._transport.descriptors import RECEIVE_BYTES, receive_messages
+from deisa.ray._transport.fork import close_in_children
 from deisa.ray._transport.memory import map_segments, slot_view
 from deisa.ray._transport.messages import RegionSpec
+from deisa.ray._transport.peers import process_has_ended
 from deisa.ray.errors import PeerError, ProtocolError, SessionEndedError
 
 ATTACH_TIMEOUT_S = 30.0
+NO_SEGMENTS = 2**62  # is more than any agent has
+
+
+class OwnerHasEnded(ConnectionRefusedError):
+    """A child of the process that listened keeps its socket, and nobody will ever answer."""
+
 
 _attached: dict[str, AgentMemory] = {}
 _attaching = threading.Lock()
@@ -34,21 +42,25 @@ class AgentMemory:
         self._address = address
         self._agent_id = agent_id
         self._regions: dict[int, tuple[mmap.mmap, RegionSpec]] = {}
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._segments = 0  # that are mapped
+        self._socket = _connect(address)
         try:
-            self._socket.settimeout(ATTACH_TIMEOUT_S)
-            self._socket.connect(address)
-            check_same_user(self._socket)
-            self._map_all()
+            self._map_new(self._socket)
             self._socket.settimeout(None)
         except BaseException:
             self._socket.close()
             raise
+        close_in_children(self)
         threading.Thread(target=self._wait_for_end, name="deisa-reader", daemon=True).start()
 
-    def _map_all(self) -> None:
-        self._socket.sendall(messages.encode(messages.Attach(messages.PROTOCOL_VERSION)))
-        for message, descriptors in receive_messages(self._socket):
+    def map_late(self) -> None:
+        """Map what has come since: memory of arrays whose dtype was learned late."""
+        with _connect(self._address) as connection:  # a thread waits for the end of the other one
+            self._map_new(connection)
+
+    def _map_new(self, connection: socket.socket) -> None:
+        connection.sendall(messages.encode(messages.Attach(messages.PROTOCOL_VERSION, self._segments)))
+        for message, descriptors in receive_messages(connection):
             match message:
                 case messages.Slots():
                     self._map(message, descriptors)
@@ -70,6 +82,7 @@ class AgentMemory:
         memory = map_segments(received, message.sizes, writable=False)
         for spec in message.regions:
             self._regions[spec.region] = (memory[spec.segment], spec)
+        self._segments += len(memory)
 
     def _wait_for_end(self) -> None:
         try:
@@ -81,6 +94,10 @@ class AgentMemory:
             if _attached.get(self._agent_id) is self:
                 del _attached[self._agent_id]
         self._regions.clear()
+        self._socket.close()
+
+    def close_in_child(self) -> None:
+        """Close a child's copy of the socket."""
         self._socket.close()
 
     def chunk(self, region: int, slot: int) -> np.ndarray:
@@ -98,6 +115,29 @@ class AgentMemory:
         return region in self._regions
 
 
+def _connect(address: str) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.settimeout(ATTACH_TIMEOUT_S)
+        connection.connect(address)
+        if process_has_ended(check_same_user(connection)):
+            raise OwnerHasEnded(f"the process that listened at {shown(address)} has ended")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _forget_in_child() -> None:
+    """A child of this process attaches anew; another thread of the parent may have held the lock."""
+    global _attaching
+    _attaching = threading.Lock()
+    _attached.clear()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+
+
 def attach(address: str, agent_id: str, region: int) -> AgentMemory:
     """Return the memory of an agent on this host, mapped once for the process.
 
@@ -110,7 +150,10 @@ def attach(address: str, agent_id: str, region: int) -> AgentMemory:
         memory = _attached.get(agent_id)
         if memory is None or not memory.has(region):
             try:
-                memory = AgentMemory(address, agent_id)
+                if memory is None:
+                    memory = AgentMemory(address, agent_id)
+                else:
+                    memory.map_late()
             except PeerError:
                 raise
             except OSError as exc:
@@ -124,11 +167,8 @@ def attach(address: str, agent_id: str, region: int) -> AgentMemory:
 
 def probe(address: str) -> tuple[str, float]:
     """Ask who serves an address: the agent's id, and how long it has not heard from its analytics."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(ATTACH_TIMEOUT_S)
-        connection.connect(address)
-        check_same_user(connection)
-        connection.sendall(messages.encode(messages.Attach(messages.PROTOCOL_VERSION)))
+    with _connect(address) as connection:
+        connection.sendall(messages.encode(messages.Attach(messages.PROTOCOL_VERSION, NO_SEGMENTS)))
         for message, descriptors in receive_messages(connection):
             while descriptors:
                 os.close(descriptors.pop())

@@ -20,7 +20,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,10 +32,12 @@ from deisa.ray._state.takeover import NOTHING_HANDLED, HeldArray
 from deisa.ray._transport import messages
 from deisa.ray._transport.address import agent_address, check_same_user, shown
 from deisa.ray._transport.descriptors import RECEIVE_BYTES
+from deisa.ray._transport.fork import close_in_children
+from deisa.ray._transport.listening import listen
 from deisa.ray._transport.memory import check_fits, create_segment, lay_out, slot_size, within
 from deisa.ray._transport.messages import FrameBuffer, Message, RegionSpec
 from deisa.ray._transport.pages import LOOK_S, Board, OutboxReader, Page
-from deisa.ray._transport.reader import probe
+from deisa.ray._transport.peers import open_process
 from deisa.ray.config import Settings
 from deisa.ray.errors import (
     AnalyticsLostError,
@@ -57,6 +58,8 @@ DESCRIPTORS_PER_BRIDGE, DESCRIPTORS_SPARE = 2, 64  # slots and outbox
 TICK_S = 0.5
 DRIVER_QUIET_S = 5.0
 MOST_UNREAD = 1000  # messages that wait for a peer which does not read
+MOST_LAST_READS = 64  # of what a process that has ended said before
+PASSING = {errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS, errno.EINTR}  # the same will work later
 
 
 def yield_to_ranks() -> None:
@@ -164,6 +167,7 @@ class _Connection:
     arrays: dict[str, ArrayDescription] = field(default_factory=dict)
     joined: BridgeJoined | None = None
     closed: bool = False
+    process: int | None = None  # of the peer, see `open_process`
 
 
 class AgentServer:
@@ -191,6 +195,7 @@ class AgentServer:
         self._arrivals = NodeArrivals()
         self._bridges: dict[int, _Connection] = {}
         self._connections: set[_Connection] = set()
+        self._stuck: set[_Connection] = set()  # to which something could not be sent for the moment
         self._segments: list[_Segment] = []
         self._board: Board | None = None
         self._tally: Page | None = None
@@ -214,43 +219,13 @@ class AgentServer:
         self._selector = selectors.DefaultSelector()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC)
         self._selector.register(self._wake, selectors.EVENT_READ)
-        self._listener = self._bind(agent_address(settings))
+        close_in_children(self)
+        self._listener = listen(settings, run_id, DRIVER_QUIET_S)
         self.serving = self._listener is not None
         if self._listener is not None:
-            self._selector.register(self._listener, selectors.EVENT_READ)
+            self._selector.register(self._listener.socket, selectors.EVENT_READ)
         self._thread = threading.Thread(target=self._serve, name="deisa-agent", daemon=True)
         self._thread.start()
-
-    def _bind(self, address: str) -> socket.socket | None:
-        deadline = time.monotonic() + self._settings.driver_timeout_s + DRIVER_QUIET_S
-        while True:
-            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            try:
-                listener.bind(address)
-                listener.listen(4096)
-                listener.setblocking(False)
-                return listener
-            except OSError as exc:
-                listener.close()
-                if exc.errno != errno.EADDRINUSE:
-                    raise ConfigurationError(f"cannot listen at {shown(address)}: {exc}") from exc
-            try:
-                other, quiet_s = probe(address)
-            except ConnectionRefusedError:
-                if not address.startswith("\0"):
-                    Path(address).unlink(missing_ok=True)  # left behind by an agent that was killed
-                continue
-            except (OSError, PeerError):
-                other, quiet_s = "", 0.0
-            if other.split(":")[0] == self._run_id:
-                return None  # another node of this cluster is on this host and serves its ranks
-            if quiet_s < DRIVER_QUIET_S or time.monotonic() > deadline:
-                raise SessionInUseError(
-                    f"session {self._settings.session!r} is in use on this host by another analytics "
-                    f"({shown(address)}); end it, or choose another name: Deisa(session=...) and Bridge(session=...), "
-                    "or DEISA_RAY_SESSION on both sides"
-                )
-            time.sleep(TICK_S)  # its analytics has died; it will end itself
 
     # What the analytics calls.
 
@@ -482,6 +457,8 @@ class AgentServer:
                     if not self.closed.is_set():
                         for key, mask in ready:
                             self._serve_one(key, mask)
+                        for connection in list(self._stuck):
+                            self._try_to_flush(connection)
                         self._collect_all()
                         self._report_losses()
                         self._check_driver()
@@ -494,16 +471,18 @@ class AgentServer:
             self._shut()
 
     def _serve_one(self, key: selectors.SelectorKey, mask: int) -> None:
-        if key.fileobj is self._listener:
-            self._accept()
+        if self._listener is not None and key.fileobj is self._listener.socket:
+            self._accept(self._listener.socket)
             return
         if key.fileobj == self._wake:
             os.eventfd_read(self._wake)
             return
         connection: _Connection = key.data
+        if key.fileobj is not connection.socket:
+            self._see_off(connection)
+            return
         if mask & selectors.EVENT_WRITE:
-            with suppress(OSError):  # what a dead peer said before is still to be read
-                self._flush(connection)
+            self._try_to_flush(connection)
         if mask & selectors.EVENT_READ:
             self._receive(connection)
 
@@ -545,19 +524,20 @@ class AgentServer:
                     self._arrivals.leave(bridge_id)
             self._changed.notify_all()
 
-    def _receive(self, connection: _Connection) -> None:
+    def _receive(self, connection: _Connection) -> bool:
+        """Handle what a peer has sent; whether there was anything."""
         try:
-            self._receive_some(connection)
+            return self._receive_some(connection)
         except DeisaError as error:
             logger.warning("refused a peer (pid %d): %s", connection.pid, messages.shorten(error))
             self._fail(connection, error)
         except OSError as error:
             self._drop(connection, f"its connection failed ({error})")
+        return False
 
-    def _accept(self) -> None:
-        assert self._listener is not None
+    def _accept(self, listener: socket.socket) -> None:
         try:
-            accepted, _ = self._listener.accept()
+            accepted, _ = listener.accept()
         except BlockingIOError:
             return
         except OSError as error:
@@ -577,31 +557,46 @@ class AgentServer:
         connection = _Connection(accepted, pid)
         self._connections.add(connection)
         self._selector.register(accepted, selectors.EVENT_READ, connection)
+        try:
+            connection.process = open_process(pid)
+        except ProcessLookupError:
+            self._see_off(connection)
+        else:
+            if connection.process is not None:
+                self._selector.register(connection.process, selectors.EVENT_READ, connection)
 
-    def _receive_some(self, connection: _Connection) -> None:
+    def _see_off(self, connection: _Connection) -> None:
+        """Hear the last words of a peer whose process has ended, though a child of it may keep the socket open."""
+        for _ in range(MOST_LAST_READS):
+            if connection not in self._connections or not self._receive(connection):
+                break
+        self._drop(connection, "its process ended without close()")
+
+    def _receive_some(self, connection: _Connection) -> bool:
         try:
             data = connection.socket.recv(RECEIVE_BYTES)
         except BlockingIOError:
-            return
+            return False
         except ConnectionResetError:  # it left without having read everything
             data = b""
         if not data:
             self._drop(connection, "its process ended without close()")
-            return
+            return False
         for message in connection.frames.feed(data):
             if connection in self._connections:  # not dropped by the message before
                 self._handle(connection, message)
                 if len(connection.outgoing) > MOST_UNREAD:
                     raise ProtocolError("it does not read what it is sent")
+        return True
 
     def _handle(self, connection: _Connection, message: Message) -> None:
         match message:
             case messages.Hello():
                 self._welcome(connection, message)
                 return
-            case messages.Attach(version):
+            case messages.Attach(version, mapped):
                 self._check_version(version)
-                self._attach(connection)
+                self._attach(connection, mapped)
                 return
             case messages.Follow():
                 self._follow(connection, message)
@@ -642,6 +637,12 @@ class AgentServer:
 
     def _welcome(self, connection: _Connection, hello: messages.Hello) -> None:
         self._check_version(hello.version)
+        if hello.session != self._settings.session:
+            raise ConfigurationError(
+                f"bridge {hello.bridge_id} of session {hello.session!r:.70} came to the agent of session "
+                f"{self._settings.session!r} at {shown(agent_address(self._settings))}: give both sides the same "
+                "session name (DEISA_RAY_SESSION), or each session a path of its own (DEISA_RAY_SOCKET_PATH)"
+            )
         if connection.bridge_id is not None:
             raise ProtocolError("a bridge said hello twice")
         if self._plan is not None:
@@ -730,8 +731,8 @@ class AgentServer:
             for region, chunk in zip(regions[name], connection.arrays[name].chunks, strict=True)
         ]
 
-    def _attach(self, connection: _Connection) -> None:
-        for start in range(0, len(self._segments), DESCRIPTORS_PER_MESSAGE):
+    def _attach(self, connection: _Connection, mapped: int) -> None:
+        for start in range(mapped, len(self._segments), DESCRIPTORS_PER_MESSAGE):
             batch = self._segments[start : start + DESCRIPTORS_PER_MESSAGE]
             regions = [replace(r, segment=i) for i, segment in enumerate(batch) for r in segment.regions]
             sizes = tuple(segment.nbytes for segment in batch)
@@ -790,11 +791,11 @@ class AgentServer:
         connection.outgoing.append((memoryview(messages.encode(message)), list(descriptors)))
 
     def _try_to_flush(self, connection: _Connection) -> None:
-        with suppress(OSError):  # a dead peer shows when it is read from
-            self._flush(connection)
-
-    def _flush(self, connection: _Connection) -> None:
+        """Send what is queued as far as the socket takes it; the rest goes when it is writable again."""
+        if connection not in self._connections:
+            return
         outgoing = connection.outgoing
+        self._stuck.discard(connection)
         try:
             while outgoing:
                 data, descriptors = outgoing[0]
@@ -806,11 +807,18 @@ class AgentServer:
                     outgoing[0] = (data[sent:], [])
                 else:
                     outgoing.popleft()
+        except (BrokenPipeError, ConnectionResetError):
+            outgoing.clear()  # a dead peer shows when it is read from
         except BlockingIOError:
             pass
-        if connection in self._connections:
-            wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if outgoing else 0)
-            self._selector.modify(connection.socket, wanted, connection)
+        except OSError as error:
+            if error.errno not in PASSING:
+                self._drop(connection, f"nothing could be sent to it ({error})")
+                return
+            self._stuck.add(connection)  # it may look writable all the time: once in every round is enough
+        waits = outgoing and connection not in self._stuck
+        wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if waits else 0)
+        self._selector.modify(connection.socket, wanted, connection)
 
     def _fail(self, connection: _Connection, error: DeisaError) -> None:
         if not connection.closed:
@@ -822,8 +830,8 @@ class AgentServer:
         if connection not in self._connections:
             return
         self._connections.discard(connection)
-        self._selector.unregister(connection.socket)
-        connection.socket.close()
+        self._stuck.discard(connection)
+        self._hang_up(connection)
         if connection is self._driver:
             self._driver = None
             self.abandon(f"the analytics of session {self._settings.session!r} has died")
@@ -835,16 +843,33 @@ class AgentServer:
         if bridge_id is not None and self._bridges.get(bridge_id) is connection and not connection.closed:
             self._lost.append((bridge_id, reason))
 
+    def _hang_up(self, connection: _Connection) -> None:
+        self._selector.unregister(connection.socket)
+        connection.socket.close()
+        if connection.process is not None:
+            self._selector.unregister(connection.process)
+            os.close(connection.process)
+            connection.process = None
+
+    def close_in_child(self) -> None:
+        """Close a forked child's copies of the sockets: peers see when this process ends, and others may listen.
+
+        The selector's own table is the parent's: nothing may be unregistered here.
+        """
+        for connection in self._connections:
+            connection.socket.close()
+            if connection.process is not None:
+                os.close(connection.process)
+        if self._listener is not None:
+            self._listener.socket.close()
+
     def _shut(self) -> None:
         with self._lock:
             for connection in list(self._connections):
-                self._selector.unregister(connection.socket)
-                connection.socket.close()
+                self._hang_up(connection)
             self._connections.clear()
             if self._listener is not None:
                 self._listener.close()
-                if self._settings.socket_path:
-                    Path(self._settings.socket_path).unlink(missing_ok=True)
             self._selector.close()
             os.close(self._wake)
             for segment in self._segments:

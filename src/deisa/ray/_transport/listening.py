@@ -1,0 +1,116 @@
+"""How an agent comes to listen at the address of its session."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+import time
+
+from deisa.ray._transport.address import agent_address, check_socket_path, shown
+from deisa.ray._transport.peers import holders_of
+from deisa.ray._transport.reader import OwnerHasEnded, probe
+from deisa.ray.config import Settings
+from deisa.ray.errors import ConfigurationError, PeerError, SessionInUseError
+
+QUEUE = 4096  # connections that wait to be accepted
+LOOK_AGAIN_S = 0.5
+
+
+class Listener:
+    """A socket that is bound to the address of a session, and the file that goes with it if the address is a path."""
+
+    def __init__(self, address: str) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._file: tuple[str, os.stat_result] | None = None
+        try:
+            self.socket.bind(address)
+            if not address.startswith("\0"):
+                self._file = address, os.lstat(address)
+            self.socket.listen(QUEUE)
+            self.socket.setblocking(False)
+        except BaseException:
+            self.socket.close()
+            raise
+
+    def close(self) -> None:
+        """Stop listening, and remove the file unless it is another one by now."""
+        self.socket.close()
+        if self._file is not None:
+            path, made = self._file
+            try:
+                if os.path.samestat(os.lstat(path), made):
+                    os.unlink(path)
+            except FileNotFoundError:
+                pass
+
+
+def listen(settings: Settings, run_id: str, quiet_s: float) -> Listener | None:
+    """Listen at the address of a session; None if another agent of this run does so on this host.
+
+    Parameters
+    ----------
+    settings : Settings
+    run_id : str
+    quiet_s : float
+        How long an agent that has the address must not have heard from its analytics to be waited for: it will end.
+
+    Raises
+    ------
+    ConfigurationError
+        When the address is a path where nothing can listen.
+    SessionInUseError
+        When an agent of another analytics has the address, and goes on.
+    """
+    address = agent_address(settings)
+    if settings.socket_path:
+        check_socket_path(address)
+    deadline = time.monotonic() + settings.driver_timeout_s + quiet_s
+    while True:
+        try:
+            return Listener(address)
+        except OSError as exc:
+            if exc.errno != errno.EADDRINUSE:
+                raise ConfigurationError(f"cannot listen at {shown(address)}: {exc}") from exc
+        try:
+            other, silent_s = probe(address)
+        except ConnectionRefusedError as exc:
+            if not address.startswith("\0"):
+                _remove_left_behind(address)
+            elif isinstance(exc, OwnerHasEnded):
+                raise SessionInUseError(_kept_by_child(settings, address)) from exc
+            continue
+        except (OSError, PeerError):
+            other, silent_s = "", 0.0
+        if other.split(":")[0] == run_id:
+            return None  # another node of this cluster is on this host and serves its ranks
+        if silent_s < quiet_s or time.monotonic() > deadline:
+            raise SessionInUseError(_in_use(settings, address))
+        time.sleep(LOOK_AGAIN_S)
+
+
+def _remove_left_behind(path: str) -> None:
+    """Remove the socket of an agent that was killed; nothing else."""
+    try:
+        if stat.S_ISSOCK(os.lstat(path).st_mode):
+            os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+def _in_use(settings: Settings, address: str) -> str:
+    other_path = ", or DEISA_RAY_SOCKET_PATH another path" if settings.socket_path else ""
+    return (
+        f"session {settings.session!r} is in use on this host by another analytics ({shown(address)}); end it, or "
+        "choose another name: Deisa(session=...) and Bridge(session=...), or DEISA_RAY_SESSION on both sides"
+        f"{other_path}"
+    )
+
+
+def _kept_by_child(settings: Settings, address: str) -> str:
+    children = ", ".join(map(str, holders_of(address))) or "which /proc does not show"
+    return (
+        f"the analytics that had session {settings.session!r} has ended, but a process that it has forked keeps the "
+        f"address {shown(address)} (process {children}); end that process, or choose another session name"
+    )

@@ -1,0 +1,148 @@
+"""Ctrl-C at any line of a hand-over leaves a chunk that has been handed over, or one that has not."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from types import CodeType, FrameType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deisa.ray._state.events import BridgeClosed, BridgeLost, OwnersPassed, StepComplete
+from deisa.ray._transport import client
+from deisa.ray._transport.client import Outlet, RankChannel
+from deisa.ray._transport.pages import OutboxWriter, TallyRow
+from deisa.ray.bridge import Bridge
+from deisa.ray.errors import ClosedError, DuplicateChunkError
+from tests.unit.agent import PATIENCE_S, Agent, running, whole
+
+STEPS = (Outlet.put, client._HandOver.note, OutboxWriter.add, TallyRow.is_last)
+
+
+@pytest.fixture
+def agent(monkeypatch: pytest.MonkeyPatch) -> Iterator[Agent]:
+    """Its ranks hand over without the compiled short cut, which no signal interrupts."""
+    monkeypatch.setattr(client, "Lane", None)
+    with running() as agent:
+        yield agent
+
+
+def interrupted(act: Callable[[], Any], inside: tuple[Callable[..., Any], ...], line: int) -> bool:
+    """Whether `KeyboardInterrupt` came at the line-th line that `act` runs of some functions."""
+    codes: set[CodeType] = {function.__code__ for function in inside}
+    left = line
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal left
+        if frame.f_code not in codes:
+            return None
+        if event == "line":
+            left -= 1
+            if left < 0:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        act()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_an_interrupt_at_any_line_of_a_hand_over(agent: Agent, chunks: int) -> None:
+    parts = [
+        whole((4,)) | {"chunk_shape": (4 // chunks,), "offset": (i * 4 // chunks,)} for i in range(chunks)
+    ]
+    (bridge,) = agent.bridges({"a": parts}, slots={"a": 2})
+    retried = duplicates = 0
+
+    def send(index: int) -> None:
+        bridge.send("a", np.full(4 // chunks, 10.0 * line + index), line, chunk_index=index)
+
+    for line in range(1000):
+        at_line = interrupted(lambda: send(chunks - 1), STEPS, line)
+        if at_line:
+            try:
+                send(chunks - 1)
+                retried += 1
+            except DuplicateChunkError:
+                duplicates += 1
+        for index in range(chunks - 1):
+            send(index)
+        step = agent.wait(StepComplete)
+        assert step.timestep == line
+        assert [chunk[0] for chunk in agent.chunks(step)] == [10.0 * line + index for index in range(chunks)]
+        assert bridge.stats.chunks == chunks * (line + 1)
+        assert bridge._channel.outbox.added == chunks * (line + 1)
+        assert bridge._own["a"][0].outlet._tally.words[0] == line + 1  # type: ignore[union-attr]
+        agent.release(("a", line))
+        if not at_line:
+            break
+    assert retried > 10
+    assert duplicates > 5
+    bridge.close()
+    assert agent.wait(BridgeClosed)
+
+
+def test_an_interrupt_at_any_line_of_advance(agent: Agent) -> None:
+    (bridge,) = agent.bridges({"a": whole((4,))}, slots={"a": 2})
+    for line in range(1000):
+        at_line = interrupted(partial(bridge.advance, line), (Bridge._advance, RankChannel.advance), line)
+        bridge.advance(line)
+        assert agent.wait(OwnersPassed).timestep == line
+        if not at_line:
+            break
+    assert line > 4
+    bridge.close()
+    assert agent.wait(BridgeClosed)
+
+
+def test_an_error_in_the_block_ends_the_wait_of_another_thread(agent: Agent) -> None:
+    """As Ctrl-C does, which comes to the main thread alone."""
+    (bridge,) = agent.bridges({"a": whole((4,))}, slots={"a": 1})
+    bridge.send("a", np.zeros(4), 0)
+    waiting = agent.in_thread(bridge.send, "a", np.zeros(4), 1)
+    agent.until(lambda: bool(agent.server._held_up["a"]))
+    with pytest.raises(KeyboardInterrupt), bridge:
+        raise KeyboardInterrupt
+    with pytest.raises(ClosedError, match="another thread has ended the bridge: KeyboardInterrupt"):
+        waiting.result(PATIENCE_S)
+    assert agent.wait(BridgeLost).reason == "KeyboardInterrupt"
+    assert "closed" in repr(bridge)
+
+
+def test_an_error_in_the_block_waits_for_a_thread_that_copies(agent: Agent) -> None:
+    (bridge,) = agent.bridges({"a": whole((4,))}, slots={"a": 1})
+    copying, go_on = threading.Event(), threading.Event()
+
+    class Exported:
+        def __array__(self, *_: Any, **__: Any) -> Any:
+            copying.set()
+            assert go_on.wait(PATIENCE_S)
+            return np.zeros(4)
+
+    sending = agent.in_thread(bridge.send, "a", Exported(), 0)
+    assert copying.wait(PATIENCE_S)
+
+    def fail() -> None:
+        with bridge:
+            raise RuntimeError("diverges")
+
+    failing = agent.in_thread(fail)
+    assert agent.wait(BridgeLost).reason == "RuntimeError: diverges"
+    assert not failing.done()
+    go_on.set()
+    with pytest.raises(ClosedError):
+        sending.result(PATIENCE_S)
+    with pytest.raises(RuntimeError, match="diverges"):
+        failing.result(PATIENCE_S)
