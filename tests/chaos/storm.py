@@ -146,7 +146,7 @@ class Storm:
         party.kill(signal.SIGCONT)
 
     def _kill_worker(self) -> None:
-        for pid in workers()[:1]:
+        for pid in workers(self._parties.session)[:1]:
             self._count("worker killed")
             _kill(pid)
 

@@ -22,6 +22,7 @@ RECIPES = python_blocks(DOCS / "recipes.md")
 BEGIN, END = (block.code for block in RECIPES[:2])
 SIMULATIONS = {block.heading: block.code for block in RECIPES if "Bridge(" in block.code}
 ANALYTICS = [block for block in RECIPES[2:] if "Bridge(" not in block.code]
+GOOD_TO_KNOW = [block for block in python_blocks(DOCS / "good_to_know.md") if block.output is not None]
 
 
 def send_temperature(comm: Communicator) -> None:
@@ -57,7 +58,7 @@ def run(block: Block, begin: str) -> None:
         exec(begin + block.code + ("" if END in block.code else END), {})
 
 
-@pytest.mark.parametrize("block", ANALYTICS, ids=str)
+@pytest.mark.parametrize("block", ANALYTICS + GOOD_TO_KNOW, ids=str)
 def test_recipe(
     block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -65,6 +66,24 @@ def test_recipe(
     run(block, replaced(BEGIN, "Deisa()", 'Deisa(engine="local")'))
     assert block.output is not None
     assert capsys.readouterr().out == block.output
+    assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.ray
+def test_recipes_on_ray(
+    ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All callbacks that look at the same simulation, in one run; then what recipes do after it."""
+    monkeypatch.chdir(tmp_path)
+    together = [block for block in ANALYTICS + GOOD_TO_KNOW if simulation_of(block) is send_temperature]
+    parts = [block.code.partition(END) for block in together]
+    before, after = ("\n".join(part[n] for part in parts) for n in (0, 2))
+    with ranks_in_threads(send_temperature):
+        exec(BEGIN + before + END + after, {})
+    printed = capsys.readouterr().out
+    assert sorted(printed.splitlines()) == sorted(
+        "".join(block.output or "" for block in together).splitlines()
+    )
     assert not list(tmp_path.rglob("*.part"))
 
 

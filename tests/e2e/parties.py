@@ -11,12 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.e2e.simulation import wait_until
 from tests.support.mpi import Mpi
+from tests.support.patience import PATIENCE_S, wait_until
 from tests.support.processes import kill_tree
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 60.0
 
 
 @dataclass

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -14,27 +13,18 @@ from typing import Any
 import numpy as np
 
 from deisa.ray import Bridge, Deisa, Settings
+from tests.support.patience import PATIENCE_S, wait_until
 
-TIMEOUT_S = 20.0
 QUICK_TO_GIVE_UP: dict[str, Any] = {
-    "connect_timeout_s": TIMEOUT_S,
-    "start_timeout_s": TIMEOUT_S,
-    "send_timeout_s": TIMEOUT_S,
-    "data_timeout_s": TIMEOUT_S,
-    "driver_timeout_s": 5.0,
+    "connect_timeout_s": PATIENCE_S,
+    "start_timeout_s": PATIENCE_S,
+    "send_timeout_s": PATIENCE_S,
+    "data_timeout_s": PATIENCE_S,
+    "driver_timeout_s": 20.0,
     "on_analytics_lost": "raise",
 }
 
 Metadata = dict[str, Any]
-
-
-def wait_until(condition: Callable[[], object], what: str, timeout_s: float = TIMEOUT_S) -> None:
-    """Return once `condition` holds; `TimeoutError` saying `what` did not come true."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"still not so after {timeout_s:g} s: {what}")
-        time.sleep(0.01)
 
 
 @dataclass(frozen=True)
@@ -134,7 +124,7 @@ class Ranks:
 
     def errors(self) -> list[Exception | None]:
         """What each rank raised, once all have ended."""
-        wait_until(lambda: self.ended, "all ranks have ended", 2 * TIMEOUT_S)
+        wait_until(lambda: self.ended, "all ranks have ended", 2 * PATIENCE_S)
         return self._errors
 
     def check(self) -> None:

@@ -13,7 +13,7 @@ from benchmarks.clusters import ROOT
 from benchmarks.results import read
 from tests.support.processes import kill_tree
 
-pytestmark = [pytest.mark.mpi, pytest.mark.ray, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.mpi, pytest.mark.ray]
 
 # One for each way in which cases measure, but `slowdown` and `traffic`, which are slow.
 SHARING = ["send-small", "harder-callback"]

@@ -25,7 +25,8 @@ from deisa.ray.errors import (
     WindowError,
 )
 from deisa.ray.report import ArrayFigures
-from tests.e2e.simulation import Comm, Ranks, Site, grid_boxes, ranks, rows, values, wait_until
+from tests.e2e.simulation import Comm, Ranks, Site, grid_boxes, ranks, rows, values
+from tests.support.patience import PATIENCE_S, wait_until
 
 # Values: every element arrives, in its place, at its timestep.
 
@@ -243,7 +244,7 @@ def test_what_a_slot_holds_is_what_the_analytics_reads(site: Site) -> None:
 
     @deisa.register("x")
     def check(x: list[DeisaArray]) -> None:
-        assert written.wait(20)
+        assert written.wait(PATIENCE_S)
         seen.append(x[-1].sum().compute())
 
     seen: list[float] = []
@@ -672,11 +673,27 @@ def test_the_simulation_runs_no_further_ahead_than_allowed(site: Site, window_si
 
 
 def test_a_slow_analytics_holds_the_simulation_up_and_loses_nothing(site: Site) -> None:
-    deisa = site.deisa()
-    seen = wholes(deisa)
-    with ranks(*(partial(site.send_rows, rank, 2, range(30)) for rank in range(2))):
+    timesteps, ahead = 30, 1
+    begun = [-1, -1]  # the newest timestep that a rank is about to send
+
+    def rank(number: int) -> None:
+        with site.bridge(number, 2, {"x": rows(number, 2)}) as bridge:
+            for timestep in range(timesteps):
+                begun[number] = timestep
+                bridge.send("x", values((8,), timestep)[4 * number : 4 * number + 4], timestep)
+
+    deisa = site.deisa(max_simulation_ahead=ahead)
+    seen: dict[int, np.ndarray] = {}
+
+    @deisa.register("x")
+    def fetch(x: list[DeisaArray]) -> None:
+        without_slot = min(x[-1].t + 1 + ahead, timesteps - 1)
+        wait_until(lambda: begun == [without_slot] * 2, "both ranks have run as far ahead as they may")
+        seen[x[-1].t] = x[-1].compute()
+
+    with ranks(partial(rank, 0), partial(rank, 1)):
         report = deisa.execute_callbacks()
-    assert_fields(seen, (8,), list(range(30)))
+    assert_fields(seen, (8,), list(range(timesteps)))
     assert all(held_up_s > 0 for held_up_s in report.held_up_s.values())
 
 
@@ -748,13 +765,13 @@ def test_two_sessions_side_by_side(site: Site) -> None:
 
     @first.register("x")
     def in_first(x: list[DeisaArray]) -> None:
-        assert second_runs.wait(20)
+        assert second_runs.wait(PATIENCE_S)
         seen["first"].append(x[-1].sum().compute())
 
     @second.register("x")
     def in_second(x: list[DeisaArray]) -> None:
         second_runs.set()
-        assert first_ended.wait(20)
+        assert first_ended.wait(PATIENCE_S)
         scheduler = dask.config.get("scheduler", None)
         assert scheduler is not None and scheduler is not configured
         seen["second"].append(x[-1].sum().compute())

@@ -34,7 +34,8 @@ from deisa.ray.errors import (
     WaitTimeoutError,
     WorldSizeError,
 )
-from tests.e2e.simulation import Ranks, Site, ranks, rows, values, wait_until
+from tests.e2e.simulation import Ranks, Site, ranks, rows, values
+from tests.support.patience import PATIENCE_S, wait_until
 from tests.support.processes import kill_tree
 from tests.support.ray_node import AUTHENTICATION
 
@@ -147,9 +148,19 @@ def test_a_rank_that_comes_late_learns_it_too(site: Site) -> None:
 @pytest.mark.parametrize(
     ("present", "missing"), [([0, 1], "bridges 2 and 3 of 4"), ([1, 2, 3], "bridge 0 of 4")], ids=str
 )
-def test_missing_bridges_are_named_on_both_sides(site: Site, present: list[int], missing: str) -> None:
+def test_missing_bridges_are_named_on_both_sides(
+    site: Site, caplog: pytest.LogCaptureFixture, present: list[int], missing: str
+) -> None:
     deisa, _ = sums(site, start_timeout_s=1.0)
-    simulation = Ranks([partial(site.bridge, rank, 4, {"x": rows(rank, 4)}) for rank in present])
+    simulation = Ranks(
+        [partial(site.bridge, rank, 4, {"x": rows(rank, 4)}, warn_every_s=0.1) for rank in present]
+    )
+
+    def all_have_come() -> bool:
+        told = (r for r in caplog.records if "has not called execute_callbacks()" in r.getMessage())
+        return len({record.threadName for record in told}) == len(present)
+
+    wait_until(all_have_come, "those who are there wait for the analytics")
     with pytest.raises(WaitTimeoutError, match=f"waiting for {missing}; gave up after 1 s") as caught:
         deisa.execute_callbacks()
     assert [str(error) for error in simulation.errors()] == [str(caught.value)] * len(present)
@@ -158,12 +169,12 @@ def test_missing_bridges_are_named_on_both_sides(site: Site, present: list[int],
 
 def test_a_rank_that_waits_less_long_names_the_missing_too(site: Site) -> None:
     deisa, _ = sums(site)
-    simulation = Ranks([partial(site.bridge, 0, 2, {"x": rows(0, 2)}, start_timeout_s=1.0)])
+    simulation = Ranks([partial(site.bridge, 0, 2, {"x": rows(0, 2)}, start_timeout_s=2.0)])
     with pytest.raises(BridgeLostError, match="bridge 0 left before the session started"):
         deisa.execute_callbacks()
     (error,) = simulation.errors()
     assert isinstance(error, WaitTimeoutError)
-    assert "waiting for bridge 1 of 2; gave up after 1 s" in str(error)
+    assert "waiting for bridge 1 of 2; gave up after 2 s" in str(error)
 
 
 def test_no_bridge_at_all(site: Site) -> None:
@@ -188,9 +199,9 @@ def test_no_analytics(session_name: str) -> None:
 def test_an_analytics_that_never_runs(site: Site) -> None:
     site.deisa()
     with pytest.raises(
-        WaitTimeoutError, match=r"has not called execute_callbacks\(\) yet; gave up after 0.5 s"
+        WaitTimeoutError, match=r"has not called execute_callbacks\(\) yet; gave up after 1 s"
     ):
-        site.bridge(0, 1, {"x": rows(0, 1)}, start_timeout_s=0.5)
+        site.bridge(0, 1, {"x": rows(0, 1)}, start_timeout_s=1.0)
 
 
 def test_ranks_may_come_first(site: Site) -> None:
@@ -217,7 +228,7 @@ def test_a_second_simulation_in_a_running_session(site: Site) -> None:
     def rank() -> None:
         with site.bridge(0, 1, {"x": rows(0, 1)}) as bridge:
             bridge.send("x", values((4,), 0), 0)
-            intruded.wait(20)
+            intruded.wait(PATIENCE_S)
             bridge.send("x", values((4,), 1), 1)
 
     def intruder() -> None:
@@ -254,7 +265,7 @@ def test_an_id_that_no_bridge_of_ours_would_send_is_refused(site: Site) -> None:
     stranger.start()
     with pytest.raises(BridgeIdError, match=r"bridge_id -1 lies outside 0\.\.0"):
         deisa.execute_callbacks()
-    stranger.join(20)
+    stranger.join(PATIENCE_S)
     assert learned == ["bridge_id -1 lies outside 0..0 (world_size is 1)"]
 
 
@@ -343,11 +354,11 @@ def test_the_simulation_falls_silent(site: Site) -> None:
     def silent() -> None:
         with site.bridge(0, 1, {"x": rows(0, 1)}) as bridge:
             bridge.send("x", values((4,), 0), 0)
-            enough.wait(20)
+            enough.wait(PATIENCE_S)
 
-    deisa, seen = sums(site, data_timeout_s=0.5)
+    deisa, seen = sums(site, data_timeout_s=2.0)
     simulation = Ranks([silent])
-    with pytest.raises(WaitTimeoutError, match=r"nothing came from the simulation for 0.5 s"):
+    with pytest.raises(WaitTimeoutError, match=r"nothing came from the simulation for 2 s"):
         deisa.execute_callbacks()
     enough.set()
     simulation.errors()
@@ -368,7 +379,7 @@ def test_the_analytics_closes_while_ranks_wait_to_start(site: Site) -> None:
     agents.report_progress = lambda text: (wrapped(text), report(text))  # type: ignore[assignment]
     deisa.register_callback(lambda x: None, "x")
     analytics = Ranks([deisa.execute_callbacks])
-    assert joined.wait(20)
+    assert joined.wait(PATIENCE_S)
     deisa.close()
     for error in simulation.errors():
         assert isinstance(error, AnalyticsLostError)
@@ -458,7 +469,7 @@ def connect(**variables: str) -> list[str]:
         env=os.environ | {"WITHOUT": " ".join(AUTHENTICATION)} | variables,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 1
     return done.stderr.splitlines()

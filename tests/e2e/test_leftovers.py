@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from deisa.ray import DeisaArray, Settings
-from tests.e2e.simulation import QUICK_TO_GIVE_UP, Ranks, Site, ranks, wait_until
+from tests.e2e.simulation import QUICK_TO_GIVE_UP, Ranks, Site, ranks
+from tests.support.patience import wait_until
 
 WARM_RUNS = 5
 ELEMENTS = 2**17  # 1 MiB a chunk

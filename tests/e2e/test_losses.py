@@ -6,7 +6,8 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,12 @@ import pytest
 from deisa.ray import DeisaArray, Settings, WindowSpec
 from deisa.ray.errors import ComputationLostError
 from tests.e2e.parties import Parties, Party
-from tests.e2e.simulation import wait_until
 from tests.scheduler.simulation import run
 from tests.support.mpi import Mpi
+from tests.support.patience import wait_until
 from tests.support.ray_processes import agent_of, chunk_memory, workers
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.ray
 
 SOON_S = 10.0
 POLICIES = ("wait", "continue", "raise")
@@ -204,7 +205,10 @@ def test_a_rank_dies_between_two_analytics(parties: Parties) -> None:
     ranks = parties.ranks(2, 10_000)
     first.reached("done 5")
     first.kill()
-    time.sleep(1)  # until the slots are full
+    wait_until(
+        lambda: min(max(rank.numbers("sent")) for rank in ranks) >= max(first.numbers("done")) + 10,
+        "the slots are full",
+    )
     ranks[0].kill()
     second = parties.analytics("--ahead=10")
     assert second.ended().startswith("BridgeLostError: bridge 0 ")
@@ -250,7 +254,7 @@ def test_larger_windows_than_before_are_refused(parties: Parties) -> None:
 
 @pytest.mark.parametrize("policy", [*POLICIES[:2], pytest.param("raise", marks=pytest.mark.slow)])
 def test_no_other_analytics_comes(parties: Parties, policy: str) -> None:
-    first = parties.analytics(driver_timeout_s=4)
+    first = parties.analytics(driver_timeout_s=4 if policy == "wait" else 2 * SOON_S)
     ranks = parties.ranks(2, 200, on_analytics_lost=policy)
     first.reached("done 5")
     killed = first.kill()
@@ -261,7 +265,7 @@ def test_no_other_analytics_comes(parties: Parties, policy: str) -> None:
         assert [rank.numbers("sent") for rank in ranks] == [list(range(200))] * 2
         return
     assert all(e.startswith("AnalyticsLostError: the analytics of session ") for e in ended), ended
-    assert took < (3 if policy == "raise" else SOON_S)
+    assert took < SOON_S
     assert ("no other has taken over in 4 s" in ended[0]) == (policy == "wait")
 
 
@@ -313,26 +317,22 @@ def test_ranks_without_their_agent(parties: Parties, policy: str) -> None:
     assert ended == ({"well"} if policy == "continue" else {"AnalyticsLostError"})
 
 
-def kill_workers(condition: Callable[[], bool]) -> int:
-    """Kill a process that runs bundles every now and then, until the condition holds; returns how many."""
-    killed = 0
-    while not condition():
-        time.sleep(0.4)
-        for pid in workers()[:1]:
-            try:
-                os.kill(pid, signal.SIGKILL)
-                killed += 1
-            except ProcessLookupError:
-                continue
-    return killed
+def kill_worker(session: str) -> bool:
+    """Kill a process that runs bundles; returns whether there was any."""
+    for pid in workers(session):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+            return True
+    return False
 
 
 def test_workers_are_killed_in_the_middle_of_bundles(parties: Parties) -> None:
     """They are run again, and their results are the same."""
     analytics = parties.analytics()
     ranks = parties.ranks(2, 100, "--pause=0.05")
-    analytics.reached("done 3")
-    assert kill_workers(lambda: len(analytics.numbers("done")) >= 60) >= 3
+    for timestep in (3, 20, 40, 60):
+        analytics.reached(f"done {timestep}")
+        wait_until(lambda: kill_worker(parties.session), "a worker is there and is killed")
     assert analytics.ended() == "well"
     assert [rank.ended() for rank in ranks] == ["well", "well"]
     assert handled_in_order(analytics) == list(range(100))
@@ -401,7 +401,7 @@ def test_a_callback_that_does_not_return_is_named(parties: Parties) -> None:
     parties.ranks(1, 2)
     assert analytics.ended() == "well"
     warning = re.search(
-        r"callback 'check' has been running for 1 s at timestep 0, since [\d:]+;.*", said(analytics)
+        r"callback 'check' has been running for \d s at timestep 0, since [\d:]+;.*", said(analytics)
     )
     assert warning is not None
     assert "time.sleep(options.slow)" in said(analytics)

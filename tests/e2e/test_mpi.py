@@ -10,19 +10,19 @@ from pathlib import Path
 import pytest
 
 from tests.support.mpi import Mpi
+from tests.support.patience import PATIENCE_S
 from tests.support.processes import kill_tree
 
 pytestmark = [pytest.mark.mpi, pytest.mark.ray]
 
 PROGRAMS = Path(__file__).parent / "programs"
-TIMEOUT_S = 60
 
 
 def run_both(
     mpi: Mpi, session: str, timesteps: int, *, dtype: tuple[str, ...] = (), **settings: object
 ) -> tuple[str, str, str]:
     """Run the simulation and its analytics to their good ends; returns what they printed, and all complaints."""
-    settings = {"session": session, "warn_every_s": TIMEOUT_S} | settings
+    settings = {"session": session, "warn_every_s": PATIENCE_S} | settings
     env = {f"DEISA_RAY_{name.upper()}": str(value) for name, value in settings.items()}
     with subprocess.Popen(
         [sys.executable, str(PROGRAMS / "mpi_analytics.py")],
@@ -33,8 +33,8 @@ def run_both(
     ) as analytics:
         try:
             script = PROGRAMS / "mpi_simulation.py"
-            simulation = mpi.run(4, script, "2", "2", str(timesteps), *dtype, env=env, timeout_s=TIMEOUT_S)
-            stdout, stderr = analytics.communicate(timeout=TIMEOUT_S)
+            simulation = mpi.run(4, script, "2", "2", str(timesteps), *dtype, env=env, timeout_s=PATIENCE_S)
+            stdout, stderr = analytics.communicate(timeout=PATIENCE_S)
         finally:
             kill_tree(analytics)
     assert simulation.returncode == 0, simulation.stderr

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from tests.support.netns import NamespacedCluster
+from tests.support.patience import PATIENCE_S
 from tests.support.processes import kill_tree
 
 pytestmark = [pytest.mark.netns, pytest.mark.ray]
 
 PROGRAMS = Path(__file__).parent / "programs"
-TIMEOUT_S = 60
 
 Run = tuple[list[dict[str, Any]], dict[str, Any]]
 
@@ -47,9 +47,9 @@ def run_on_nodes(netns_cluster: NamespacedCluster, session_name: str) -> Callabl
         ]
         try:
             for process in simulation:
-                _, complaints = process.communicate(timeout=TIMEOUT_S)
+                _, complaints = process.communicate(timeout=PATIENCE_S)
                 assert process.returncode == 0, complaints
-            stdout, complaints = analytics.communicate(timeout=TIMEOUT_S)
+            stdout, complaints = analytics.communicate(timeout=PATIENCE_S)
             assert analytics.returncode == 0, complaints
         finally:
             for process in (analytics, *simulation):

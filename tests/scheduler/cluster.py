@@ -13,9 +13,8 @@ import pytest
 
 from deisa.ray._graph.assemble import ArrayHome
 from deisa.ray._graph.bundles import Bundle
-from deisa.ray._graph.execute import pick, run_bundle
+from deisa.ray._graph.execute import Picks, pick, run_bundle
 from deisa.ray._graph.leaves import AgentAddress, Handle, Lease, StepSlots, chunk_of
-from deisa.ray._graph.scheduler import Picks
 from deisa.ray._state.boxes import separate
 from deisa.ray._state.layout import describe_arrays, resolve_layout
 from deisa.ray._transport import reader
@@ -102,7 +101,7 @@ class PretendedExecutor:
     def nodes(self) -> Sequence[str | None]:
         return self._node_ids
 
-    def prepare(self, bundle: Bundle, picks: Sequence[Picks], reusable: bool) -> Any:
+    def prepare(self, bundle: Bundle, picks: Sequence[Picks]) -> Any:
         for task in bundle.tasks:
             chunk = chunk_of(task)
             assert chunk is None or chunk.agent.node_id == bundle.node_id, "a chunk is read on another node"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from deisa.ray._engine.local import LocalExecutor
 from deisa.ray._graph.scheduler import BundleScheduler
 from deisa.ray.config import Settings
+from tests.support.patience import wait_until
 
 
 @pytest.fixture(params=["local", pytest.param("ray", marks=pytest.mark.ray)])
@@ -29,10 +29,14 @@ def every_session_ends() -> Iterator[None]:
     Threads that have helped with a bundle stay for the next one.
     """
     yield
-    deadline = time.monotonic() + 15
-    while left := [name for t in threading.enumerate() if re.match("deisa-(?!bundle)", name := t.name)]:
-        assert time.monotonic() < deadline, f"threads {left} are still there"
-        time.sleep(0.02)
+
+    def left() -> list[str]:
+        return [name for t in threading.enumerate() if re.match("deisa-(?!bundle)", name := t.name)]
+
+    try:
+        wait_until(lambda: not left(), "the threads of all sessions have ended")
+    except TimeoutError:
+        pytest.fail(f"threads {left()} are still there")
 
 
 @pytest.fixture

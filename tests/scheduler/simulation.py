@@ -11,6 +11,7 @@ import numpy as np
 
 from deisa.ray import Bridge, Deisa, Report, Settings, WindowSpec
 from deisa.ray.errors import DeisaError
+from tests.support.patience import PATIENCE_S
 
 ROWS, COLUMNS = 40, 30  # of a chunk
 
@@ -90,7 +91,7 @@ class Simulation:
 
     def join(self) -> None:
         for thread in self._threads:
-            thread.join(30)
+            thread.join(PATIENCE_S)
             assert not thread.is_alive(), "a rank hangs"
 
 

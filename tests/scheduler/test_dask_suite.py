@@ -65,7 +65,7 @@ def run_suite(engine: str, files: Sequence[str], without: Sequence[str], tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_on_the_local_engine(tmp_path: Path) -> None:
     files = [
         "test_array_core",
@@ -98,7 +98,6 @@ def test_on_the_local_engine(tmp_path: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(180)
 @pytest.mark.usefixtures("ray_cluster")
 def test_on_ray(tmp_path: Path) -> None:
     files = [

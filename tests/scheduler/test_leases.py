@@ -22,6 +22,7 @@ from deisa.ray._transport.address import agent_address
 from deisa.ray._transport.reader import probe
 from deisa.ray.errors import BridgeLostError, WaitTimeoutError
 from tests.scheduler.simulation import Simulation, reraise, run
+from tests.support.patience import PATIENCE_S, wait_until
 
 
 def slowly(block: np.ndarray, seconds: float = 0.03) -> np.ndarray:
@@ -30,13 +31,6 @@ def slowly(block: np.ndarray, seconds: float = 0.03) -> np.ndarray:
     above = 2 * block[:half]
     time.sleep(seconds)
     return np.concatenate([above, 2 * block[half:]])
-
-
-def until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 def agent_is_gone(settings: Settings) -> bool:
@@ -50,7 +44,7 @@ def agent_is_gone(settings: Settings) -> bool:
 @pytest.mark.parametrize("window", [1, 2, 3])
 def test_random_lifetimes(engine: str, session_name: str, window: int) -> None:
     """Arrays, collections built on them and running tasks come and go; each value is that of its timestep."""
-    settings = Settings(session=session_name, send_timeout_s=30)
+    settings = Settings(session=session_name, send_timeout_s=PATIENCE_S)
     timesteps = 25
     simulation = Simulation(settings, timesteps)
     dice = random.Random(f"{engine} {window}")
@@ -175,7 +169,7 @@ def running(
     thread.start()
     simulation.start()
     yield thread
-    thread.join(30)
+    thread.join(PATIENCE_S)
     assert not thread.is_alive()
     simulation.join()
     deisa.close()
@@ -201,7 +195,7 @@ def test_keeping_arrays_stalls_the_simulation_at_the_bound(
             kept.append(arrays[-1])
 
     with running(engine, settings, callback, window, simulation):
-        until(lambda: simulation.sent == [bound, bound])
+        wait_until(lambda: simulation.sent == [bound, bound], "every slot is filled")
         time.sleep(0.7)
         assert simulation.sent == [bound, bound]
         assert ran == list(range(bound))
@@ -217,37 +211,39 @@ def test_keeping_arrays_stalls_the_simulation_at_the_bound(
 
 def test_a_stalled_send_gives_up_in_time(engine: str, session_name: str) -> None:
     settings = Settings(session=session_name, send_timeout_s=1)
-    simulation = Simulation(settings, 5)
+    simulation = Simulation(settings, 5, grid=(1, 2))
     kept: list[DeisaArray] = []
     with (
         pytest.raises(BridgeLostError),
         running(engine, settings, lambda arrays: kept.extend(arrays), 1, simulation),
     ):
         pass
-    assert simulation.sent == [2, 2]
+    assert simulation.sent == [2]
     assert any(isinstance(error, WaitTimeoutError) for error in simulation.errors.values())
     assert any("2 slots of array 'x'" in str(error) for error in simulation.errors.values())
     kept.clear()
-    until(lambda: agent_is_gone(settings))
+    wait_until(lambda: agent_is_gone(settings), "the agent has ended")
 
 
 def test_a_slow_callback_holds_the_simulation_back(engine: str, session_name: str) -> None:
-    settings = Settings(session=session_name, max_simulation_ahead=2)
-    simulation = Simulation(settings, 8)
-    most_ahead = 0
+    ahead, timesteps = 2, 8
+    settings = Settings(session=session_name, max_simulation_ahead=ahead)
+    simulation = Simulation(settings, timesteps)
+    furthest: list[int] = []
 
     def callback(arrays: list[DeisaArray]) -> None:
-        nonlocal most_ahead
-        time.sleep(0.1)
-        most_ahead = max(most_ahead, max(simulation.sent) - arrays[-1].t - 1)
+        may_send = min(arrays[-1].t + 1 + ahead, timesteps)
+        wait_until(lambda: simulation.sent == [may_send] * 2, "the ranks have filled their slots")
+        time.sleep(0.05)  # they would go on in that time
+        furthest.append(max(simulation.sent))
 
     with running(engine, settings, callback, 1, simulation):
         pass
-    assert most_ahead == 2
+    assert furthest == [min(t + 1 + ahead, timesteps) for t in range(timesteps)]
 
 
 def test_arrays_in_reference_cycles_are_collected(engine: str, session_name: str) -> None:
-    settings = Settings(session=session_name)
+    settings = Settings(session=session_name, send_timeout_s=PATIENCE_S)
     gc.disable()
     try:
 
@@ -257,12 +253,10 @@ def test_arrays_in_reference_cycles_are_collected(engine: str, session_name: str
             lazy = arrays[-1].sum()
             cycle["lazy"] = lazy
 
-        started = time.monotonic()
         run(engine, settings, callback, [WindowSpec("x")], timesteps=5)
-        assert time.monotonic() - started < 20
     finally:
         gc.enable()
-    until(lambda: agent_is_gone(settings))
+    wait_until(lambda: agent_is_gone(settings), "the agent has ended")
 
 
 @pytest.mark.parametrize("merged", [True, False])
@@ -274,7 +268,7 @@ def test_computing_makes_no_reference_cycles(
         session=session_name,
         max_simulation_ahead=1,
         merge_chunks_beyond=0 if merged else 10**9,
-        send_timeout_s=20,
+        send_timeout_s=PATIENCE_S,
     )
     monkeypatch.setattr(session, "gc", SimpleNamespace(collect=lambda: 0))
     gc.disable()
@@ -336,7 +330,7 @@ def test_arrays_outlive_the_run(engine: str, session_name: str) -> None:
     kept.clear()
     np.testing.assert_array_equal(difference.compute(), simulation.at(3) - simulation.at(2))
     del difference
-    until(lambda: agent_is_gone(settings))
+    wait_until(lambda: agent_is_gone(settings), "the agent has ended")
 
 
 class Keeper:
@@ -354,7 +348,7 @@ def test_arrays_that_only_the_callback_knows_are_let_go(session_name: str) -> No
     run("local", settings, keeper, [WindowSpec("x")])
     del keeper
     try:
-        until(lambda: agent_is_gone(settings), 3)
+        wait_until(lambda: agent_is_gone(settings), "the agent has ended")
     finally:
         if (left := known()) is not None:
             left.kept.clear()
@@ -378,7 +372,7 @@ def test_arrays_that_outlive_the_run_can_be_computed_on_ray(session_name: str) -
     np.testing.assert_array_equal(doubled, 2 * simulation.at(1))
     assert total == pytest.approx(simulation.at(1).sum())
     kept.clear()
-    until(lambda: agent_is_gone(settings))
+    wait_until(lambda: agent_is_gone(settings), "the agent has ended")
 
 
 def test_kept_results_outlive_the_run(engine: str, session_name: str) -> None:
@@ -386,6 +380,6 @@ def test_kept_results_outlive_the_run(engine: str, session_name: str) -> None:
     simulation = Simulation(settings, 3)
     kept: list[DeisaArray] = []
     run(engine, settings, lambda arrays: kept.append(arrays[-1].persist()), [WindowSpec("x")], timesteps=3)
-    until(lambda: agent_is_gone(settings))
+    wait_until(lambda: agent_is_gone(settings), "the agent has ended")
     for x in kept:
         np.testing.assert_array_equal(x.compute(), simulation.at(x.t))

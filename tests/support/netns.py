@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -145,6 +145,13 @@ class Namespace:
         """Command to run another command inside."""
         proc = f"/proc/{self.init.pid}/ns"
         return ("nsenter", f"--net={proc}/net", f"--mount={proc}/mnt", f"--pid={proc}/pid_for_children")
+
+    def has(self, pid: int) -> bool:
+        """Whether a process is inside."""
+        own = os.readlink(f"/proc/{self.init.pid}/ns/net")
+        with suppress(OSError):  # it has ended
+            return os.readlink(f"/proc/{pid}/ns/net") == own
+        return False
 
     def ip(self, command: str) -> str:
         """Run an `ip` command inside, and return what it prints."""

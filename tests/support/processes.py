@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-KILL_TIMEOUT_S = 10.0
+from tests.support.patience import PATIENCE_S
 
 
 class Process(NamedTuple):
@@ -39,10 +39,10 @@ def kill_tree(root: subprocess.Popen[str]) -> None:
 
 
 def _kill_all(find_pids: Callable[[], list[int]]) -> None:
-    deadline = time.monotonic() + KILL_TIMEOUT_S
+    deadline = time.monotonic() + PATIENCE_S
     while pids := find_pids():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"processes {pids} are still there {KILL_TIMEOUT_S:g} s after SIGKILL")
+            raise TimeoutError(f"processes {pids} are still there {PATIENCE_S:g} s after SIGKILL")
         for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from tests.support.patience import PATIENCE_S
 from tests.support.processes import kill_session
-
-START_TIMEOUT_S = 60.0
 
 # Set explicitly, since the default depends on the machine: without RAY_AUTH_MODE, `ray start --head` demands
 # a token if ~/.ray/auth_token exists and starts an open cluster if not.
@@ -80,7 +79,7 @@ class RayNode:
         )
         return cls(process, output, temp_dir)
 
-    def wait_started(self, timeout_s: float = START_TIMEOUT_S) -> None:
+    def wait_started(self, timeout_s: float = 2 * PATIENCE_S) -> None:
         """Wait until the node is up; `RuntimeError` with Ray's output if it does not come up."""
         try:
             status = self.process.wait(timeout_s)

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from tests.support.processes import live_processes
+
 
 def named(name: str) -> list[int]:
     """Processes whose command line begins so; Ray calls its workers after what they do."""
@@ -26,9 +28,12 @@ def command(pid: int) -> str:
         return ""
 
 
-def workers() -> list[int]:
-    """Processes that run bundles, of any session."""
-    return [*named("ray::run_here"), *named("ray::StandingWorker")]
+def workers(session: str) -> list[int]:
+    """Processes that run bundles where a session's agent is, on its Ray node: of any session, of no other Ray."""
+    found = [*named("ray::run_on_node"), *named("ray::StandingWorker")]
+    belongs_to = {process.pid: process.session for process in live_processes()}
+    node = belongs_to.get(agent_of(session) or 0)
+    return [pid for pid in found if node is not None and belongs_to.get(pid) == node]
 
 
 def agent_of(session: str) -> int | None:

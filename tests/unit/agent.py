@@ -21,8 +21,8 @@ from deisa.ray._transport.server import AgentServer, StartPlan
 from deisa.ray.bridge import Bridge
 from deisa.ray.config import Settings
 from deisa.ray.errors import DeisaError
+from tests.support.patience import PATIENCE_S
 
-PATIENCE_S = 20.0
 CONSUMER = "test"
 E = TypeVar("E")
 T = TypeVar("T")

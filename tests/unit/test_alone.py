@@ -13,6 +13,7 @@ from deisa.ray._state.events import BridgeJoined
 from deisa.ray.bridge import Bridge
 from deisa.ray.config import Settings, disabled_by_environment
 from deisa.ray.errors import AnalyticsLostError, ClosedError, ConfigurationError
+from tests.support.patience import PATIENCE_S
 from tests.unit.agent import CONSUMER, Agent, running, settings_with
 
 METADATA = {"a": {"chunk_shape": (4,), "nb_chunks_per_dim": (1,), "chunk_position": (0,), "dtype": float}}
@@ -84,7 +85,7 @@ def opened(agent: Agent, policy: str) -> Bridge:
     opening = agent.open_bridge(0, 1, METADATA, settings_with(agent, on_analytics_lost=policy))
     agent.wait(BridgeJoined)
     agent.start({"a": 2})
-    return opening.result(20)
+    return opening.result(PATIENCE_S)
 
 
 def test_going_on_without(caplog: pytest.LogCaptureFixture) -> None:
@@ -119,5 +120,5 @@ def test_waiting() -> None:
         state = agent.server.take_over("another")
         assert sorted(state.held["a"].held) == [0, 1]
         agent.server.release(CONSUMER, [("a", 0)])
-        third.result(20)
+        third.result(PATIENCE_S)
         bridge.close()

@@ -53,8 +53,8 @@ from deisa.ray._transport.server import AgentServer
 from deisa.ray.bridge import Bridge
 from deisa.ray.errors import BridgeLostError, HoleError, PeerIdentityError, ProtocolError, SessionInUseError
 from tests.conftest import skip_or_fail
-from tests.e2e.simulation import wait_until
-from tests.unit.agent import PATIENCE_S, Agent, descriptors, new_settings, running, whole
+from tests.support.patience import PATIENCE_S, wait_until
+from tests.unit.agent import Agent, descriptors, new_settings, running, whole
 from tests.unit.test_hand_off import raw
 from tests.unit.test_messages import ANY, DTYPES, TEXT, described_arrays
 
@@ -638,7 +638,7 @@ import os, socket, sys
 os.setgroups([]); os.setgid({nobody}); os.setuid({nobody})
 peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
 peer.connect(bytes.fromhex(sys.argv[1]))
-peer.settimeout(20)
+peer.settimeout({patience_s})
 try:
     peer.sendall(bytes.fromhex(sys.argv[2]))
     data, descriptors, _, _ = socket.recv_fds(peer, 65536, 253)
@@ -656,7 +656,7 @@ listener.listen(16)
 print("listening", flush=True)
 for _ in range(int(sys.argv[2])):
     peer, _ = listener.accept()
-    peer.settimeout(20)
+    peer.settimeout({patience_s})
     print(len(peer.recv(65536)), flush=True)
     peer.close()
 """
@@ -667,7 +667,7 @@ def as_nobody(program: str, *arguments: str) -> subprocess.Popen[str]:
     if os.getuid() != 0:
         skip_or_fail("only root can become another user")
     return subprocess.Popen(
-        [sys.executable, "-I", "-c", program.format(nobody=NOBODY), *arguments],
+        [sys.executable, "-I", "-c", program.format(nobody=NOBODY, patience_s=PATIENCE_S), *arguments],
         stdout=subprocess.PIPE,
         text=True,
     )

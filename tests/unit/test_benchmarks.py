@@ -13,6 +13,7 @@ import pytest
 from benchmarks import results
 from benchmarks.clusters import ROOT
 from benchmarks.suite import MODULES, THIS, Case, Comparison, Outcome, Setting, all_cases
+from tests.support.patience import PATIENCE_S
 
 
 def outcome_of(value: float = 3.0) -> Outcome:
@@ -176,7 +177,7 @@ def test_plots_are_the_same_each_time(tmp_path: Path) -> None:
 def test_the_command_lists_cases_and_refuses_unknown_ones() -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "benchmarks", *arguments]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
 
     listed = run("--list")
     assert listed.returncode == 0, listed.stderr

@@ -26,6 +26,7 @@ from deisa.ray.errors import (
     TimestepError,
     UnknownArrayError,
 )
+from tests.support.patience import PATIENCE_S
 from tests.unit.agent import Agent, running, whole
 
 pytestmark = pytest.mark.usefixtures("lane")
@@ -285,7 +286,7 @@ def test_identity_from_a_communicator(agent: Agent) -> None:
     joined = agent.wait(BridgeJoined)
     assert (joined.bridge_id, joined.world_size) == (0, 1)
     agent.start({})
-    with opening.result(20) as bridge:
+    with opening.result(PATIENCE_S) as bridge:
         assert bridge.bridge_id == 0
 
 

@@ -45,16 +45,8 @@ from deisa.ray.errors import (
     SessionInUseError,
     WaitTimeoutError,
 )
-from tests.unit.agent import (
-    PATIENCE_S,
-    Agent,
-    descriptors,
-    mappings,
-    new_settings,
-    running,
-    settings_with,
-    whole,
-)
+from tests.support.patience import PATIENCE_S, wait_until
+from tests.unit.agent import Agent, descriptors, mappings, new_settings, running, settings_with, whole
 
 pytestmark = pytest.mark.usefixtures("lane")
 
@@ -266,7 +258,7 @@ def test_a_chunk_that_is_being_read_is_not_overwritten(agent: Agent) -> None:
 
 
 def test_waiting_for_a_slot_ends(agent: Agent, caplog: pytest.LogCaptureFixture) -> None:
-    impatient = settings_with(agent, send_timeout_s=0.05, warn_every_s=0.02)
+    impatient = settings_with(agent, send_timeout_s=0.5, warn_every_s=0.01)
     opening = agent.open_bridge(0, 1, {"a": whole((4,)), "b": whole((4,))}, impatient)
     agent.wait(BridgeJoined)
     agent.start({"a": 1, "b": 1})
@@ -276,7 +268,7 @@ def test_waiting_for_a_slot_ends(agent: Agent, caplog: pytest.LogCaptureFixture)
         caplog.at_level(logging.WARNING, "deisa.ray.bridge"),
         pytest.raises(
             WaitTimeoutError,
-            match=r"all 1 slots of array 'a' are in use: timestep 1 waits.*after 0\.05 s "
+            match=r"all 1 slots of array 'a' are in use: timestep 1 waits.*after 0\.5 s "
             r"\(DEISA_RAY_SEND_TIMEOUT_S sets",
         ),
     ):
@@ -351,13 +343,13 @@ def test_nobody_starts_the_session(agent: Agent, caplog: pytest.LogCaptureFixtur
     agent.server.report_progress("waiting for bridge 7 of 8")
     with (
         caplog.at_level(logging.WARNING, "deisa.ray.bridge"),
-        pytest.raises(WaitTimeoutError, match=r"waiting for bridge 7 of 8; gave up after 0\.05 s"),
+        pytest.raises(WaitTimeoutError, match=r"waiting for bridge 7 of 8; gave up after 0\.5 s"),
     ):
         Bridge(
             bridge_id=0,
             arrays_metadata={},
             system_metadata={"world_size": 8},
-            settings=settings_with(agent, start_timeout_s=0.05, warn_every_s=0.02),
+            settings=settings_with(agent, start_timeout_s=0.5, warn_every_s=0.01),
         )
     assert "waiting for bridge 7 of 8" in caplog.text
     agent.wait(BridgeJoined)
@@ -500,8 +492,10 @@ def test_an_agent_without_its_analytics_ends_by_itself() -> None:
 
 
 def test_an_agent_that_is_being_asked_does_not_end() -> None:
-    with running(driver_timeout_s=0.01) as agent:
+    with running() as agent:
         asking = agent.in_thread(agent.wait, BridgeJoined)
+        wait_until(lambda: agent.server._polls, "the agent is being asked")
+        agent.server._settings = settings_with(agent, driver_timeout_s=0.01)
         agent.server._check_driver()
         (opening,) = [agent.open_bridge(0, 1, {})]
         asking.result(PATIENCE_S)
@@ -660,23 +654,33 @@ def test_what_a_rank_handed_over_before_it_died_counts(agent: Agent) -> None:
     assert sorted(float(chunk[0]) for chunk in agent.chunks(agent.wait(StepComplete))) == [0, 1]
 
 
+def have_all_handled(agent: Agent) -> None:
+    """Return when the agent has handled every message that was sent to it before."""
+    probe(agent_address(agent.settings))  # it is served after all that came before
+
+
 def test_only_the_last_rank_of_a_node_wakes_the_agent(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
     woken: list[messages.Message] = []
     handle = AgentServer._handle
 
     def noting(server: AgentServer, connection: Any, message: messages.Message) -> None:
-        woken.append(message)
+        if not isinstance(message, messages.Attach):  # of `have_all_handled`
+            woken.append(message)
         handle(server, connection, message)
 
     said = [{"a": whole((3,)) | {"chunk_shape": (1,), "offset": (i,)}} for i in range(3)]
     bridges = agent.bridges(*said, slots={"a": 3})
     monkeypatch.setattr(AgentServer, "_handle", noting)
     for timestep, order in enumerate([(0, 1, 2), (1, 0, 2), (2, 1, 0)]):
-        for number in order:
-            assert len(woken) == timestep
+        *others, last = order
+        for number in others:
             bridges[number].send("a", np.zeros(1), timestep)
+        have_all_handled(agent)
+        assert woken == [messages.Look()] * timestep
+        bridges[last].send("a", np.zeros(1), timestep)
+        have_all_handled(agent)
+        assert woken == [messages.Look()] * (timestep + 1)
         assert agent.wait(StepComplete).timestep == timestep
-    assert woken == [messages.Look()] * 3
 
 
 def test_only_the_same_user_may_talk(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import deisa.ray
+from tests.support.patience import PATIENCE_S
 
 ROOT = Path(deisa.ray.__file__).parent
 MODULES = {
@@ -106,7 +107,10 @@ print(*sorted({name.split(".")[0] for name in sys.modules}))
 
 def test_a_rank_imports_neither_ray_nor_dask(session_name: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", RANK, session_name], capture_output=True, text=True, timeout=60
+        [sys.executable, "-W", "error", "-c", RANK, session_name],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr
     loaded = set(done.stdout.split())
@@ -117,7 +121,7 @@ def test_a_rank_imports_neither_ray_nor_dask(session_name: str) -> None:
 def test_public_names_are_lazy() -> None:
     code = "import sys, deisa.ray; assert 'numpy' not in sys.modules; print(*dir(deisa.ray))"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S, check=True
     )
     assert set(deisa.ray.__all__) <= set(done.stdout.split())
     assert set(deisa.ray.__all__) == set(deisa.ray._HOMES)

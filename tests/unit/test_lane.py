@@ -20,6 +20,7 @@ from deisa.ray._transport.client import Account
 from deisa.ray.bridge import Bridge
 from deisa.ray.errors import ChunkIndexError
 from tests.conftest import skip_or_fail
+from tests.support.patience import PATIENCE_S
 from tests.unit.agent import Agent, running, whole
 
 LARGE = 256 * 1024 // 8 + 1  # elements of more than a lane copies
@@ -162,7 +163,7 @@ def test_threads_that_send_different_arrays(agent: Agent) -> None:
 
     def send(number: int, name: str) -> None:
         for timestep in range(50):
-            together.wait(20)
+            together.wait(PATIENCE_S)
             chunk = np.full(8, 100.0 * number + timestep)
             bridge.send(name, chunk if (timestep + number) % 4 else chunk.tolist(), timestep)
 

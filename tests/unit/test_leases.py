@@ -9,8 +9,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from deisa.ray._engine.leases import Leases, Step
-
-PATIENCE_S = 10
+from tests.support.patience import PATIENCE_S
 
 
 @pytest.fixture

@@ -25,6 +25,8 @@
     ├── RegistrationError (ValueError)         a callback or its windows make no sense
     │   ├── WindowError
     │   └── NoCallbacksError
+    ├── TaskError (RuntimeError)               a task raised what cannot be carried to the analytics
+    │   └── NotPicklableError (TypeError)          something that a task holds or returns cannot be pickled
     ├── MemoryBoundError (MemoryError)         the slots would not fit into a node
     ├── DescriptorLimitError (OSError)         the bridges of a node take more open files than it may have
     ├── WaitTimeoutError (TimeoutError)        a wait ran out; the message names who is missing
@@ -141,6 +143,14 @@ class WindowError(RegistrationError):
 
 class NoCallbacksError(RegistrationError):
     """``execute_callbacks`` was called with no callback registered."""
+
+
+class TaskError(DeisaError, RuntimeError):
+    """A task raised an exception that cannot be carried to the analytics; the text is that of the exception."""
+
+
+class NotPicklableError(TaskError, TypeError):
+    """Something that a task holds or returns cannot be pickled, so it cannot go to or from a worker process."""
 
 
 class MemoryBoundError(DeisaError, MemoryError):

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from deisa.ray._graph.bundles import Bundle
-from deisa.ray._graph.execute import independent, pick, run_bundle, threads_that_pay
-from deisa.ray._graph.leaves import AgentAddress, Handle, StepSlots
-from deisa.ray._graph.scheduler import BundleStats, Picks
+from deisa.ray._graph.execute import Picks, pick, run_bundle, threads_that_pay
+from deisa.ray._graph.leaves import AgentAddress, GroupHere, Handle, StepSlots
+from deisa.ray._graph.scheduler import BundleStats
+from deisa.ray._graph.work import PackedWork, Work, independent, pack_work
 from deisa.ray._state.events import Event
 from deisa.ray._transport.address import agent_address
 from deisa.ray._transport.server import AgentServer, Boxes, NodeState, StartPlan
@@ -90,21 +91,19 @@ class LocalAgents:
         self.close(error)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class LocalGroup:
-    """Values in this process."""
+@dataclass(frozen=True, slots=True)
+class LocalBundle:
+    """A bundle as `LocalExecutor.submit` takes it; `packed` where its tasks must be new ones for each run."""
 
-    values: Sequence[Any]
-
-    def fetch(self) -> Sequence[Any]:
-        """Return them."""
-        return self.values
+    bundle: Bundle
+    picks: Sequence[Picks]
+    packed: PackedWork | None
 
 
 class LocalExecutor:
     """Runs each bundle when it is submitted, by default in the caller's thread."""
 
-    ships = False  # tasks run as the very objects that the callback made
+    ships = False  # each graph is planned anew
 
     def __init__(self, settings: Settings) -> None:
         self._threads = settings.threads_per_bundle or 1
@@ -115,33 +114,36 @@ class LocalExecutor:
         """Only here."""
         return [None]
 
-    def prepare(
-        self, bundle: Bundle, picks: Sequence[Picks], reusable: bool
-    ) -> tuple[Bundle, Sequence[Picks]]:
-        """Nothing is to be done."""
-        return bundle, picks
+    def prepare(self, bundle: Bundle, picks: Sequence[Picks]) -> LocalBundle:
+        """Pack what the user's code refers to: it gets a copy, as in a worker process.
+
+        Raises
+        ------
+        UnpicklableTasksError
+        """
+        packed = pack_work(Work(bundle.tasks, picks, bundle.outputs, 1))
+        return LocalBundle(bundle, picks, None if packed.pure else packed)
 
     def submit(
-        self,
-        prepared: tuple[Bundle, Sequence[Picks]],
-        groups: Sequence[Handle],
-        steps: Mapping[Hashable, StepSlots],
+        self, prepared: LocalBundle, groups: Sequence[Handle], steps: Mapping[Hashable, StepSlots]
     ) -> list[Handle]:
         """Run a bundle to its end."""
-        bundle, picks = prepared
-        values = {**pick([group.fetch() for group in groups], picks), **steps}
+        bundle = prepared.bundle
+        values = pick([group.fetch() for group in groups], prepared.picks)
+        values.update((key, step.borrowed) for key, step in steps.items())
         threads = threads_that_pay(bundle, self._threads)
         with self._counting:
             self.stats.submitted += 1
         started, run_s = time.perf_counter(), 0.0
         try:
-            returned = run_bundle(bundle.tasks, values, bundle.outputs, threads)
+            tasks = bundle.tasks if prepared.packed is None else prepared.packed.unpack(bytes).tasks
+            returned = run_bundle(tasks, values, bundle.outputs, threads)
             run_s = time.perf_counter() - started
         finally:
             with self._counting:
                 self.stats.ended += 1
                 self.stats.run_s += run_s
-        return [LocalGroup([independent(value) for value in group]) for group in returned]
+        return [GroupHere([independent(value) for value in group]) for group in returned]
 
     def fetch(self, handles: Sequence[Handle]) -> list[Sequence[Any]]:
         """Return groups of values."""
@@ -151,15 +153,12 @@ class LocalExecutor:
         """Every bundle ends before `submit` returns."""
         return True
 
-    def runs_here(self, prepared: tuple[Bundle, Sequence[Picks]]) -> bool:
+    def runs_here(self, prepared: LocalBundle) -> bool:
         """All do: that is what `submit` does."""
         return False
 
     def run_here(
-        self,
-        prepared: tuple[Bundle, Sequence[Picks]],
-        groups: Sequence[Handle],
-        steps: Mapping[Hashable, StepSlots],
+        self, prepared: LocalBundle, groups: Sequence[Handle], steps: Mapping[Hashable, StepSlots]
     ) -> list[Handle]:
         """Run a bundle to its end."""
         return self.submit(prepared, groups, steps)

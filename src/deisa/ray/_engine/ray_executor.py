@@ -6,34 +6,44 @@ plan's bundles are submitted again at every timestep, so what one takes is known
 
 - A short one goes to a worker that stands ready on its node.
 - A very short one that only the caller waits for, as the last step of a reduction is, runs in this process:
-  when it reads no chunks and little else, or chunks of this node.
+  when it is pure (see `deisa.ray._graph.purity`), and reads no chunks and little else, or chunks of this node.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
+import os
+import pickle
 import threading
 import time
-import uuid
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-import cloudpickle
 import ray
-from dask._task_spec import GraphNode
-from dask.sizeof import sizeof
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from deisa.ray._engine.ray_cluster import connect, node_cpus
 from deisa.ray._graph.bundles import CALLER, Bundle
-from deisa.ray._graph.execute import independent, pick, run_bundle, threads_that_pay
-from deisa.ray._graph.leaves import Handle, StepSlots
-from deisa.ray._graph.scheduler import BundleStats, Picks
+from deisa.ray._graph.directory import enter, in_directory
+from deisa.ray._graph.execute import Picks, threads_that_pay
+from deisa.ray._graph.failures import Failure
+from deisa.ray._graph.leaves import GroupHere, Handle, StepSlots
+from deisa.ray._graph.scheduler import BundleStats
+from deisa.ray._graph.work import (
+    Ended,
+    PackedWork,
+    Work,
+    do_work,
+    do_work_for_others,
+    independent,
+    pack_work,
+    result_error,
+)
 from deisa.ray.config import Settings
 from deisa.ray.errors import ComputationLostError, PeerError, SessionEndedError
 from deisa.ray.report import SHOWN_NODE_ID
@@ -48,101 +58,44 @@ HERE_S, HERE_BYTES = (
     2**20,
 )  # bundles that ran no longer, and took no more from others, run in this process
 
+_NOT_PICKLABLE = (TypeError, ValueError, AttributeError, pickle.PicklingError)  # as pickle says it
 INLINE_BYTES = 32 * 1024  # work up to this size travels with every call, larger work once to each node
-WORK_KEPT_BYTES = 64 * 2**20  # pickled size of the work that a worker process keeps unpacked
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What a bundle does, without what differs from timestep to timestep."""
-
-    tasks: Sequence[GraphNode]
-    picks: Sequence[Picks]
-    outputs: Sequence[Sequence[Hashable]]
-    threads: int
+def _bring(reference: Any) -> bytes:
+    return ray.get(reference)
 
 
-@dataclass(frozen=True, slots=True)
-class PackedWork:
-    """Work that will be done again: pickled, or a reference to that; each worker process unpacks it once."""
-
-    uid: str
-    nbytes: int
-    packed: Sequence[Any]  # one item: in a list Ray leaves a reference as it is
-
-    def unpack(self) -> Work:
-        """Return the work, from this process's memory if it has done it before."""
-        with _unpacking:
-            known = _unpacked.pop(self.uid, None)
-            if known is None:
-                (packed,) = self.packed
-                known = (
-                    cloudpickle.loads(packed if isinstance(packed, bytes) else ray.get(packed)),
-                    self.nbytes,
-                )
-            _unpacked[self.uid] = known  # the last is the one used last
-            while len(_unpacked) > 1 and sum(nbytes for _, nbytes in _unpacked.values()) > WORK_KEPT_BYTES:
-                _unpacked.popitem(last=False)
-        return known[0]
+def _do(work: PackedWork, returns: int, steps: Mapping[Hashable, StepSlots], *groups: Sequence[Any]) -> Any:
+    return do_work_for_others(work, returns, steps, groups, _bring)
 
 
-_PROCESS, _numbers = uuid.uuid4().hex, itertools.count()  # a random name for each would wait for the kernel
-_unpacked: OrderedDict[str, tuple[Work, int]] = OrderedDict()
-_unpacking = threading.Lock()
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """The last value that a bundle returns.
-
-    Attributes
-    ----------
-    run_s : float
-        How long it ran (seconds).
-    nbytes : tuple of int
-        Sizes of its groups of outputs (bytes).
-    taken_bytes : int
-        Size of what it took from other bundles.
-    """
-
-    run_s: float
-    nbytes: tuple[int, ...]
-    taken_bytes: int
-
-
-def run_here(work: Work | PackedWork, steps: Mapping[Hashable, StepSlots], *groups: Sequence[Any]) -> Any:
-    """Run a bundle; returns its groups of values, and `Ended`."""
-    started = time.perf_counter()
-    if isinstance(work, PackedWork):
-        work = work.unpack()
-    values = run_bundle(work.tasks, {**pick(groups, work.picks), **steps}, work.outputs, work.threads)
-    run_s = time.perf_counter() - started
-    return (*values, Ended(run_s, tuple(map(_size, values)), sum(map(_size, groups))))
-
-
-def _size(group: Sequence[Any]) -> int:
-    return sum(map(sizeof, group))
-
-
-run_on_node = ray.remote(run_here)
+@ray.remote
+def run_on_node(directory: str, *arguments: Any) -> Any:
+    """Run a bundle, in the directory of the analytics where this node has it."""
+    with in_directory(directory):
+        return _do(*arguments)
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=RETRIES, enable_task_events=False)
 class StandingWorker:
     """A process on a node that waits for short bundles."""
 
+    def __init__(self, directory: str) -> None:
+        enter(directory)
+
     def run(self, *arguments: Any) -> Any:
-        """Run a bundle, as `run_here` does."""
-        return run_here(*arguments)
+        """Run a bundle, as `run_on_node` does."""
+        return _do(*arguments)
 
 
 @dataclass(slots=True)
 class PreparedBundle:
-    """A bundle as `run_here` takes it."""
+    """A bundle as `submit` takes it."""
 
     node_id: str | None
     call: Any  # run_on_node with its options
-    work: Work | PackedWork
+    work: PackedWork
     crossings: tuple[int, ...]  # for each group, how often it leaves the node
     may_run_here: bool
     run_s: float = math.inf  # how long it ran the last time (seconds)
@@ -157,18 +110,7 @@ class RayGroup:
 
     def fetch(self) -> Sequence[Any]:
         """Bring them here."""
-        return ray.get(self.reference)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class GroupHere:
-    """Values in this process, which nobody but the caller takes."""
-
-    values: Sequence[Any]
-
-    def fetch(self) -> Sequence[Any]:
-        """Return them."""
-        return self.values
+        return _received([ray.get(self.reference)])[0]
 
 
 class RayExecutor:
@@ -184,6 +126,7 @@ class RayExecutor:
         self._counting = threading.Condition()
         self._standing: dict[str, Any] = {}
         self._under_way: Counter[str | None] = Counter()  # bundles on each node
+        self._directory = os.getcwd()
         self.stats = BundleStats()
 
     def nodes(self) -> Sequence[str | None]:
@@ -202,14 +145,14 @@ class RayExecutor:
 
     def warm_up(self) -> None:
         """Have every node start its worker processes and import what bundles need; does not wait."""
-        nothing = Work((), (), (), 1)
+        nothing = pack_work(Work((), (), (), 1))
         for node_id, cpus in self._node_cpus().items():
-            self._options(node_id, 1, 1).remote(nothing, {})
+            self._options(node_id, 1, 1).remote(self._directory, nothing, 1, {})
             self._standing[node_id] = StandingWorker.options(  # type: ignore[attr-defined]
                 max_concurrency=max(1, cpus),
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
-            ).remote()
-            self._standing[node_id].run.remote(nothing, {})
+            ).remote(self._directory)
+            self._standing[node_id].run.remote(nothing, 1, {})
 
     def close(self) -> None:
         """Let the standing workers end, once they have done what they were given."""
@@ -226,25 +169,26 @@ class RayExecutor:
             enable_task_events=False,  # Ray's head would keep a record of every bundle
         )
 
-    def prepare(self, bundle: Bundle, picks: Sequence[Picks], reusable: bool) -> PreparedBundle:
-        """Decide how many threads a bundle gets, and pack what it does if that will be done again."""
+    def prepare(self, bundle: Bundle, picks: Sequence[Picks]) -> PreparedBundle:
+        """Decide how many threads a bundle gets, and pack what it does.
+
+        Raises
+        ------
+        UnpicklableTasksError
+        """
         cpus = self._node_cpus().get(bundle.node_id, 1) if bundle.node_id is not None else 1
         limit = self._settings.threads_per_bundle or max(1, cpus)
         threads = threads_that_pay(bundle, min(limit, max(1, cpus)))
-        work: Work | PackedWork = Work(bundle.tasks, picks, bundle.outputs, threads)
-        if reusable:
-            packed = cloudpickle.dumps(work, protocol=5)
-            inline = len(packed) <= INLINE_BYTES
-            work = PackedWork(
-                f"{_PROCESS}-{next(_numbers)}", len(packed), [packed if inline else ray.put(packed)]
-            )
+        work = pack_work(Work(bundle.tasks, picks, bundle.outputs, threads))
+        if work.nbytes > INLINE_BYTES:
+            work = replace(work, packed=[ray.put(work.packed[0])])
         here = self._own_node
         crossings = tuple(
             sum(bundle.node_id != (here if taker == CALLER else taker) for taker in takers)
             for takers in bundle.takers
         )
         call = self._options(bundle.node_id, threads, len(bundle.outputs) + 1)
-        may_run_here = bundle.last and (bundle.node_id == here or not bundle.leaves)
+        may_run_here = work.pure and bundle.last and (bundle.node_id == here or not bundle.leaves)
         return PreparedBundle(bundle.node_id, call, work, crossings, may_run_here)
 
     def submit(
@@ -252,11 +196,8 @@ class RayExecutor:
     ) -> list[Handle]:
         """Start a bundle once its inputs are there; the leases of `steps` are held until it has ended."""
         here = {key: step.on(prepared.node_id) for key, step in steps.items()}
-        references = self._call(prepared).remote(
-            prepared.work,
-            here,
-            *(group.reference for group in groups),  # type: ignore[attr-defined]
-        )
+        returns = len(prepared.crossings) + 1
+        references = self._call(prepared)(prepared.work, returns, here, *map(self._reference, groups))
         with self._counting:
             self.stats.submitted += 1
             self._under_way[prepared.node_id] += 1
@@ -268,8 +209,8 @@ class RayExecutor:
             with self._counting:
                 self.stats.ended += 1
                 self._under_way[prepared.node_id] -= 1
-                if future.exception() is None:
-                    result: Ended = future.result()
+                result = future.result() if future.exception() is None else None
+                if isinstance(result, Ended):
                     prepared.run_s, prepared.taken_bytes = result.run_s, result.taken_bytes
                     self.stats.run_s += result.run_s
                     self.stats.moved_bytes += sum(
@@ -281,6 +222,16 @@ class RayExecutor:
         # Also where there is no lease: Ray logs the error of a reference that nobody has looked at.
         ended.future().add_done_callback(count)
         return [RayGroup(reference) for reference in returned]
+
+    @staticmethod
+    def _reference(group: Handle) -> Any:
+        if isinstance(group, RayGroup):
+            return group.reference
+        try:
+            return ray.put(list(group.fetch()))
+        except _NOT_PICKLABLE as exc:
+            error = result_error(exc)
+        raise error
 
     def runs_here(self, prepared: PreparedBundle) -> bool:
         """Whether a bundle that only the caller waits for is too short to be worth a Ray call."""
@@ -294,7 +245,8 @@ class RayExecutor:
         with self._counting:
             self.stats.submitted += 1
         try:
-            *returned, ended = run_here(prepared.work, steps, *values)
+            own = {key: step.borrowed for key, step in steps.items()}
+            *returned, ended = do_work(prepared.work, own, values, _bring)
         except (PeerError, SessionEndedError):  # this process and its node's agent cannot reach each other
             prepared.may_run_here = False
             return self.submit(prepared, groups, steps)
@@ -308,8 +260,8 @@ class RayExecutor:
     def _call(self, prepared: PreparedBundle) -> Any:
         standing = self._standing.get(prepared.node_id or "") if prepared.run_s <= SHORT_S else None
         if standing is None:
-            return prepared.call
-        return standing.run.options(num_returns=len(prepared.crossings) + 1)
+            return partial(prepared.call.remote, self._directory)
+        return standing.run.options(num_returns=len(prepared.crossings) + 1).remote
 
     def fetch(self, handles: Sequence[Handle]) -> list[Sequence[Any]]:
         """Wait for groups of values; says every few seconds that it still waits."""
@@ -331,24 +283,25 @@ class RayExecutor:
         started = time.monotonic()
         while True:
             try:
-                return ray.get(references, timeout=self._settings.warn_every_s)
+                values = ray.get(references, timeout=self._settings.warn_every_s)
+                break
             except GetTimeoutError:
                 self._check_nodes()
                 logger.warning(
                     "a computation has been running for %.0f s (are CPUs of the cluster held by something else?)",
                     time.monotonic() - started,
                 )
-            except RayTaskError as exc:
-                cause = exc.cause
-                if isinstance(cause, Exception):
-                    cause.add_note(str(exc))
-                    raise cause from None
-                raise
+            except RayTaskError as exc:  # not from a task, whose exceptions are returned: from handing it on
+                if not isinstance(exc.cause, _NOT_PICKLABLE):
+                    raise
+                values = [Failure.of(result_error(exc.cause))]
+                break
             except RayError as exc:
                 raise ComputationLostError(
                     f"what computed a result has gone, after {RETRIES} retries where they could help: "
                     f"{type(exc).__name__}: {str(exc).strip()}"
                 ) from exc
+        return _received(values)
 
     def _check_nodes(self) -> None:
         """Raise when a bundle that has not ended is on a node that has gone: Ray may wait for it to come back."""
@@ -368,3 +321,11 @@ class RayExecutor:
         """Wait for Ray to tell of the last bundles, which it does a little later than results are there."""
         with self._counting:
             return self._counting.wait_for(lambda: self.stats.ended == self.stats.submitted, timeout_s)
+
+
+def _received(groups: Sequence[Any]) -> list[Any]:
+    """Raise what a task has raised in place of returning its values."""
+    for group in groups:
+        if isinstance(group, Failure):
+            raise group.error("in a worker process") from None
+    return list(groups)

@@ -11,7 +11,9 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
-from dask._task_spec import DataNode, GraphNode, TaskRef
+from dask._task_spec import DataNode, GraphNode, Task, TaskRef
+from dask.base import clone_key
+from dask.graph_manipulation import chunks
 from dask.highlevelgraph import HighLevelGraph, Layer, MaterializedLayer
 
 from deisa.ray._graph.leaves import AgentAddress, ChunkPlace, Leaf, StepSlots, read_chunk
@@ -114,8 +116,26 @@ class StepLayer(Layer):
         return bool(self._tasks)
 
     def get_output_keys(self) -> set[Key]:
-        """The keys of the leaves, and of their slots."""
-        return set(self._materialize())
+        """The keys of the leaves; their slots are nobody else's."""
+        return {(self.name, *position) for position in np.ndindex(self.home.tiling.cells.shape)}
+
+    def clone(self, keys: set[Key], seed: Hashable, bind_to: Key | None = None) -> tuple[Layer, bool]:
+        """Rename the leaves among `keys`; with `bind_to` they are handed on only once that is there.
+
+        Dask's own way renames the tasks, but not what they depend on.
+        """
+        if bind_to is None and self.get_output_keys() <= keys:
+            return StepLayer(clone_key(self.name, seed), self.home, self.step), False
+        tasks: dict[Key, GraphNode] = dict(self._materialize())
+        for key in self.get_output_keys() & keys:
+            new, leaf = clone_key(key, seed), tasks.pop(key)
+            if bind_to is None:
+                tasks[new] = leaf.substitute({}, key=new)
+            else:
+                read = (f"read-{new[0]}", *new[1:])
+                tasks[read] = leaf.substitute({}, key=read)
+                tasks[new] = Task(new, chunks.bind, TaskRef(read), TaskRef(bind_to))
+        return MaterializedLayer(tasks), bind_to is not None
 
     def cull(self, keys: set[Key], all_hlg_keys: Collection[Key]) -> tuple[Layer, Mapping[Key, set[Key]]]:
         """Leave out what `keys`, some of them of other layers, do not need; nothing here depends on those."""

@@ -10,6 +10,8 @@
 4. What several bundles need of one is returned in groups: values needed by the same set
    of bundles travel together. Chunks, and parts of them, are not handed on within a node: they are
    views of memory that every process there can read, and each bundle makes its own.
+5. Tasks that must run in the process that computes (`CALLER`) are a place of their own. What only they take is
+   cut into bundles of at most `FEED_BYTES` of output, so that they can take one after the other.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from __future__ import annotations
 import math
 import operator
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import TypeGuard
 
@@ -31,6 +33,7 @@ Key = Hashable
 ANYWHERE: str | None = None
 _CUTTING = (operator.getitem, dask_chunk.getitem)
 GUESSED_BYTES = 1024  # size of a value of which nothing is known
+FEED_BYTES = 64 * 2**20  # that a bundle returns for tasks of the caller
 CALLER = "caller"  # stands among nodes for the process that computes
 DRIVER = -1  # stands for the caller in the set of a value's users
 
@@ -65,6 +68,8 @@ class Bundle:
         For each group of outputs, the nodes other than its own that take it, `CALLER` among them.
     last : bool
         Whether nothing but the caller takes any of its outputs.
+    feeds : bool
+        Whether nothing but tasks that run in the caller takes any of its outputs.
     """
 
     node_id: str | None
@@ -76,6 +81,7 @@ class Bundle:
     leaf_bytes: int
     takers: tuple[frozenset[str | None], ...]
     last: bool
+    feeds: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +100,7 @@ def partition(
     keys: Iterable[Key],
     nodes: Callable[[], Sequence[str | None]],
     given: Mapping[Key, str | None],
+    in_caller: Set[Key] = frozenset(),
 ) -> Partition:
     """Cut a graph into bundles.
 
@@ -107,12 +114,16 @@ def partition(
         Returns the nodes on which tasks without a place may run, at least one. Asked only if need be.
     given : mapping of key to str or None
         Keys whose values exist already, and the node that holds each, or `ANYWHERE`.
+    in_caller : set of key
+        Tasks that must run in the process that computes.
     """
     wanted = [key for key in dict.fromkeys(keys) if key not in given]
     order = _topological(graph, wanted, given)
-    place = _place(graph, order, nodes, given)
-    bundle_of, members = _group_by_level(graph, order, place, given)
-    needs = _Needs(graph, place, bundle_of, _views(graph, order), given)
+    place, size = _place(graph, order, nodes, given, in_caller)
+    views = _views(graph, order)
+    part = _parts_for_caller(graph, order, place, size, views, given) if in_caller else {}
+    bundle_of, members = _group_by_level(graph, order, place, given, part)
+    needs = _Needs(graph, place, bundle_of, views, given)
     for key in order:
         for needed in graph[key].dependencies:
             needs.add(bundle_of[key], needed, place[key])
@@ -155,10 +166,15 @@ def partition(
                 sum(chunk.nbytes for chunk in chunks),
                 tuple(frozenset(taking - {node_id}) for taking in takers),
                 all(using == {DRIVER} for using in groups[number]),
+                node_id != CALLER and all(_takes_in_caller(using, members) for using in groups[number]),
             )
         )
     places = {key: (new_number[n], group, i) for key, (n, group, i) in results.items()}
     return Partition(tuple(bundles), places)
+
+
+def _takes_in_caller(users: Iterable[int], members: Sequence[tuple[str | None, list[Key]]]) -> bool:
+    return all(user != DRIVER and members[user][0] == CALLER for user in users)
 
 
 class _Needs:
@@ -250,7 +266,9 @@ def _place(
     order: Sequence[Key],
     nodes: Callable[[], Sequence[str | None]],
     given: Mapping[Key, str | None],
-) -> dict[Key, str | None]:
+    in_caller: Set[Key],
+) -> tuple[dict[Key, str | None], dict[Key, int]]:
+    """Give every task a place, and its value a guessed size (bytes)."""
     place: dict[Key, str | None] = {key: node for key, node in given.items() if node is not ANYWHERE}
     size: dict[Key, int] = dict.fromkeys(given, GUESSED_BYTES)
     shape: dict[Key, Shape] = {}
@@ -265,7 +283,7 @@ def _place(
             continue
         held: dict[str | None, int] = defaultdict(int)
         for needed in task.dependencies:
-            if needed in place:
+            if needed in place and place[needed] != CALLER:
                 held[place[needed]] += size[needed]
         # What a task returns is not known, unless it cuts a part out; the largest of its inputs is a fair guess.
         largest = max(task.dependencies, key=size.__getitem__, default=None)
@@ -276,13 +294,15 @@ def _place(
             if part is not None:
                 shape[key] = part
                 size[key] = size[key] * math.prod(part) // max(1, math.prod(whole))
-        if held:
+        if key in in_caller:
+            place[key] = CALLER
+        elif held:
             place[key] = _heaviest(held)
         else:
             floating.append(key)
     if floating:
         _settle(graph, order, floating, place, nodes, given)
-    return place
+    return place, size
 
 
 def _cuts(task: GraphNode) -> TypeGuard[Task]:
@@ -314,16 +334,19 @@ def _settle(
     given: Mapping[Key, str | None],
 ) -> None:
     """Place the tasks that depend on no leaf: beside their users, or spread in even shares."""
-    if place:
+    fallback = next((node for node in place.values() if node != CALLER), CALLER)
+    if fallback != CALLER:
         user: dict[Key, Key] = {}
-        fallback = next(iter(place.values()))
         for key in reversed(order):
             if key not in place:
                 place[key] = place[user[key]] if key in user else fallback
-            for needed in graph[key].dependencies:
-                user.setdefault(needed, key)
+            if place[key] != CALLER:
+                for needed in graph[key].dependencies:
+                    user.setdefault(needed, key)
         return
-    roots = [key for key in floating if graph[key].dependencies <= given.keys()]
+    roots = [
+        key for key in floating if all(d in given or place.get(d) == CALLER for d in graph[key].dependencies)
+    ]
     available = nodes()
     share = -(-len(roots) // len(available))
     place.update((key, available[number // share]) for number, key in enumerate(roots))
@@ -331,8 +354,53 @@ def _settle(
         if key not in place:
             held: dict[str | None, int] = defaultdict(int)
             for needed in graph[key].dependencies - given.keys():
-                held[place[needed]] += 1
+                if place[needed] != CALLER:
+                    held[place[needed]] += 1
             place[key] = _heaviest(held)
+
+
+def _parts_for_caller(
+    graph: Mapping[Key, GraphNode],
+    order: Sequence[Key],
+    place: Mapping[Key, str | None],
+    size: Mapping[Key, int],
+    views: set[Key],
+    given: Mapping[Key, str | None],
+) -> dict[Key, int]:
+    """Number the parts in which tasks of the caller get their values: each at most `FEED_BYTES`, or one value.
+
+    What one value is made from is in its part, as far as it is on the same node and no view. Values that share
+    such tasks are in one part.
+    """
+    leader: dict[Key, Key] = {}
+
+    def find(key: Key) -> Key:
+        while leader.setdefault(key, key) != key:
+            leader[key] = key = leader[leader[key]]
+        return key
+
+    fed: list[Key] = []
+    for key in order:
+        for needed in graph[key].dependencies - given.keys():
+            if place[needed] == place[key]:
+                if needed not in views:
+                    leader[find(needed)] = find(key)
+            elif place[key] == CALLER:
+                fed.append(needed)
+    part: dict[Key, int] = {}
+    number: dict[Key, int] = {}
+    current, filled = 0, 0
+    for key in dict.fromkeys(fed):
+        root = find(key)
+        if root not in number:
+            if not filled or filled + size[key] > FEED_BYTES:
+                current, filled = current + 1, 0
+            number[root] = current
+        filled += size[key]
+    for key in order:
+        if place[key] != CALLER and (root := find(key)) in number:
+            part[key] = number[root]
+    return part
 
 
 def _group_by_level(
@@ -340,19 +408,20 @@ def _group_by_level(
     order: Sequence[Key],
     place: Mapping[Key, str | None],
     given: Mapping[Key, str | None],
+    part: Mapping[Key, int],
 ) -> tuple[dict[Key, int], list[tuple[str | None, list[Key]]]]:
-    """Give every task its level and every (node, level) a bundle number, lower levels first."""
+    """Give every task its level and every (node, level, part) a bundle number, lower levels first."""
     level: dict[Key, int] = {}
-    by_level: dict[tuple[int, str | None], list[Key]] = defaultdict(list)
+    by_level: dict[tuple[int, str | None, int], list[Key]] = defaultdict(list)
     for key in order:
         here = place[key]
         level[key] = max(
             (level[d] + (place[d] != here) for d in graph[key].dependencies if d not in given), default=0
         )
-        by_level[level[key], here].append(key)
+        by_level[level[key], here, part.get(key, 0)].append(key)
     bundle_of: dict[Key, int] = {}
     members: list[tuple[str | None, list[Key]]] = []
-    for (_, node_id), keys in sorted(by_level.items(), key=lambda item: item[0][0]):
+    for (_, node_id, _), keys in sorted(by_level.items(), key=lambda item: item[0][0]):
         bundle_of.update(dict.fromkeys(keys, len(members)))
         members.append((node_id, keys))
     return bundle_of, members

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import queue
 import threading
 from collections import Counter, defaultdict
@@ -10,8 +9,6 @@ from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import cloudpickle
-import numpy as np
 from dask._task_spec import GraphNode
 
 from deisa.ray._graph.bundles import Bundle
@@ -19,7 +16,10 @@ from deisa.ray._graph.bundles import Bundle
 THREADS_PAY_BYTES = 256 * 1024  # chunk bytes read by each task, from which on threads beat one
 THREADS_PAY_TASKS = 8  # tasks in a bundle that reads no chunks, likewise
 MOST_HELPERS = 1024
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic)
+
+Picks = Sequence[
+    tuple[int, Hashable]
+]  # what a bundle takes from a group of values: position in the group, key
 
 # Threads that stay. A new one for each bundle would now and then get another of malloc's arenas, each of
 # which keeps room for the largest block that it has ever given out.
@@ -33,9 +33,7 @@ def threads_that_pay(bundle: Bundle, limit: int) -> int:
     return limit if len(bundle.tasks) >= THREADS_PAY_TASKS else 1
 
 
-def pick(
-    groups: Sequence[Sequence[Any]], picks: Sequence[Sequence[tuple[int, Hashable]]]
-) -> dict[Hashable, Any]:
+def pick(groups: Sequence[Sequence[Any]], picks: Sequence[Picks]) -> dict[Hashable, Any]:
     """Name the values that a bundle takes from groups, given as ``(position in the group, key)`` pairs."""
     return {key: group[i] for group, taken in zip(groups, picks, strict=True) for i, key in taken}
 
@@ -128,37 +126,3 @@ def _run_in_threads(
         helper.result()
     if errors:
         raise errors[0]
-
-
-def independent(value: Any, *, copy_all: bool = False) -> Any:
-    """Copy a result if it may lie in chunk memory, which will be used again when its lease ends.
-
-    A worker process does the same by writing results into Ray's object store.
-
-    Parameters
-    ----------
-    value : Any
-    copy_all : bool
-        Copy all arrays: where tasks will run again, one that they only hand on is still theirs.
-    """
-    if isinstance(value, _PLAIN):
-        return value
-    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
-        return value.copy() if copy_all or _lies_in_a_slot(value) else value
-    if type(value) in (list, tuple):
-        return type(value)(independent(item, copy_all=copy_all) for item in value)
-    if type(value) is dict:
-        return {key: independent(item, copy_all=copy_all) for key, item in value.items()}
-    try:
-        return pickle.loads(cloudpickle.dumps(value))
-    except (pickle.PicklingError, TypeError, AttributeError):
-        return value  # Ray would refuse it; here it can stay what it is
-
-
-def _lies_in_a_slot(array: np.ndarray) -> bool:
-    if isinstance(array, np.ma.MaskedArray):
-        return True
-    base = array.base
-    while isinstance(base, np.ndarray):
-        base = base.base
-    return base is not None and not array.flags.writeable

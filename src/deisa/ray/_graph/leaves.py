@@ -105,8 +105,13 @@ class StepSlots:
     lease: Lease | None
 
     def on(self, node_id: str | None) -> StepSlots:
-        """The part that a bundle on a node needs."""
+        """The part that a bundle on a node needs; whoever runs the bundle holds the lease."""
         return StepSlots({node: slot for node, slot in self.slots.items() if node == node_id}, None)
+
+    @property
+    def borrowed(self) -> StepSlots:
+        """The same for a bundle in this process; whoever runs the bundle holds the lease."""
+        return StepSlots(self.slots, None)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (StepSlots, (dict(self.slots), None))
@@ -118,6 +123,9 @@ class StepSlots:
 def read_chunk(place: ChunkPlace, step: StepSlots) -> np.ndarray:
     """Return a chunk as a read-only view of its slot; no bytes are copied.
 
+    Where the slots come with their lease, nobody holds that for what is returned: another scheduler than ours has
+    taken the graph as it is. It gets a copy.
+
     Raises
     ------
     SessionEndedError
@@ -125,7 +133,8 @@ def read_chunk(place: ChunkPlace, step: StepSlots) -> np.ndarray:
     """
     agent = place.agent
     box = attach(agent.address, agent.agent_id, place.box).chunk(place.box, step.slots[agent.node_id])
-    return box if place.within is None else box[place.within]
+    chunk = box if place.within is None else box[place.within]
+    return chunk if step.lease is None else chunk.copy()
 
 
 class Handle(Protocol):
@@ -133,6 +142,17 @@ class Handle(Protocol):
 
     def fetch(self) -> Sequence[Any]:
         """Bring the group's values into this process."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GroupHere:
+    """A group of values in this process."""
+
+    values: Sequence[Any]
+
+    def fetch(self) -> Sequence[Any]:
+        """Return them."""
+        return self.values
 
 
 @dataclass(frozen=True, slots=True)

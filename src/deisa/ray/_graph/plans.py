@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from dask.highlevelgraph import HighLevelGraph, Layer, MaterializedLayer
 
 from deisa.ray._graph.assemble import StepLayer
 from deisa.ray._graph.bundles import Partition
-from deisa.ray._graph.leaves import StepSlots, fetch_kept
+from deisa.ray._graph.leaves import StepSlots, fetch_kept, step_of
 
 Key = Hashable
 PLANS_KEPT = 32
@@ -64,42 +65,64 @@ class Plan:
         The keys asked for.
     step_keys : tuple of str
         As in `Structure`.
+    may_be_kept : bool
+        Whether it serves other graphs: not one whose tasks touch objects of this process.
     """
 
     partition: Partition
     prepared: tuple[Any, ...]
     wanted: tuple[Key, ...]
     step_keys: tuple[str, ...]
+    may_be_kept: bool
 
 
 class Plans:
-    """The plans used last, by structure."""
+    """The plans used last, by structure; threads of the analytics may compute at the same time."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._plans: OrderedDict[bytes, Plan] = OrderedDict()
 
     def get(self, structure: Structure) -> Plan | None:
         """Return the plan for a structure, if there is one."""
-        plan = self._plans.get(structure.digest)
-        if plan is not None:
-            self._plans.move_to_end(structure.digest)
-        return plan
+        with self._lock:
+            plan = self._plans.get(structure.digest)
+            if plan is not None:
+                self._plans.move_to_end(structure.digest)
+            return plan
 
     def keep(self, structure: Structure, plan: Plan) -> None:
         """Keep a plan; the one that was not used for longest makes room."""
-        self._plans[structure.digest] = plan
-        if len(self._plans) > PLANS_KEPT:
-            self._plans.popitem(last=False)
+        with self._lock:
+            self._plans[structure.digest] = plan
+            if len(self._plans) > PLANS_KEPT:
+                self._plans.popitem(last=False)
 
 
 class _NotAlikeError(Exception):
     """The graph holds something that belongs to one timestep only."""
 
 
-class _Pickler(cloudpickle.CloudPickler):
-    """Writes tasks down by what they do, without what Dask derives from that."""
+class _Pickler(cloudpickle.Pickler):
+    """Writes tasks down by what they do, without what Dask derives from that, and without the slots of a timestep.
+
+    Attributes
+    ----------
+    steps : dict of str to StepSlots
+        Slots in layers that Dask has expanded already (``dask.optimize``, ``clone``), by key.
+    """
+
+    def __init__(self, buffer: io.BytesIO) -> None:
+        super().__init__(buffer, protocol=5)
+        self.steps: dict[str, StepSlots] = {}
 
     def reducer_override(self, obj: Any) -> Any:
+        step = step_of(obj)
+        if step is not None:
+            self.steps[obj.key] = step
+            return StepSlots, (obj.key,)
+        if isinstance(obj, StepSlots):
+            raise _NotAlikeError  # it is no node of the graph
         if isinstance(obj, Task):
             if obj.func is fetch_kept:
                 raise _NotAlikeError
@@ -129,13 +152,11 @@ def structure_of(dsk: Any, wanted: Sequence[Key]) -> Structure | None:
     if found is None:
         return None
     layers = {name: layer for graph, _ in found for name, layer in graph.layers.items()}
-    steps = [layer for layer in layers.values() if isinstance(layer, StepLayer)]
-    if not steps:
-        return None
+    steps = {layer.step_key: layer.step for layer in layers.values() if isinstance(layer, StepLayer)}
     buffer = io.BytesIO()
     try:
         # One pickler for all, so that what layers share is written once.
-        pickler = _Pickler(buffer, protocol=5)
+        pickler = _Pickler(buffer)
         pickler.dump(dask.config.get("optimization", {}))
         for _, optimizer in found:
             pickler.dump(optimizer)
@@ -146,8 +167,11 @@ def structure_of(dsk: Any, wanted: Sequence[Key]) -> Structure | None:
         return None
     except Exception:  # whatever a foreign __reduce__ raises
         return None
+    steps |= pickler.steps
+    if not steps:
+        return None
     digest = hashlib.blake2b(_number_tokens(buffer.getvalue(), layers)).digest()
-    return Structure(digest, tuple(layer.step_key for layer in steps), tuple(layer.step for layer in steps))
+    return Structure(digest, tuple(steps), tuple(steps.values()))
 
 
 def _graphs(dsk: Any) -> list[tuple[HighLevelGraph, Any]] | None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import dask
+import dask.threaded
 
 from deisa.ray._graph.scheduler import BundleScheduler
 
@@ -52,15 +53,21 @@ class _RunningSchedulers:
 
     def __call__(self, dsk: Any, keys: Any, **options: Any) -> Any:
         """Compute the values of `keys`."""
-        return self._current(dsk, keys, **options)
+        return (self._current or dask.threaded.get)(dsk, keys, **options)
 
     def persist(self, collections: Sequence[Any], **options: Any) -> list[Any]:
         """Start computing collections."""
-        return self._current.persist(collections, **options)
+        current = self._current
+        if current is None:
+            return list(dask.persist(*collections, **(options | {"scheduler": "threads"})))
+        return current.persist(collections, **options)
 
     @property
-    def _current(self) -> BundleScheduler:
-        return getattr(self._own, "scheduler", None) or self._running[-1]
+    def _current(self) -> BundleScheduler | None:
+        """The scheduler for this thread; None when the last run has ended since Dask has looked here."""
+        own = getattr(self._own, "scheduler", None)
+        with self._lock:
+            return own or (self._running[-1] if self._running else None)
 
 
 dask_computes_with = _RunningSchedulers().use

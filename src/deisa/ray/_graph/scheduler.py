@@ -12,12 +12,15 @@ import numpy as np
 from dask._task_spec import GraphNode, convert_legacy_graph
 from dask.base import collections_to_expr, flatten
 
-from deisa.ray._graph.bundles import ANYWHERE, Bundle, partition
+from deisa.ray._graph.bundles import ANYWHERE, CALLER, Bundle, Partition, partition
+from deisa.ray._graph.execute import Picks
+from deisa.ray._graph.in_caller import launch_around_caller
 from deisa.ray._graph.leaves import Handle, KeptResult, Leaf, StepSlots, fetch_kept, kept_of, step_of
 from deisa.ray._graph.plans import Plan, Plans, structure_of
+from deisa.ray._graph.stores import closure, is_of_library, unfused, with_stores_apart
+from deisa.ray._graph.work import UnpicklableTasksError
 
 Key = Hashable
-Picks = tuple[tuple[int, Key], ...]  # what a bundle takes from a group of values: position in the group, key
 
 
 @dataclass(slots=True)
@@ -68,8 +71,13 @@ class BundleExecutor(Protocol):
     def nodes(self) -> Sequence[str | None]:
         """Nodes that may run tasks without a place."""
 
-    def prepare(self, bundle: Bundle, picks: Sequence[Picks], reusable: bool) -> Any:
-        """Make of a bundle what `submit` takes; `picks` says what it needs of each group of values."""
+    def prepare(self, bundle: Bundle, picks: Sequence[Picks]) -> Any:
+        """Make of a bundle what `submit` takes; `picks` says what it needs of each group of values.
+
+        Raises
+        ------
+        UnpicklableTasksError
+        """
 
     def submit(self, prepared: Any, groups: Sequence[Handle], steps: Mapping[Key, StepSlots]) -> list[Handle]:
         """Start a bundle once its inputs are there; returns a handle for each group of outputs.
@@ -157,7 +165,7 @@ class BundleScheduler:
             plan = self._plan(
                 graph, wanted, kept, steps, structure.step_keys if structure is not None else None
             )
-            if structure is not None:
+            if structure is not None and plan.may_be_kept:
                 self._plans.keep(structure, plan)
             return self._launch(plan, kept, steps, waits)
         finally:
@@ -172,35 +180,56 @@ class BundleScheduler:
         step_keys: tuple[str, ...] | None,
     ) -> Plan:
         given = {key: result.node_id for key, result in kept.items()} | dict.fromkeys(steps, ANYWHERE)
-        parts = partition(graph, wanted, self._executor.nodes, given)
-        prepared = [
+        graph, here = with_stores_apart(graph, (key for key, node_id in given.items() if node_id == CALLER))
+        while True:
+            parts = partition(graph, wanted, self._executor.nodes, given, here)
+            try:
+                prepared = self._prepare(parts, kept)
+                break
+            except UnpicklableTasksError as exc:
+                culprits, error = exc.keys, exc.error
+            moved = _moved_here(graph, here, culprits)
+            if moved is None:
+                raise error  # without `exc`, whose frames would keep the timestep's slots
+            graph, here = moved
+        if step_keys is not None and not here:  # it will be kept
+            parts = replace(parts, bundles=tuple(replace(bundle, tasks=()) for bundle in parts.bundles))
+        return Plan(parts, tuple(prepared), tuple(wanted), step_keys or (), not here)
+
+    def _prepare(self, parts: Partition, kept: Mapping[Key, KeptResult]) -> list[Any]:
+        return [
             self._executor.prepare(
                 bundle,
                 [
                     *(tuple(enumerate(taken.keys)) for taken in bundle.inputs),
                     *_by_handle(bundle, kept).values(),
                 ],
-                step_keys is not None,
             )
+            if bundle.node_id != CALLER
+            else None
             for bundle in parts.bundles
         ]
-        if step_keys is not None:  # it will be kept
-            parts = replace(parts, bundles=tuple(replace(bundle, tasks=()) for bundle in parts.bundles))
-        return Plan(parts, tuple(prepared), tuple(wanted), step_keys or ())
 
     def _launch(
         self, plan: Plan, kept: Mapping[Key, KeptResult], steps: Mapping[Key, StepSlots], waits: bool
     ) -> dict[Key, KeptResult]:
         bundles, prepared = plan.partition.bundles, plan.prepared
-        here = [waits and self._executor.runs_here(one) for one in prepared]
-        returned: dict[int, list[Handle]] = {}
-        for number in sorted(range(len(bundles)), key=here.__getitem__):  # those elsewhere first
+        here = [waits and one is not None and self._executor.runs_here(one) for one in prepared]
+
+        def start(number: int, groups: list[Handle]) -> list[Handle]:
             bundle = bundles[number]
-            groups = [returned[taken.bundle][taken.group] for taken in bundle.inputs]
             groups += _by_handle(bundle, kept)
             used = {key: steps[key] for key in bundle.given if key in steps}
-            start = self._run_here if here[number] else self._executor.submit
-            returned[number] = start(prepared[number], groups, used)
+            run = self._run_here if here[number] else self._executor.submit
+            return run(prepared[number], groups, used)
+
+        returned: dict[int, list[Handle]] = {}
+        if any(bundle.node_id == CALLER for bundle in bundles):
+            returned = launch_around_caller(bundles, kept, start, self._fetch)
+        else:
+            for number in sorted(range(len(bundles)), key=here.__getitem__):  # those elsewhere first
+                groups = [returned[taken.bundle][taken.group] for taken in bundles[number].inputs]
+                returned[number] = start(number, groups)
         results = {key: kept[key] for key in plan.wanted if key in kept}
         for key, (number, group, index) in plan.partition.results.items():
             results[key] = KeptResult(returned[number][group], index, bundles[number].node_id)
@@ -218,9 +247,25 @@ class BundleScheduler:
             self.usage.planning_s -= seconds  # of which `_run` counts the whole
 
 
-def _by_handle(bundle: Bundle, kept: Mapping[Key, KeptResult]) -> dict[Handle, Picks]:
+def _moved_here(
+    graph: Mapping[Key, GraphNode], here: set[Key], keys: Sequence[Key]
+) -> tuple[Mapping[Key, GraphNode], set[Key]] | None:
+    """Move tasks that hold what cannot leave this process here; None if code of the user runs in them.
+
+    Those that Dask has fused with others are taken apart first.
+    """
+    tasks = [graph[key] for key in keys]
+    if all(map(is_of_library, tasks)):
+        return closure(graph, here | set(keys))
+    apart = [unfused(task) for task in tasks]
+    if all(len(parts) == 1 for parts in apart):
+        return None
+    return {**graph, **{key: part for parts in apart for key, part in parts.items()}}, here
+
+
+def _by_handle(bundle: Bundle, kept: Mapping[Key, KeptResult]) -> dict[Handle, tuple[tuple[int, Key], ...]]:
     """What a bundle takes of results that exist already."""
-    picks: dict[Handle, Picks] = defaultdict(tuple)
+    picks: dict[Handle, tuple[tuple[int, Key], ...]] = defaultdict(tuple)
     for key in bundle.given:
         if key in kept:
             picks[kept[key].handle] += ((kept[key].index, key),)
