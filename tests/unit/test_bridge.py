@@ -131,6 +131,22 @@ REFUSALS: dict[str, Refusal] = {
         ChunkDtypeError,
         r"'a': a masked array .* send chunk.filled",
     ),
+    "masked, though nothing is": (
+        lambda b: b.send("a", np.ma.masked_array(GOOD), 5),
+        ChunkDtypeError,
+        r"send chunk.filled\(\), where its fill_value stands for what is masked, or chunk.data where nothing ever is$",
+    ),
+    "masked, of an array that nobody asks for": (
+        lambda b: b.send("unwanted", np.ma.masked_array(GOOD), 5),
+        ChunkDtypeError,
+        "'unwanted': a masked array",
+    ),
+    "more elements than before": (
+        lambda b: b.send("a", np.zeros((2, 4)), 5),
+        ChunkShapeError,
+        r"declared chunk shape \(2, 3\), got \(2, 4\); an array keeps its size for the whole run: where it changes, "
+        "describe the largest one, fill up what is not used",
+    ),
     "no array": (lambda b: b.send("a", {"x": 1}, 5), ChunkDtypeError, "'a': a chunk must be .* got dict"),
     "CuPy": (
         lambda b: b.send("a", OnDevice(), 5),
@@ -206,9 +222,7 @@ def test_several_chunks(agent: Agent, bridge: Bridge) -> None:
     assert [chunk.tolist() for chunk in agent.chunks(agent.wait(StepComplete))] == [[1, 2], [3, 4]]
 
 
-@pytest.mark.parametrize(
-    "chunk", [Exchanged((1, 0)), np.ma.masked_array(GOOD), GOOD.tolist()], ids=lambda c: type(c).__name__
-)
+@pytest.mark.parametrize("chunk", [Exchanged((1, 0)), GOOD.tolist()], ids=lambda c: type(c).__name__)
 def test_what_else_is_a_chunk(agent: Agent, bridge: Bridge, chunk: Any) -> None:
     bridge.send("a", chunk, 5)
     np.testing.assert_array_equal(agent.chunks(agent.wait(StepComplete))[0], GOOD)

@@ -6,6 +6,7 @@ Importing this module imports NumPy and msgpack, neither Ray nor Dask.
 from __future__ import annotations
 
 import logging
+import math
 import operator
 import threading
 import weakref
@@ -17,8 +18,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from deisa.ray._state.dtypes import conversion, same_values, shareable
 from deisa.ray._state.events import BridgeStats
-from deisa.ray._state.layout import ArrayDescription, Shape, describe_arrays, require_fixed_size
+from deisa.ray._state.layout import ArrayDescription, Shape, describe_arrays
 from deisa.ray._transport.client import Account, Outlet, RankChannel
 from deisa.ray._transport.ending import forget, is_orderly_end, program_has_left, reason_of, watch
 from deisa.ray._transport.fork import OwnProcess
@@ -336,14 +338,16 @@ class Bridge:
             if data.shape != own.shape:
                 raise ChunkShapeError(
                     f"bridge {self._id}, array {array_name!r}, timestep {timestep}: declared chunk shape "
-                    f"{own.shape}, got {data.shape}"
+                    f"{own.shape}, got {data.shape}{_on_size(data.size, own.shape)}"
                 )
             if own.dtype is None:
-                self._settle_dtype(own, data.dtype, timestep)
-            if data.dtype is not own.dtype and data.dtype != own.dtype:
+                own.dtype = self._settle_dtype(own, data, chunk, timestep)
+            dtype = own.dtype
+            if data.dtype is not dtype and not same_values(data.dtype, dtype):
+                convert = conversion(chunk, data, dtype)
                 raise ChunkDtypeError(
                     f"bridge {self._id}, array {array_name!r}, timestep {timestep}: declared dtype {own.dtype}, "
-                    f"got {data.dtype}; send chunk.astype({str(own.dtype)!r}) or declare the other dtype"
+                    f"got {data.dtype}; {f'send {convert} or ' if convert else ''}declare the other dtype"
                 )
             outlet = own.outlet
             if outlet is None:
@@ -586,24 +590,29 @@ class Bridge:
             )
         return int(chunk_index)
 
-    def _settle_dtype(self, own: _OwnChunk, dtype: np.dtype, timestep: int) -> None:
+    def _settle_dtype(self, own: _OwnChunk, data: np.ndarray, sent: Any, timestep: int) -> np.dtype:
         """Make the dtype of the first chunk that is sent that of the array, whose description left it open."""
         try:
-            require_fixed_size(own.array, dtype)
+            dtype = shareable(own.array, data.dtype)
         except DescriptionError as exc:
             raise ChunkDtypeError(f"bridge {self._id}, {exc}") from exc
         if own.outlet is not None:
             if own.outlet.dtype is None:
                 outlets = [chunk.outlet for chunk in self._own[own.array] if chunk.outlet is not None]
                 self._channel.learn(own.array, outlets, dtype)
-            elif own.outlet.dtype != dtype:
+            elif same_values(dtype, own.outlet.dtype):
+                dtype = own.outlet.dtype
+            else:
+                convert = conversion(sent, data, own.outlet.dtype)
                 raise ChunkDtypeError(
                     f"bridge {self._id}, array {own.array!r}, timestep {timestep}: other bridges declared dtype "
                     f"{own.outlet.dtype}, this one declared none and sends {dtype}"
+                    f"{f'; send {convert}' if convert else ''}"
                 )
         for chunk in self._own[own.array]:
             chunk.dtype = dtype
         self._open_lanes()
+        return dtype
 
     def _advance(self, timestep: int) -> None:
         if timestep != self._timestep or self._unsaid:
@@ -649,11 +658,22 @@ def _identity(
     return identity, world_size
 
 
+def _on_size(size: int, declared: Shape) -> str:
+    """Say what can be done where a chunk has changed its size."""
+    if size == math.prod(declared):
+        return ""
+    return (
+        "; an array keeps its size for the whole run: where it changes, describe the largest one, fill up what is not "
+        "used (with NaN, say) and send the number of elements as an array of its own"
+    )
+
+
 def _on_host(array_name: str, chunk: Any) -> np.ndarray:
     """Turn what is not exactly a NumPy array into one, if it lies in host memory."""
-    if isinstance(chunk, np.ma.MaskedArray) and np.ma.is_masked(chunk):
+    if isinstance(chunk, np.ma.MaskedArray):
         raise ChunkDtypeError(
-            f"array {array_name!r}: a masked array would lose its mask; send chunk.filled(...)"
+            f"array {array_name!r}: a masked array would lose its mask; send chunk.filled(), where its fill_value "
+            "stands for what is masked, or chunk.data where nothing ever is"
         )
     if isinstance(chunk, np.ndarray):
         return np.asarray(chunk)

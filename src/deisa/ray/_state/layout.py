@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from deisa.ray._state.dtypes import shareable
 from deisa.ray.errors import (
     BridgeIdError,
     DescriptionError,
@@ -242,25 +243,9 @@ def _dtype(name: str, value: Any) -> np.dtype | None:
         return None
     try:
         dtype = np.dtype(value)
-    except TypeError as exc:
+    except (TypeError, ValueError) as exc:
         raise DescriptionError(f"array {name!r}: {value!r} is not a NumPy dtype") from exc
-    require_fixed_size(name, dtype)
-    return dtype
-
-
-def require_fixed_size(name: str, dtype: np.dtype) -> None:
-    """Raise `DescriptionError` for dtypes whose elements are pointers, have no size, or are not NumPy's own."""
-    if (
-        dtype.hasobject
-        or dtype.itemsize == 0
-        or dtype.kind == "T"
-        or dtype.subdtype is not None
-        or np.lib.format.descr_to_dtype(np.lib.format.dtype_to_descr(dtype)) != dtype
-    ):
-        raise DescriptionError(
-            f"array {name!r}: dtype {dtype!r} cannot be shared; use one of NumPy's own with a fixed size: numeric, "
-            "datetime, 'S<n>', 'U<n>' or structured"
-        )
+    return shareable(name, dtype)
 
 
 def missing_bridges(registered: Iterable[int], world_size: int) -> str:

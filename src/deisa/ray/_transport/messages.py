@@ -37,13 +37,13 @@ from typing import Any, ClassVar
 import msgpack
 import numpy as np
 
+from deisa.ray._state.dtypes import shareable
 from deisa.ray._state.events import BridgeStats
 from deisa.ray._state.layout import (
     ArrayDescription,
     ChunkDescription,
     Shape,
     check_place,
-    require_fixed_size,
 )
 from deisa.ray.errors import ProtocolError
 
@@ -415,9 +415,7 @@ def _fields(value: Any, count: int) -> list[Any]:
 
 
 def _dtype(value: Any) -> np.dtype:
-    dtype = np.lib.format.descr_to_dtype(_descr(value, depth=0))
-    require_fixed_size("received", dtype)
-    return dtype
+    return shareable("received", np.lib.format.descr_to_dtype(_descr(value, depth=0)))
 
 
 def _descr(value: Any, depth: int) -> Any:

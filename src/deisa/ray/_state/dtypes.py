@@ -1,0 +1,107 @@
+"""Which dtypes chunks may have, and how an array of another dtype becomes one that fits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from deisa.ray.errors import DescriptionError
+
+
+def shareable(name: str, dtype: np.dtype) -> np.dtype:
+    """Return a dtype as the chunks of array `name` have it: without metadata, and with fields in their order.
+
+    Fields that lie in another order than they are named, as in ``particles[["x", "id"]]``, or that overlap, are put
+    one behind the other. Gaps between fields stay.
+
+    Raises
+    ------
+    DescriptionError
+        For dtypes whose elements are pointers, have no size, or are not NumPy's own.
+    """
+    if dtype.hasobject or dtype.kind == "T":
+        advice = "; h5py's strings have one with h5py.string_dtype(length=n)" if dtype.metadata else ""
+        raise _cannot_be_shared(name, dtype, advice)
+    if dtype.itemsize == 0 or dtype.subdtype is not None:
+        raise _cannot_be_shared(name, dtype)
+    plain = _without_metadata(dtype)
+    if plain != dtype:  # a dtype of another package, which NumPy cannot describe
+        raise _cannot_be_shared(name, dtype)
+    try:
+        described = np.lib.format.dtype_to_descr(plain)
+    except ValueError:  # overlapping, or out of order
+        return packed(plain)
+    if np.lib.format.descr_to_dtype(described) != plain:
+        raise _cannot_be_shared(name, dtype)
+    return plain
+
+
+def _cannot_be_shared(name: str, dtype: np.dtype, advice: str = "") -> DescriptionError:
+    return DescriptionError(
+        f"array {name!r}: dtype {dtype!r} cannot be shared; use one of NumPy's own with a fixed size: numeric, "
+        f"datetime, 'S<n>', 'U<n>' or structured{advice}"
+    )
+
+
+def _without_metadata(dtype: np.dtype) -> np.dtype:
+    if dtype.subdtype is not None:
+        base, shape = dtype.subdtype
+        return np.dtype((_without_metadata(base), shape))
+    if dtype.names is None or dtype.fields is None:
+        return np.dtype(dtype.str)
+    fields = [dtype.fields[name] for name in dtype.names]
+    return np.dtype(
+        {
+            "names": list(dtype.names),
+            "formats": [_without_metadata(field[0]) for field in fields],
+            "offsets": [field[1] for field in fields],
+            "titles": [field[2] if len(field) > 2 else None for field in fields],
+            "itemsize": dtype.itemsize,
+        }
+    )
+
+
+def packed(dtype: np.dtype) -> np.dtype:
+    """Return a structured dtype with its fields one behind the other, and no titles; any other as it is."""
+    if dtype.subdtype is not None:
+        base, shape = dtype.subdtype
+        return np.dtype((packed(base), shape))
+    if dtype.names is None or dtype.fields is None:
+        return dtype
+    return np.dtype([(name, packed(dtype.fields[name][0])) for name in dtype.names])
+
+
+def same_values(one: np.dtype, other: np.dtype) -> bool:
+    """Whether elements of two dtypes have the same values, wherever the fields of structured ones lie."""
+    return one == other or packed(one) == packed(other)
+
+
+def conversion(chunk: Any, data: np.ndarray, wanted: np.dtype) -> str:
+    """Write an expression that turns `chunk`, or `data` as an array, into one that fits; empty if there is none."""
+    array = "chunk" if isinstance(chunk, np.ndarray) else "np.asarray(chunk)"
+    if not isinstance(chunk, np.ndarray) and not hasattr(chunk, "__array__") and hasattr(chunk, "__dlpack__"):
+        array = "np.from_dlpack(chunk)"
+    if wanted.names is not None:
+        if data.dtype.names is None or not set(wanted.names) <= set(data.dtype.names):
+            return ""
+        return f"numpy.lib.recfunctions.require_fields({array}, np.{wanted!r})"
+    if data.dtype.names is not None:
+        for name in sorted(data.dtype.names, key=lambda name: data.dtype[name] != wanted):
+            cast = _cast(f"{array}[{name!r}]", data[name], wanted)
+            if cast:
+                return cast
+        return ""
+    if data.dtype.kind == "c" and wanted.kind in "fiu":
+        return _cast(f"{array}.real", data.real, wanted)
+    return _cast(array, data, wanted)
+
+
+def _cast(array: str, data: np.ndarray, wanted: np.dtype) -> str:
+    if data.dtype == wanted:
+        return array
+    try:
+        data.reshape(-1)[:1].astype(wanted)
+    except (TypeError, ValueError):
+        return ""
+    return f"{array}.astype({str(wanted)!r})"
