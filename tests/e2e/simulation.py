@@ -54,6 +54,11 @@ class Site:
         self.opened.append(deisa)
         return deisa
 
+    def deisa_with(self, **arguments: Any) -> Deisa:
+        deisa = Deisa(engine=self.engine, settings=self.settings, **arguments)
+        self.opened.append(deisa)
+        return deisa
+
     def bridge(self, rank: int, size: int, arrays: Mapping[str, Any], **settings: Any) -> Bridge:
         return Bridge(
             bridge_id=rank,

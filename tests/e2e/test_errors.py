@@ -213,12 +213,22 @@ def test_ranks_may_come_first(site: Site) -> None:
 
 
 def test_a_session_in_use(site: Site) -> None:
-    deisa, seen = sums(site)
-    with pytest.raises(SessionInUseError, match=r"choose another name: Deisa\(session=...\)"):
-        site.deisa()
+    deisa = site.deisa()
+    refused: list[str] = []
+
+    @deisa.register("x")
+    def begins_another(x: list[DeisaArray]) -> None:
+        with pytest.raises(SessionInUseError) as caught:
+            site.deisa()
+        refused.append(str(caught.value))
+
     with ranks(partial(site.send_rows, 0, 1, range(2))):
-        deisa.execute_callbacks()
-    assert seen == {t: values((4,), t).sum() for t in range(2)}
+        report = deisa.execute_callbacks()
+    assert report.callbacks_failed == 0
+    assert len(refused) == 2
+    assert f"in use by this very process (pid {os.getpid()}): a Deisa runs its callbacks " in refused[0]
+    assert "in thread 'MainThread' since " in refused[0]
+    assert "choose another name: Deisa(session=...) and Bridge(session=...)" in refused[0]
 
 
 def test_a_second_simulation_in_a_running_session(site: Site) -> None:

@@ -109,6 +109,13 @@ def test_dask_functions(engine: str, session_name: str) -> None:
         np.testing.assert_array_equal(da.where(latest > 5, latest, 0).compute(), np.where(x > 5, x, 0))
         np.testing.assert_array_equal(da.asarray(latest).compute(), x)
         np.testing.assert_array_equal(da.map_blocks(np.negative, latest.dask).compute(), -x)
+        largest = da.map_blocks(lambda block: block.max(keepdims=True), latest, dtype=float, chunks=(1, 1))
+        assert largest.shape == (2, 2)
+        np.testing.assert_array_equal(
+            largest.compute(), [[x[:40, :30].max(), x[:40, 30:].max()], [x[40:, :30].max(), x.max()]]
+        )
+        twice = latest.dask.map_blocks(np.add, latest, dtype=float)
+        np.testing.assert_array_equal(twice.compute(), 2 * x)
         np.testing.assert_array_equal(latest.map_blocks(np.negative).compute(), -x)
         np.testing.assert_array_equal(dask.delayed(nothing)(latest).compute(), x)
         np.testing.assert_array_equal(dask.delayed(nothing)([latest])[0].compute(), x)
@@ -119,7 +126,13 @@ def test_dask_functions(engine: str, session_name: str) -> None:
         assert float(latest.sum()) == pytest.approx(x.sum())
         assert dask.base.tokenize(latest) == dask.base.tokenize(latest)
         assert dask.base.tokenize(latest) != dask.base.tokenize(latest + 1)
-        assert copy.copy(latest).t == latest.t
+        assert copy.copy(latest).t == latest.copy().t == latest.t
+        assert f"{latest.mean():.3f} {abs(latest - 1).max():.3f}" == (
+            f"{x.mean():.3f} {abs(x - 1).max():.3f}"
+        )
+        both = dask.compute(window)[0]
+        np.testing.assert_array_equal(both[-1], x)
+        assert type(both) is list and len(both) == len(window)
         ran.append(latest.t)
 
     run(engine, settings, callback, [WindowSpec("x", 2)], timesteps=2)
@@ -159,4 +172,24 @@ def test_two_arrays_in_one_expression(engine: str, session_name: str) -> None:
         ran.append(t)
 
     run(engine, settings, callback, [WindowSpec("x", 2), WindowSpec("y")], timesteps=3, names=("x", "y"))
+    assert ran == [0, 1, 2]
+
+
+def test_what_a_callback_assigns_shows_nowhere_else(engine: str, session_name: str) -> None:
+    """Not in its own window at the next timestep."""
+    settings = Settings(session=session_name)
+    simulation = Simulation(settings, 3)
+    ran = []
+
+    def callback(x: list[DeisaArray]) -> None:
+        for array in x:
+            np.testing.assert_array_equal(array.compute(), simulation.at(array.t))
+        x[-1][0] = -1.0
+        x[-1].dask[:, 0] = -2.0
+        expected = simulation.at(x[-1].t)
+        expected[0], expected[:, 0] = -1, -2
+        np.testing.assert_array_equal(x[-1].compute(), expected)
+        ran.append(x[-1].t)
+
+    run(engine, settings, callback, [WindowSpec("x", 2)], timesteps=3)
     assert ran == [0, 1, 2]

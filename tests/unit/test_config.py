@@ -39,9 +39,13 @@ def test_the_environment_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("field", dataclasses.fields(Settings), ids=lambda field: field.name)
 def test_every_field_has_a_variable(field: dataclasses.Field[Any]) -> None:
-    value = {"session": "s", "socket_path": "/p", "memory_fraction": 0.5, "on_analytics_lost": "raise"}.get(
-        field.name, 7
-    )
+    value = {
+        "session": "s",
+        "socket_path": "/p",
+        "memory_fraction": 0.5,
+        "on_analytics_lost": "raise",
+        "on_error": "raise",
+    }.get(field.name, 7)
     settings = Settings.from_environment({"DEISA_RAY_" + field.name.upper(): str(value)})
     assert getattr(settings, field.name) == value
 
@@ -59,6 +63,7 @@ def test_every_field_has_a_variable(field: dataclasses.Field[Any]) -> None:
         ({"memory_fraction": 1.1}, "memory_fraction is 1.1"),
         ({"memory_fraction": float("nan")}, "memory_fraction is nan"),
         ({"threads_per_bundle": 0}, "threads_per_bundle is 0"),
+        ({"on_error": "stop"}, "on_error is 'stop'; it must be one of log, raise"),
         ({"send_timeout_s": 0}, "send_timeout_s is 0; it must be positive"),
         ({"warn_every_s": float("nan")}, "warn_every_s is nan"),
     ],

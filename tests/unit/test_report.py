@@ -71,7 +71,7 @@ def test_text() -> None:
     assert (
         str(REPORT)
         == """\
-4.00 s: 2.50 s in callbacks, 1.50 s outside of them
+callback 'summary' failed 1 of 5 times; 4.00 s: 2.50 s in callbacks, 1.50 s outside of them
 
 array        timesteps  delivered  skipped  handed over
 temperature          5          5        0    640.0 KiB
@@ -100,6 +100,14 @@ def test_text_and_html_show_the_same() -> None:
     tables = str(REPORT).split("\n\n", 1)[1]
     printed = [cell for line in tables.splitlines() if line for cell in re.split(r" {2,}", line)]
     assert cells == printed
+
+
+def test_the_first_line_says_which_callbacks_failed() -> None:
+    failed = (CallbackFigures("vorticity", 21, 21, 2.5, 1.5), CallbackFigures("energy", 21, 2, 2.5, 1.5))
+    first = "callback 'vorticity' failed 21 of 21 times, callback 'energy' failed 2 of 21 times; 4.00 s: "
+    report = replace(REPORT, callbacks=failed)
+    assert str(report).startswith(first)
+    assert first.replace("'", "&#x27;") in report._repr_html_()
 
 
 def test_nothing_to_show() -> None:

@@ -15,6 +15,8 @@ ENVIRONMENT_PREFIX = "DEISA_RAY_"
 OnAnalyticsLost = Literal["wait", "continue", "raise"]
 MAX_SOCKET_PATH_BYTES = 107  # struct sockaddr_un
 ON_ANALYTICS_LOST = get_args(OnAnalyticsLost)
+OnError = Literal["log", "raise"]
+ON_ERROR = get_args(OnError)
 _SWITCH = {
     "1": True,
     "true": True,
@@ -62,6 +64,9 @@ class Settings:
     on_analytics_lost : {"wait", "continue", "raise"}
         What a rank does when the analytics dies: wait for another one to take over (an error after
         `driver_timeout_s`), go on without, or raise `AnalyticsLostError` at its next call.
+    on_error : {"log", "raise"}
+        What a callback's exception does where the callback has no exception handler: it is logged and the run goes
+        on, or it ends the run.
     warn_every_s : float
         How often a long wait says what it waits for.
     callback_warn_s : float
@@ -82,6 +87,7 @@ class Settings:
     data_timeout_s: float = 3600.0
     driver_timeout_s: float = 60.0
     on_analytics_lost: str = "wait"
+    on_error: str = "log"
     warn_every_s: float = 5.0
     callback_warn_s: float = 60.0
     threads_per_bundle: int | None = None
@@ -107,10 +113,11 @@ class Settings:
             raise ConfigurationError(
                 f"threads_per_bundle is {self.threads_per_bundle}; it must be at least 1"
             )
-        if self.on_analytics_lost not in ON_ANALYTICS_LOST:
-            raise ConfigurationError(
-                f"on_analytics_lost is {self.on_analytics_lost!r}; it must be one of {', '.join(ON_ANALYTICS_LOST)}"
-            )
+        for name, choices in (("on_analytics_lost", ON_ANALYTICS_LOST), ("on_error", ON_ERROR)):
+            if getattr(self, name) not in choices:
+                raise ConfigurationError(
+                    f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}"
+                )
         for field in dataclasses.fields(self):
             if field.name.endswith("_s") and not getattr(self, field.name) > 0:
                 raise ConfigurationError(f"{field.name} is {getattr(self, field.name)}; it must be positive")

@@ -71,6 +71,13 @@ class CallbackFigures:
         return self.total_s / self.calls if self.calls else 0.0
 
 
+def failures_of(callbacks: Iterable[CallbackFigures]) -> str:
+    """Say in one line which callbacks failed how often; empty where none did."""
+    return ", ".join(
+        f"callback {_name(c.name)!r} failed {c.failures} of {c.calls} times" for c in callbacks if c.failures
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class ComputationFigures:
     """What the callbacks computed with Dask.
@@ -106,7 +113,7 @@ class ComputationFigures:
 class Report:
     """Figures of one run; one that ended in an error has those up to then.
 
-    Prints as text, and as tables in a notebook.
+    Prints as text, and as tables in a notebook. The first line says which callbacks failed how often, if any did.
 
     Attributes
     ----------
@@ -196,9 +203,11 @@ class Report:
     def _summary(self) -> str:
         inside = self.callbacks_s
         outside = max(0.0, self.wall_s - inside)
-        return (
+        times = (
             f"{_seconds(self.wall_s)}: {_seconds(inside)} in callbacks, {_seconds(outside)} outside of them"
         )
+        failures = failures_of(self.callbacks)
+        return f"{failures}; {times}" if failures else times
 
     def _tables(self) -> Iterator[Table]:
         rows: list[Cells]

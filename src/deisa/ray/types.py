@@ -1,15 +1,16 @@
-"""What callbacks are registered on and what they are given: windows and arrays."""
+"""What callbacks are registered on, and what they are given: windows, and the arrays in them."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn, SupportsIndex
 
-import dask.array as da
 import numpy as np
 from dask._expr import Expr, HLGExpr
+from dask.array.core import Array
+from dask.highlevelgraph import HighLevelGraph
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from deisa.ray.errors import WindowError
@@ -23,8 +24,8 @@ class WindowSpec:
     ----------
     name : str
         The array's name in the bridges' ``arrays_metadata``.
-    window_size : int, default 1
-        Timesteps, at least 1.
+    window_size : int or None, default 1
+        Timesteps, at least 1. None is the latest one only, which is 1.
 
     Raises
     ------
@@ -38,7 +39,7 @@ class WindowSpec:
         if not isinstance(self.name, str) or not self.name:
             raise WindowError(f"a window needs the name of an array, got {self.name!r}")
         try:
-            size = operator.index(self.window_size)
+            size = 1 if self.window_size is None else operator.index(self.window_size)
         except TypeError as exc:
             raise WindowError(
                 f"window of {self.name!r}: size must be an integer, got {self.window_size!r}"
@@ -52,7 +53,7 @@ class Window(NamedTuple):
     """The same as `WindowSpec`, as ``deisa-core`` spells it: ``Window("temperature", 3)``."""
 
     name: str
-    size: int = 1
+    size: int | None = 1
 
 
 def window_spec(window: object) -> WindowSpec:
@@ -66,23 +67,62 @@ def window_spec(window: object) -> WindowSpec:
         return window
     if isinstance(window, str):
         return WindowSpec(window)
-    name, size = getattr(window, "name", None), getattr(window, "size", None)
-    if name is None or size is None:
+    if isinstance(window, type) or not (hasattr(window, "name") and hasattr(window, "size")):
         raise WindowError(f"expected an array name, a Window or a WindowSpec, got {window!r}")
-    return WindowSpec(name, size)
+    return WindowSpec(window.name, window.size)
 
 
-class DeisaArray(NDArrayOperatorsMixin):
+class _CountsAsArray(type):
+    """A class that is one with Dask's own in a set of types: xarray refuses to mix arrays of several types."""
+
+    def __eq__(cls, other: object) -> bool:
+        return other is Array or isinstance(other, _CountsAsArray)
+
+    def __hash__(cls) -> int:
+        return hash(Array)
+
+
+class FormattedArray(Array, metaclass=_CountsAsArray):
+    """A Dask array that computes itself where it is formatted as a number."""
+
+    __slots__ = ()
+
+    def __format__(self, spec: str) -> str:
+        """Format the value; without `spec` say what the array is, computing nothing."""
+        if not spec:
+            return str(self)
+        if self.ndim:
+            raise TypeError(
+                f"an array of shape {self.shape} cannot be formatted with {spec!r}: make a number of it first, as in "
+                f"f'{{x.mean().compute():{spec}}}'"
+            )
+        return format(self.compute()[()], spec)
+
+
+def can_be_formatted(array: Array) -> None:
+    """Make a new array of no dimensions a `FormattedArray`: a plugin, which Dask calls for every array it makes."""
+    if type(array) is Array and array.ndim == 0:
+        array.__class__ = FormattedArray
+
+
+def _of_dask(name: str) -> property:
+    """An attribute that is also that of the Dask array held, whichever of the two is changed."""
+    return property(
+        lambda self: getattr(self.dask, name), lambda self, value: setattr(self.dask, name, value)
+    )
+
+
+class DeisaArray(FormattedArray):
     """A whole global array at one timestep.
 
-    It can be used as the Dask array it holds: methods, operators, NumPy functions and slicing
-    all give ordinary Dask arrays. Functions of ``dask.array`` that look for Dask arrays among their
-    arguments (``da.map_blocks(f, x)``) want `dask` itself.
+    It is a Dask array that knows its timestep. What is computed from it (methods, operators, slices, functions of
+    NumPy and of ``dask.array``) are ordinary Dask arrays.
 
     Attributes
     ----------
     dask : dask.array.Array
-        The array; its chunks are those of the simulation.
+        The same as an ordinary Dask array; its chunks are those of the simulation. In Dask's own arrays this
+        is the graph, which here is `__dask_graph__()`.
     t : int
         The timestep.
 
@@ -93,108 +133,158 @@ class DeisaArray(NDArrayOperatorsMixin):
     ...     return abs(latest - earlier).max().compute() / max(1, latest.t - earlier.t)
     """
 
-    __slots__ = ("dask", "t")
+    __slots__ = ("_held", "t")
 
-    def __init__(self, dask: da.Array, t: int) -> None:
-        self.dask = dask
+    _held: Array
+    t: int
+
+    def __new__(cls, dask: Array, t: int) -> DeisaArray:
+        """Hold a Dask array; `Array.__new__`, which builds one from a graph, has nothing to do."""
+        self = object.__new__(cls)
+        self._held = dask
         self.t = t
+        self.__dict__ = dask.__dict__  # type: ignore[misc]  # where Dask caches what it derives from the chunks
+        return self
+
+    # What Dask's methods know of an array, but for its graph: Dask changes these when it assigns in place.
+    name = _of_dask("name")
+    chunks = _of_dask("chunks")
+    _name = _of_dask("_name")
+    _chunks = _of_dask("_chunks")
+    _meta = _of_dask("_meta")
+
+    @property
+    def dask(self) -> Array:
+        """The same as an ordinary Dask array."""
+        return self._held
+
+    @dask.setter
+    def dask(self, graph: HighLevelGraph) -> None:
+        self._held.dask = graph  # in-place assignment and ``out=`` set an array's graph under this name
+
+    def __dask_graph__(self) -> HighLevelGraph:
+        return self._held.dask
+
+    def __dask_keys__(self) -> Any:
+        return self._held.__dask_keys__()
+
+    @property
+    def expr(self) -> Expr:
+        """The array's graph, where Dask asks a collection for one."""
+        return HLGExpr.from_collection(self._held)
+
+    def __dask_postpersist__(self) -> Any:
+        rebuild, state = self._held.__dask_postpersist__()
+        return _rebuild, (self.t, rebuild, state)
 
     @property
     def timestep(self) -> int:
         """The timestep, as ``deisa-core`` calls it."""
         return self.t
 
-    def persist(self, **kwargs: Any) -> DeisaArray:
-        """Copy the array out of the simulation's slots, into memory that lives as long as the result."""
-        return DeisaArray(self.dask.persist(**kwargs), self.t)
+    def to_dask_array(self) -> Array:
+        """Return `dask`."""
+        return self._held
 
-    def to_dask_array(self) -> da.Array:
-        """Return `dask`; functions of ``dask.array`` look for this."""
-        return self.dask
+    def copy(self) -> DeisaArray:
+        """Return a copy of the same timestep; what is assigned to one of the two does not show in the other."""
+        return DeisaArray(self._held.copy(), self.t)
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name in DeisaArray.__slots__:
-            raise AttributeError(name)
-        return getattr(self.dask, name)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return DeisaArray, (self._held, self.t)
 
-    def __dir__(self) -> list[str]:
-        return sorted({*object.__dir__(self), *dir(self.dask)})
+    def __getitem__(self, index: Any) -> Array:
+        return self._held[index]
 
-    def __getitem__(self, index: Any) -> da.Array:
-        return self.dask[index]
-
-    def __len__(self) -> int:
-        return len(self.dask)
-
-    def __iter__(self) -> Iterator[da.Array]:
-        return iter(self.dask)
-
-    def __bool__(self) -> bool:
-        return bool(self.dask)
-
-    def __float__(self) -> float:
-        return float(self.dask)
-
-    def __int__(self) -> int:
-        return int(self.dask)
-
-    def __complex__(self) -> complex:
-        return complex(self.dask)
+    def shuffle(self, *args: Any, **kwargs: Any) -> Array:
+        """Reorder elements along one dimension, as `dask.array.shuffle` does."""
+        return self._held.shuffle(*args, **kwargs)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
             raise ValueError("a distributed array cannot become a NumPy array without a copy")
-        return np.asarray(self.dask.compute(), dtype=dtype)
-
-    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
-        given = [_unwrap(item) for item in inputs]
-        return getattr(ufunc, method)(*given, **{name: _unwrap(item) for name, item in kwargs.items()})
-
-    def __array_function__(
-        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> Any:
-        return function(*_unwrap(args), **_unwrap(dict(kwargs)))
-
-    @property
-    def expr(self) -> Expr:
-        """The array's graph, where Dask asks a collection for one."""
-        return HLGExpr.from_collection(self.dask)
-
-    def __dask_graph__(self) -> Any:
-        return self.dask.__dask_graph__()
-
-    def __dask_keys__(self) -> Any:
-        return self.dask.__dask_keys__()
-
-    def __dask_layers__(self) -> Any:
-        return self.dask.__dask_layers__()
-
-    def __dask_tokenize__(self) -> Any:
-        return self.dask.__dask_tokenize__()
-
-    def __dask_postcompute__(self) -> Any:
-        return self.dask.__dask_postcompute__()
-
-    def __dask_postpersist__(self) -> Any:
-        rebuild, state = self.dask.__dask_postpersist__()
-        return _rebuild, (self.t, rebuild, state)
-
-    __dask_optimize__ = da.Array.__dask_optimize__
-    __dask_scheduler__ = staticmethod(da.Array.__dask_scheduler__)
+        return np.asarray(self._held.compute(), dtype=dtype)
 
     def __repr__(self) -> str:
-        return f"<DeisaArray t={self.t} {self.dask!r}>"
+        return f"<DeisaArray t={self.t} {self._held!r}>"
+
+    def _repr_html_(self) -> str:
+        return f"<p>DeisaArray, t={self.t}</p>{self._held._repr_html_()}"
 
 
-def _rebuild(graph: Any, t: int, rebuild: Callable[..., da.Array], state: Any, **kwargs: Any) -> DeisaArray:
+def _rebuild(graph: Any, t: int, rebuild: Callable[..., Array], state: Any, **kwargs: Any) -> DeisaArray:
     return DeisaArray(rebuild(graph, *state, **kwargs), t)
 
 
-def _unwrap(item: Any) -> Any:
-    if isinstance(item, DeisaArray):
-        return item.dask
-    if type(item) in (list, tuple):
-        return type(item)(_unwrap(inner) for inner in item)
-    if type(item) is dict:
-        return {key: _unwrap(inner) for key, inner in item.items()}
-    return item
+@dataclass(init=False, repr=False, eq=False)
+class Timesteps(NDArrayOperatorsMixin, list[DeisaArray]):
+    """What a callback gets for a window: a list of arrays, oldest first.
+
+    Used as if it were the newest of its arrays, it raises an error that says how to take that one.
+
+    Parameters
+    ----------
+    arrays : sequence of DeisaArray
+    name : str
+        What the callback calls the window.
+    """
+
+    # Dask computes plain lists, and data classes, whose fields are these; no other lists.
+    arrays: list[DeisaArray]
+    name: str
+
+    def __new__(cls, arrays: Sequence[DeisaArray], name: str) -> Any:
+        """Make a window; or a plain list of what Dask has computed from one."""
+        return list.__new__(cls) if all(isinstance(array, DeisaArray) for array in arrays) else list(arrays)
+
+    def __init__(self, arrays: Sequence[DeisaArray], name: str) -> None:
+        list.__init__(self, arrays)
+        self.name = name
+
+    @property  # type: ignore[no-redef]
+    def arrays(self) -> list[DeisaArray]:
+        """The same arrays in a plain list."""
+        return list(self)
+
+    # As a list.
+
+    __eq__ = list.__eq__
+    __ne__ = list.__ne__
+    __hash__ = None
+
+    def __add__(self, other: Any) -> Any:
+        return [*self, *other] if type(other) is list else super().__add__(other)
+
+    def __radd__(self, other: Any) -> Any:
+        return [*other, *self] if type(other) is list else super().__radd__(other)
+
+    def __getitem__(self, index: SupportsIndex | slice) -> Any:
+        if isinstance(index, slice):
+            return Timesteps(list.__getitem__(self, index), self.name)
+        if isinstance(index, SupportsIndex) and not isinstance(index, np.ndarray | Array):
+            return list.__getitem__(self, index)
+        raise TypeError(self._use("[...]"))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return list, (list(self),)
+
+    # Not as an array.
+
+    def _use(self, then: str = "") -> str:
+        name = self.name
+        return (
+            f"{name} is a window: a list of timesteps, oldest first; use {name}[-1]{then} for the newest one, "
+            f"or da.stack({name}) for all of them"
+        )
+
+    def __getattr__(self, attribute: str) -> NoReturn:
+        raise AttributeError(self._use(f".{attribute}"), name=attribute, obj=self)
+
+    def _refuse(self, *_args: Any, **_kwargs: Any) -> NoReturn:
+        raise TypeError(self._use())
+
+    __array__ = __array_ufunc__ = __array_function__ = to_dask_array = _refuse
+    __float__ = __int__ = __complex__ = __round__ = _refuse
+
+    def __format__(self, spec: str) -> str:
+        return self._refuse() if spec else str(self)

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import atexit
-import difflib
-import inspect
 import logging
+import os
+import sys
 import threading
 import time
-import traceback
-import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from types import TracebackType
-from typing import Any, Literal, cast
+from typing import Any, Literal, NoReturn, cast
 
 from deisa.ray._engine.base import Engine
 from deisa.ray._engine.session import Session, Windows
 from deisa.ray._engine.watchdog import Watchdog
 from deisa.ray._graph.running import dask_computes_with
 from deisa.ray._graph.scheduler import BundleScheduler
-from deisa.ray._state.layout import ArrayLayout
-from deisa.ray._state.timeline import Firing, Subscription, When
+from deisa.ray._state.timeline import Firing, When
 from deisa.ray._transport.fork import OwnProcess
-from deisa.ray.config import Settings
+from deisa.ray.callbacks import (
+    Callback,
+    Calls,
+    ExceptionHandler,
+    Registration,
+    Registrations,
+    name_of,
+    window_specs,
+)
+from deisa.ray.config import OnError, Settings
 from deisa.ray.errors import (
     AnalyticsLostError,
     ClosedError,
@@ -32,35 +37,16 @@ from deisa.ray.errors import (
     DeisaError,
     NoCallbacksError,
     RegistrationError,
-    WindowError,
-    cause_chain,
+    SessionInUseError,
 )
-from deisa.ray.report import CallbackFigures, ComputationFigures, Report
-from deisa.ray.types import WindowSpec, window_spec
+from deisa.ray.report import ComputationFigures, Report, failures_of
 
 logger = logging.getLogger("deisa.ray")
 
-Callback = Callable[..., Any]
-ExceptionHandler = Callable[[Exception], Any]
+EngineName = Literal["ray", "local"]
 
 LAST_BUNDLES_S = 1.0  # for the figures of bundles to come in, after a run
-
-
-@dataclass(frozen=True, slots=True)
-class _Registration:
-    callback: Callback
-    windows: tuple[WindowSpec, ...]
-    exception_handler: ExceptionHandler
-    when: When
-    by_name: bool
-
-    @property
-    def name(self) -> str:
-        return getattr(self.callback, "__name__", None) or repr(self.callback)
-
-    @property
-    def subscription(self) -> Subscription:
-        return Subscription(tuple((w.name, w.window_size) for w in self.windows), self.when)
+NEVER_RAN = "the analytics ended without execute_callbacks()"
 
 
 class Deisa:
@@ -79,6 +65,9 @@ class Deisa:
         ``"local"`` runs everything in this process, without Ray, on this node only.
     max_simulation_ahead : int, optional
         Timesteps that the simulation may be ahead of the analytics, 1 by default.
+    on_error : {"log", "raise"}, optional
+        What a callback's exception does where the callback has no exception handler: with "log", the default, it is
+        logged and the run goes on; with "raise" it ends the run, and `execute_callbacks` raises it.
     settings : Settings, optional
         Timeouts and the rest; by default from the environment.
 
@@ -87,7 +76,8 @@ class Deisa:
     ClusterError
         When there is no Ray at ``RAY_ADDRESS``, or the cluster refuses this process.
     SessionInUseError
-        When another analytics has a session of this name on one of the nodes.
+        When another analytics has a session of this name on one of the nodes, or one that runs in this process. An
+        earlier one of this process that does not run makes way.
 
     Examples
     --------
@@ -103,29 +93,84 @@ class Deisa:
         self,
         *,
         session: str | None = None,
-        engine: Literal["ray", "local"] = "ray",
+        engine: EngineName = "ray",
         max_simulation_ahead: int | None = None,
+        on_error: OnError | None = None,
         settings: Settings | None = None,
     ) -> None:
         if settings is None:
             settings = Settings.from_environment()
-        if session is not None:
-            settings = replace(settings, session=session)
-        if max_simulation_ahead is not None:
-            settings = replace(settings, max_simulation_ahead=max_simulation_ahead)
+        given: dict[str, Any] = {
+            "session": session,
+            "max_simulation_ahead": max_simulation_ahead,
+            "on_error": on_error,
+        }
+        settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
         self._settings = settings
         self._process = OwnProcess()
-        self._registrations: list[_Registration] = []
+        self._registrations = Registrations()
         self._executed = False
-        self._closing = threading.Lock()
+        self._runs: str | None = None  # in which thread, and since when
+        self._closing = threading.RLock()
         self._closed = False
+        self._replaced = False
+        self._place = os.getpid(), settings.session, settings.socket_path
         self.report: Report | None = None
-        self._engine = _make_engine(engine, settings)
-        self._scheduler = BundleScheduler(self._engine.executor)
-        self._engine.agents.open()
-        self._session = Session(self._engine.agents, settings)
-        self._at_exit = partial(_close, weakref.ref(self))
-        atexit.register(self._at_exit)
+        with _opening:
+            earlier = _open.get(self._place)
+            handed_over = earlier.make_way(engine, settings) if earlier is not None else None
+            self._engine_name = engine
+            self._engine = handed_over or _make_engine(engine, settings)
+            self._scheduler = BundleScheduler(self._engine.executor)
+            if handed_over is None:
+                self._engine.agents.open()
+            self._session = Session(self._engine.agents, settings)
+            atexit.register(self._close_at_exit)
+            with _listing:
+                _open[self._place] = self
+
+    def make_way(self, engine: EngineName, settings: Settings) -> Engine | None:
+        """End for a new `Deisa` of the same session in this process.
+
+        Returns
+        -------
+        Engine or None
+            That of one which never ran, where the new one wants the same: with the bridges that are there already.
+
+        Raises
+        ------
+        SessionInUseError
+            When this one runs.
+        """
+        session = settings.session
+        with self._closing:
+            if self._runs is not None:
+                raise SessionInUseError(
+                    f"session {session!r} is in use by this very process (pid {os.getpid()}): a Deisa runs its "
+                    f"callbacks {self._runs}; interrupt it or wait for its end, or choose another name: "
+                    "Deisa(session=...) and Bridge(session=...), or DEISA_RAY_SESSION on both sides"
+                )
+            self._replaced = True
+            if self._executed:
+                logger.warning(
+                    "a new Deisa takes session %r over from one of this process that has run; arrays which are left of "
+                    "that run can no longer be read (persist() or compute() keeps values)",
+                    session,
+                )
+                self.close()
+                return None
+            logger.warning(
+                "a new Deisa takes the place of one of this process that never ran (session %r, %d callbacks)",
+                session,
+                len(self._registrations),
+            )
+            if (engine, settings) == (self._engine_name, self._settings):
+                self._closed = True
+                self._forget()
+                return self._engine
+            error = AnalyticsLostError("the analytics has made way for a new Deisa of its process")
+            self._end(self._session.abandon, error)
+            return None
 
     def register_callback(
         self,
@@ -137,7 +182,9 @@ class Deisa:
         """Have a callback run on windows of arrays.
 
         Its arguments are lists of `DeisaArray`, oldest to newest, one for each window: by name when
-        its parameters are called like the arrays, otherwise by position in the order of the windows.
+        its parameters are called like the arrays or it takes ``**windows``, otherwise by position in the order of
+        the windows. A function that is defined anew under its name, as by a notebook's cell that runs again, takes
+        the place of its earlier version.
 
         Parameters
         ----------
@@ -145,8 +192,8 @@ class Deisa:
         *windows : WindowSpec, Window, str, or a list of these
             At least one.
         exception_handler : callable, optional
-            Called with what the callback raises; the run goes on if it returns. By default the
-            exception is logged with its traceback.
+            Called with what the callback raises; the run goes on if it returns. By default `on_error`
+            decides: the exception is logged, with its traceback when it is new.
         when : {"AND", "OR"}
             Run for a timestep at which all the arrays are complete; or at least one, once
             every array has been seen.
@@ -162,32 +209,32 @@ class Deisa:
         """
         self._process.check(repr(self))
         if self._executed or self._closed:
-            raise ClosedError("callbacks must be registered before execute_callbacks(); create a new Deisa")
-        if not callable(callback):
-            raise RegistrationError(f"a callback must be callable, got {callback!r}")
-        if when not in ("AND", "OR"):
-            raise RegistrationError(f"when must be 'AND' or 'OR', got {when!r}")
-        specs = tuple(map(window_spec, _flat(windows)))
-        if not specs:
-            raise WindowError(
-                f"callback {getattr(callback, '__name__', callback)!r} needs at least one window, "
-                "as in register_callback(callback, [WindowSpec('temperature', window_size=3)])"
-            )
-        names = [spec.name for spec in specs]
-        if len(set(names)) < len(names):
-            raise WindowError(f"two windows of one callback name the same array: {names}")
-        by_name = _binds_by_name(callback, names)
-        handler = exception_handler or _log_exception
-        self._registrations.append(_Registration(callback, specs, handler, when, by_name))
+            self._refuse("callbacks must be registered before execute_callbacks()")
+        specs = window_specs(windows, f"callback {name_of(callback)!r}")
+        self._registrations.add(Registration.of(callback, specs, exception_handler, when))
         return callback
 
     def register(
         self, *windows: Any, exception_handler: ExceptionHandler | None = None, when: When = "AND"
     ) -> Callable[[Callback], Callback]:
-        """Register the decorated function; the parameters are those of `register_callback`."""
+        """Register the decorated function; the parameters are those of `register_callback`.
+
+        Examples
+        --------
+        >>> @deisa.register("pressure", WindowSpec("temperature", window_size=3))  # doctest: +SKIP
+        ... def watch(pressure, temperature):
+        ...     print(pressure[-1].t)
+        """
+        for window in windows:
+            if callable(window) and not isinstance(window, type):
+                raise RegistrationError(
+                    f"register() takes windows, got {name_of(window)!r}: say of which array, as in "
+                    '@deisa.register("temperature")'
+                )
+        specs = window_specs(windows, "register()")
 
         def decorate(callback: Callback) -> Callback:
-            return self.register_callback(callback, *windows, exception_handler=exception_handler, when=when)
+            return self.register_callback(callback, *specs, exception_handler=exception_handler, when=when)
 
         return decorate
 
@@ -214,14 +261,35 @@ class Deisa:
             After everything that was complete before has been delivered.
         """
         self._process.check(repr(self))
-        if self._executed or self._closed:
-            raise ClosedError("execute_callbacks() runs once; create a new Deisa for another run")
-        if not self._registrations:
-            raise NoCallbacksError(
-                "no callback is registered: call register_callback() before execute_callbacks()"
+        run = self._begin()
+        try:
+            return self._execute(run)
+        finally:
+            failures = failures_of(calls.figures for calls in run.callbacks)
+            if failures:
+                logger.error("%s", failures)
+
+    def _begin(self) -> _Run:
+        with self._closing:
+            if self._executed or self._closed:
+                self._refuse("execute_callbacks() runs once")
+            if not self._registrations:
+                raise NoCallbacksError(
+                    "no callback is registered: call register_callback() before execute_callbacks()"
+                )
+            self._executed = True
+            self._runs = f"in thread {threading.current_thread().name!r} since {time.strftime('%H:%M:%S')}"
+        ends_run = self._settings.on_error == "raise"
+        return _Run([Calls(registration, ends_run) for registration in self._registrations])
+
+    def _refuse(self, why: str) -> NoReturn:
+        if self._replaced:
+            raise ClosedError(
+                f"a new Deisa of session {self._settings.session!r} has taken the place of this one; use that one"
             )
-        self._executed = True
-        run = _Run([_Calls(registration) for registration in self._registrations])
+        raise ClosedError(f"{why}; create a new Deisa for another run")
+
+    def _execute(self, run: _Run) -> Report:
         try:
             self._run(run)
         except DeisaError as error:
@@ -231,6 +299,7 @@ class Deisa:
             self._end(self._session.abandon, AnalyticsLostError(f"the analytics has ended: {error!r}"))
             raise
         finally:
+            self._runs = None
             self.report = report = self._report(run)
         if self._session.drop_arrays():
             self.close()
@@ -241,7 +310,7 @@ class Deisa:
 
     def _run(self, run: _Run) -> None:
         layouts = self._session.wait_registered()
-        runnable = [calls for calls in run.callbacks if _can_run(calls.registration, layouts)]
+        runnable = [calls for calls in run.callbacks if calls.registration.can_run(layouts)]
         self._session.start([calls.registration.subscription for calls in runnable])
         started = time.monotonic()
         watchdog = Watchdog(self._settings.callback_warn_s)
@@ -249,7 +318,7 @@ class Deisa:
         def deliver(firing: Firing, windows: Windows) -> None:
             calls = runnable[firing.callback]
             with watchdog.watching(calls.registration.name, firing.timestep):
-                calls.call(firing, windows)
+                calls.call(firing.timestep, windows)
 
         try:
             with dask_computes_with(self._scheduler), watchdog.on_guard():
@@ -290,7 +359,8 @@ class Deisa:
             What ranks that are still there are told.
         """
         self._process.check(repr(self))
-        self._end(self._session.close, error or AnalyticsLostError("the analytics has ended"))
+        reason = "the analytics has ended" if self._executed else NEVER_RAN
+        self._end(self._session.close, error or AnalyticsLostError(reason))
 
     def _end(self, end_session: Callable[[DeisaError], None], error: DeisaError) -> None:
         with self._closing:
@@ -299,7 +369,31 @@ class Deisa:
             self._closed = True
             end_session(error)
             self._engine.executor.close()
-        atexit.unregister(self._at_exit)
+        self._forget()
+
+    def _forget(self) -> None:
+        atexit.unregister(self._close_at_exit)
+        with _listing:
+            if _open.get(self._place) is self:
+                del _open[self._place]
+
+    def _close_at_exit(self) -> None:
+        if not self._process.is_this:
+            return
+        error = None
+        if not self._executed:
+            self._say_never_ran()
+            raised = getattr(sys, "last_value", None)  # what the script ends with, if it has raised
+            error = AnalyticsLostError(NEVER_RAN if raised is None else f"{NEVER_RAN}: {raised!r}")
+        self.close(error)
+
+    def _say_never_ran(self) -> None:
+        logger.warning(
+            "session %r ends without execute_callbacks(): its %d callbacks never ran; a simulation that waits for it "
+            "is told so",
+            self._settings.session,
+            len(self._registrations),
+        )
 
     def __enter__(self) -> Deisa:
         return self
@@ -307,69 +401,27 @@ class Deisa:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._process.is_this:
-            self.close()
+        if not self._process.is_this:
+            return
+        if kind is None and not self._executed and not self._closed:
+            self._say_never_ran()
+        self.close()
 
     def __repr__(self) -> str:
         return f"<Deisa session {self._settings.session!r}, {len(self._registrations)} callbacks>"
 
 
-@dataclass(slots=True)
-class _Calls:
-    """Calls one callback and counts."""
-
-    registration: _Registration
-    count: int = 0
-    failures: int = 0
-    total_s: float = 0.0
-    longest_s: float = 0.0
-
-    def call(self, firing: Firing, windows: Windows) -> None:
-        registration = self.registration
-        started = time.monotonic()
-        self.count += 1
-        try:
-            if registration.by_name:
-                names = (window.name for window in registration.windows)
-                registration.callback(**dict(zip(names, windows, strict=True)))
-            else:
-                registration.callback(*windows)
-        except Exception as error:
-            self.failures += 1
-            error.add_note(f"in callback {registration.name!r} at timestep {firing.timestep}")
-            registration.exception_handler(error)
-            _clear_frames(error)
-            windows.clear()  # this frame is one of the traceback's
-        finally:
-            seconds = time.monotonic() - started
-            self.total_s += seconds
-            self.longest_s = max(self.longest_s, seconds)
-
-    @property
-    def figures(self) -> CallbackFigures:
-        return CallbackFigures(
-            self.registration.name, self.count, self.failures, self.total_s, self.longest_s
-        )
+_open: dict[tuple[int, str, str | None], Deisa] = {}  # those that have not ended, by process and address
+_listing = threading.Lock()
+_opening = threading.Lock()  # two of one session, one after the other
 
 
 @dataclass(slots=True)
 class _Run:
     """What is counted while callbacks run."""
 
-    callbacks: Sequence[_Calls]
+    callbacks: Sequence[Calls]
     wall_s: float = 0.0
-
-
-def _clear_frames(error: BaseException) -> None:
-    """Let go of the windows that an exception holds, lest a handler that keeps it stall the simulation."""
-    for link in cause_chain(error):
-        traceback.clear_frames(link.__traceback__)
-
-
-def _close(reference: weakref.ref[Deisa]) -> None:
-    deisa = reference()
-    if deisa is not None and deisa._process.is_this:
-        deisa.close()
 
 
 def _make_engine(name: str, settings: Settings) -> Engine:
@@ -382,53 +434,3 @@ def _make_engine(name: str, settings: Settings) -> Engine:
 
         return cast(Engine, LocalEngine(settings))
     raise ConfigurationError(f"engine must be 'ray' or 'local', got {name!r}")
-
-
-def _flat(windows: Iterable[Any]) -> list[Any]:
-    flat: list[Any] = []
-    for window in windows:
-        is_list = (
-            isinstance(window, Sequence | set) and not isinstance(window, str) and not hasattr(window, "name")
-        )
-        flat += window if is_list else [window]
-    return flat
-
-
-def _binds_by_name(callback: Callback, names: Sequence[str]) -> bool:
-    """Whether the callback's parameters are called like its arrays; raises if it can't take them at all."""
-    try:
-        signature = inspect.signature(callback)
-    except (TypeError, ValueError):
-        return False  # some builtins have no signature
-    kinds = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
-    named = {p.name for p in signature.parameters.values() if p.kind in kinds}
-    try:
-        if set(names) <= named:
-            signature.bind(**dict.fromkeys(names))
-            return True
-        signature.bind(*names)
-    except TypeError as exc:
-        raise RegistrationError(
-            f"callback {getattr(callback, '__name__', callback)!r} takes {signature}, but is registered on "
-            f"{len(names)} windows: {', '.join(names)} ({exc})"
-        ) from exc
-    return False
-
-
-def _can_run(registration: _Registration, layouts: Mapping[str, ArrayLayout]) -> bool:
-    missing = [w.name for w in registration.windows if w.name not in layouts]
-    for name in missing:
-        close = difflib.get_close_matches(name, layouts, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        logger.error(
-            "callback %r will not run: no bridge has an array %r, there are %s%s",
-            registration.name,
-            name,
-            ", ".join(map(repr, sorted(layouts))) or "none",
-            hint,
-        )
-    return not missing
-
-
-def _log_exception(error: Exception) -> None:
-    logger.error("a callback raised; the run goes on", exc_info=error)

@@ -11,6 +11,7 @@ import dask
 import dask.threaded
 
 from deisa.ray._graph.scheduler import BundleScheduler
+from deisa.ray.types import can_be_formatted
 
 SPLIT_EVERY = 16  # blocks that a reduction combines at once; Dask's own default is 4
 
@@ -38,6 +39,7 @@ class _RunningSchedulers:
                         "scheduler": self,
                         "optimization.fuse.active": False,
                         "split_every": SPLIT_EVERY,
+                        "array_plugins": (*dask.config.get("array_plugins", ()), can_be_formatted),
                     }
                 )
             self._running.append(scheduler)
