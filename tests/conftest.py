@@ -43,10 +43,24 @@ def ray_cluster() -> Iterator[str]:
         node = RayNode.start(Path(temp_dir))
         undo.callback(node.stop)
         node.wait_started()
-        undo.enter_context(pytest.MonkeyPatch.context()).setenv("RAY_ADDRESS", node.address)
+        patches = undo.enter_context(pytest.MonkeyPatch.context())
+        patches.setenv("RAY_ADDRESS", node.address)
+        from deisa.ray._engine import ray_executor
+        from tests.support.standing_workers import SharedStandingWorkers
+
+        shared = SharedStandingWorkers(ray_executor.StandingWorker)
+        patches.setattr(ray_executor, "StandingWorker", shared)
         yield node.address
         if "ray" in sys.modules:
             sys.modules["ray"].shutdown()
+
+
+@pytest.fixture
+def own_standing_workers(ray_cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have each session of a test start standing workers of its own, as it does for users."""
+    from deisa.ray._engine import ray_executor
+
+    monkeypatch.setattr(ray_executor, "StandingWorker", ray_executor.StandingWorker.actor_class)  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="session")

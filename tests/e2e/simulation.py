@@ -20,7 +20,7 @@ QUICK_TO_GIVE_UP: dict[str, Any] = {
     "start_timeout_s": PATIENCE_S,
     "send_timeout_s": PATIENCE_S,
     "data_timeout_s": PATIENCE_S,
-    "driver_timeout_s": 20.0,
+    "driver_timeout_s": PATIENCE_S,
     "on_analytics_lost": "raise",
 }
 

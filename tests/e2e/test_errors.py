@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from deisa.ray import Bridge, DeisaArray, Settings
+from deisa.ray._engine import session
 from deisa.ray._transport.client import RankChannel
 from deisa.ray.errors import (
     AnalyticsLostError,
@@ -65,6 +66,12 @@ def rank_process(session_name: str) -> Iterator[Callable[..., subprocess.Popen[s
         kill_tree(process)
         assert process.stderr is not None
         process.stderr.close()
+
+
+@pytest.fixture
+def nobody_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All bridges have connected when one of them is refused: none need be waited for, to tell it too."""
+    monkeypatch.setattr(session, "LATECOMERS_S", 0.0)
 
 
 def sums(site: Site, **settings: Any) -> tuple[Any, dict[int, float]]:
@@ -121,7 +128,7 @@ def test_everybody_learns_the_same_about_a_layout(
     ids=["world-size", "duplicate"],
 )
 def test_everybody_learns_the_same_about_identities(
-    site: Site, identities: list[tuple[int, int]], expected: type[DeisaError], text: str
+    site: Site, nobody_is_late: None, identities: list[tuple[int, int]], expected: type[DeisaError], text: str
 ) -> None:
     deisa, _ = sums(site)
     simulation = Ranks([partial(site.bridge, *identity, {"x": rows(0, 1)}) for identity in identities])
@@ -259,7 +266,7 @@ def test_a_second_simulation_in_a_running_session(site: Site) -> None:
 # Parties that leave, and data that does not come.
 
 
-def test_an_id_that_no_bridge_of_ours_would_send_is_refused(site: Site) -> None:
+def test_an_id_that_no_bridge_of_ours_would_send_is_refused(site: Site, nobody_is_late: None) -> None:
     """`Bridge` refuses it in the rank; a client of another make may not."""
     deisa, _ = sums(site)
     channel = RankChannel(site.settings)

@@ -111,7 +111,7 @@ def test_a_run_that_fails_leaves_nothing(site: Site) -> None:
     def rank() -> None:
         site.send_rows(0, 1, range(3))
 
-    deisa = site.deisa()
+    deisa = site.deisa(driver_timeout_s=2)  # for so long its agents wait for another analytics
 
     @deisa.register("x")
     def stop(x: list[DeisaArray]) -> None:

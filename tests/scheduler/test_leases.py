@@ -97,8 +97,9 @@ def test_random_lifetimes(engine: str, session_name: str, window: int) -> None:
 
 def test_persist_and_drop_at_once(engine: str, session_name: str) -> None:
     """Nothing but the running tasks needs the chunks, while the simulation would like to overwrite them."""
+    timesteps = 6
     settings = Settings(session=session_name)
-    simulation = Simulation(settings, 12)
+    simulation = Simulation(settings, timesteps)
     persisted = []
 
     def callback(arrays: list[DeisaArray]) -> None:
@@ -106,8 +107,8 @@ def test_persist_and_drop_at_once(engine: str, session_name: str) -> None:
         doubled = x.map_blocks(slowly, 0.2 if engine == "ray" else 0.01, dtype=float)
         persisted.append((x.t, doubled.persist()))
 
-    run(engine, settings, callback, [WindowSpec("x")], timesteps=12)
-    assert [t for t, _ in persisted] == list(range(12))
+    run(engine, settings, callback, [WindowSpec("x")], timesteps=timesteps)
+    assert [t for t, _ in persisted] == list(range(timesteps))
     for t, lazy in persisted:
         np.testing.assert_array_equal(lazy.compute(), 2 * simulation.at(t))
 

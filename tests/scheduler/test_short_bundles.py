@@ -134,7 +134,7 @@ def killed_once(block: np.ndarray, marker: Path) -> np.ndarray:
 
 @on_ray
 def test_a_standing_worker_that_dies_is_replaced(
-    session_name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    session_name: str, own_standing_workers: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     send_short_ones(monkeypatch, "standing")
     settings = Settings(session=session_name)
@@ -152,7 +152,9 @@ def test_a_standing_worker_that_dies_is_replaced(
 
 
 @on_ray
-def test_no_standing_worker_outlives_its_session(session_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_standing_worker_outlives_its_session(
+    session_name: str, own_standing_workers: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     send_short_ones(monkeypatch, "standing")
     seen: list[set[tuple[int, str]]] = []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -284,9 +285,10 @@ def test_leaving_the_block_closes(agent: Agent, bridge: Bridge) -> None:
 # Who is this bridge?
 
 
+@dataclass(frozen=True)
 class Comm:
-    def __init__(self, rank: int, size: int) -> None:
-        self.rank, self.size = rank, size
+    rank: int
+    size: int
 
     def Get_rank(self) -> int:
         return self.rank
@@ -309,7 +311,7 @@ def test_identity_from_a_communicator(agent: Agent) -> None:
     [
         ({}, ConfigurationError, "who is this bridge"),
         ({"bridge_id": 0}, ConfigurationError, "who is this bridge"),
-        ({"comm": object()}, ConfigurationError, "comm must have Get_rank.* got object"),
+        ({"comm": "world"}, ConfigurationError, "comm must have Get_rank.* got str"),
         ({"comm": Comm(1, 2), "bridge_id": 0}, BridgeIdError, "bridge_id is 0, but comm says rank 1"),
         ({"bridge_id": 0, "system_metadata": {}}, ConfigurationError, "must be a dict with 'world_size'"),
         ({"bridge_id": 0, "system_metadata": 4}, ConfigurationError, "must be a dict with 'world_size'"),
