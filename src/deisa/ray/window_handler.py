@@ -16,6 +16,7 @@ from typing import Any, Literal, NoReturn, cast
 from deisa.ray._engine.base import Engine
 from deisa.ray._engine.session import Session, Windows
 from deisa.ray._engine.watchdog import Watchdog
+from deisa.ray._graph.assemble import check_kind_of_arrays
 from deisa.ray._graph.running import dask_computes_with
 from deisa.ray._graph.scheduler import BundleScheduler
 from deisa.ray._state.timeline import Firing, When
@@ -116,6 +117,7 @@ class Deisa:
         self._replaced = False
         self._place = os.getpid(), settings.session, settings.socket_path
         self.report: Report | None = None
+        check_kind_of_arrays()
         with _opening:
             earlier = _open.get(self._place)
             handed_over = earlier.make_way(engine, settings) if earlier is not None else None

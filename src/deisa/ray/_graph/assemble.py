@@ -19,8 +19,25 @@ from dask.highlevelgraph import HighLevelGraph, Layer, MaterializedLayer
 from deisa.ray._graph.leaves import AgentAddress, ChunkPlace, Leaf, StepSlots, read_chunk
 from deisa.ray._state.boxes import Tiling
 from deisa.ray._state.layout import Shape
+from deisa.ray.errors import ConfigurationError
 
 Key = Hashable
+
+
+def check_kind_of_arrays() -> None:
+    """Check that ``dask.array`` has arrays of graphs, which chunks can be made into.
+
+    Raises
+    ------
+    ConfigurationError
+        When its query planning is on: arrays are expressions then.
+    """
+    if da.Array.__module__ != "dask.array.core":
+        raise ConfigurationError(
+            "Dask's query planning for arrays is on, and deisa-ray cannot make such arrays yet: set "
+            "DASK_ARRAY__QUERY_PLANNING=False, or dask.config.set({'array.query-planning': False}) before dask.array "
+            "is imported for the first time"
+        )
 
 
 @dataclass(frozen=True, eq=False)

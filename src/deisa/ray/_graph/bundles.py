@@ -145,13 +145,16 @@ def partition(
                 results.update((key, (number, group, i)) for i, key in enumerate(group_keys))
 
     bundles = []
+    at = {key: i for i, key in enumerate(order)}
     new_number = {
         number: i for i, number in enumerate(sorted(groups))
     }  # of those whose values somebody takes
     for number in new_number:
         node_id, bundle_keys = members[number]
         returned = {key for group in groups[number].values() for key in group}
-        tasks = _needed_in([graph[key] for key in (*again[number], *bundle_keys)], returned)
+        if again[number]:
+            bundle_keys = sorted((*again[number], *bundle_keys), key=at.__getitem__)
+        tasks = _needed_in([graph[key] for key in bundle_keys], returned)
         taken = dict.fromkeys(key for task in tasks for key in task.dependencies if key in given)
         chunks = [chunk for task in tasks if (chunk := chunk_of(task)) is not None]
         takers = [{CALLER if user == DRIVER else members[user][0] for user in by} for by in groups[number]]

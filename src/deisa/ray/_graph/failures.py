@@ -80,7 +80,8 @@ class _Parts:
 
     def __reduce__(self) -> tuple[Any, ...]:
         error = self._error
-        arguments = tuple(arg if _can_travel(arg) else repr(arg) for arg in error.args)
+        given: tuple[Any, ...] = error.__reduce__()[1]  # type: ignore[assignment]  # an OSError has more than `args`
+        arguments = tuple(arg if _can_travel(arg) else repr(arg) for arg in given)
         state = {name: value for name, value in vars(error).items() if _can_travel(value)}
         return _from_parts, (type(error), arguments, state)
 
@@ -89,7 +90,6 @@ def _from_parts(
     kind: type[BaseException], arguments: tuple[Any, ...], state: dict[str, Any]
 ) -> BaseException:
     error = kind.__new__(kind, *arguments)  # its __init__ may want others
-    error.args = arguments
     vars(error).update(state)
     return error
 

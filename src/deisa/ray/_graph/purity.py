@@ -70,7 +70,7 @@ _BUILTINS = {
     "int", "len", "list", "max", "min", "NoneType", "object", "pow", "range", "reversed", "round", "set", "slice",
     "sorted", "str", "sum", "tuple", "type", "zip",
 }  # fmt: skip
-_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType)
+_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, type(np.sum))
 _VALUES = (slice, range, complex, np.generic, np.dtype, type(Ellipsis), type(NotImplemented))
 
 

@@ -62,7 +62,7 @@ def with_stores_apart(graph: Graph, here: Iterable[Key] = ()) -> tuple[Graph, se
     """
     whole = dict(graph)
     found = set(here)
-    fused = [key for key, task in graph.items() if any(_stores(inner) for inner in _fused(task))]
+    fused = [key for key, task in graph.items() if any(map(_holds_store, _fused(task)))]
     for key in fused:
         whole.update(unfused(whole[key]))
     stores = [key for key, task in whole.items() if _stores(task)]
@@ -152,7 +152,9 @@ def unfused(task: GraphNode) -> dict[Key, GraphNode]:
     inner, last, names, *given = task.args
     new: dict[Key, Any] = {key: task.key if key == last else f"{key}-of-{task.key}" for key in inner}
     for name, value in zip(names, given, strict=True):
-        new[name] = value if isinstance(value, GraphNode | TaskRef) else DataNode(None, value)
+        new[name] = value.key if isinstance(value, TaskRef) else value
+        if not isinstance(value, GraphNode | TaskRef):
+            new[name] = DataNode(None, value)
     parts: dict[Key, GraphNode] = {}
     for key, part in inner.items():
         parts.update(unfused(part.substitute(new, key=new[key])))
@@ -161,6 +163,10 @@ def unfused(task: GraphNode) -> dict[Key, GraphNode]:
 
 def _stores(task: GraphNode) -> bool:
     return isinstance(task, Task) and id(task.func) in _TARGET_AT
+
+
+def _holds_store(task: GraphNode) -> bool:
+    return _stores(task) or any(map(_holds_store, _fused(task)))
 
 
 def _target(graph: Graph, task: GraphNode) -> Any:
