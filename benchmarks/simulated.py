@@ -331,7 +331,7 @@ class SimulatedExecutor(RayExecutor):
 
     def _node_cpus(self) -> dict[str, int]:
         if not self._cpus:
-            connect()
+            connect(self._settings)
             self._own_node = ray.get_runtime_context().get_node_id()
             nodes = range(self._machine.nodes)
             self._cpus = {self._machine.node_id(number): self._machine.cpus for number in nodes}
@@ -371,7 +371,7 @@ class SimulatedEngine:
     """A machine of simulated nodes, in place of a cluster."""
 
     def __init__(self, settings: Settings, machine: Machine) -> None:
-        connect()
+        connect(settings)
         self.agents = SimulatedAgents(settings, machine)
         self.executor = SimulatedExecutor(settings, machine)
         self.executor.warm_up()

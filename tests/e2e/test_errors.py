@@ -501,7 +501,7 @@ def test_a_cluster_that_wants_a_token(ray_cluster: str, session_name: str) -> No
 
 @pytest.mark.ray
 def test_no_cluster_at_the_address() -> None:
-    last = connect(RAY_ADDRESS="127.0.0.1:9")[-1]
+    last = connect(RAY_ADDRESS="127.0.0.1:9", DEISA_RAY_CONNECT_TIMEOUT_S="0.5")[-1]
     assert last.startswith("deisa.ray.errors.ClusterError: nothing answers at 127.0.0.1:9 (RAY_ADDRESS)")
     assert "ray start --head" in last
 

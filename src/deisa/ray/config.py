@@ -43,6 +43,9 @@ class Settings:
         Where the agent listens. By default an address in the abstract namespace made of user
         and session, which needs no file. Give a path where abstract sockets cannot serve
         (containers with separate network namespaces).
+    address : str or None
+        Address of the Ray cluster that the analytics joins, as ``host:port``; wins over ``RAY_ADDRESS``.
+        By default a cluster of this user on this host, or a new local one.
     max_simulation_ahead : int
         Timesteps that the simulation may be ahead of the analytics, at least 1. Each costs
         one more slot for each chunk.
@@ -52,7 +55,8 @@ class Settings:
         Number of chunks of an array beyond which those of one node are merged into boxes that its ranks
         share, so that Dask sees about as many chunks as the analytics has CPUs; 0 merges always.
     connect_timeout_s : float
-        How long a `Bridge` looks for the agent of its host.
+        How long a `Bridge` looks for the agent of its host, and `Deisa` for a Ray cluster whose address
+        is given.
     start_timeout_s : float
         How long either side waits for all bridges to register and the analytics to start.
     send_timeout_s : float
@@ -78,6 +82,7 @@ class Settings:
 
     session: str = "default"
     socket_path: str | None = None
+    address: str | None = None
     max_simulation_ahead: int = 1
     memory_fraction: float = 0.8
     merge_chunks_beyond: int = 1000

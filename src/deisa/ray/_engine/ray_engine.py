@@ -12,7 +12,7 @@ class RayEngine:
     """Agents on every node of a Ray cluster, and bundles as Ray tasks."""
 
     def __init__(self, settings: Settings) -> None:
-        connect()
+        connect(settings)
         self.agents = RayAgents(settings)
         self.executor = RayExecutor(settings)
         self.executor.warm_up()

@@ -135,7 +135,7 @@ class RayExecutor:
         return sorted((n for n, cpus in found.items() if cpus), key=lambda n: n != self._own_node) or [None]
 
     def _node_cpus(self) -> dict[str, int]:
-        connect()
+        connect(self._settings)
         if self._own_node is None:
             self._own_node = ray.get_runtime_context().get_node_id()
         if time.monotonic() - self._looked > NODES_FRESH_S:
