@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -24,3 +26,10 @@ def site(engine: str, session_name: str) -> Iterator[Site]:
     site = Site(engine, Settings(session=session_name, **QUICK_TO_GIVE_UP))
     yield site
     site.close()
+
+
+@pytest.fixture
+def short_dir() -> Iterator[Path]:
+    """A folder with a path short enough for Ray's sockets."""
+    with tempfile.TemporaryDirectory(prefix="dr-", dir="/tmp") as folder:
+        yield Path(folder)

@@ -7,8 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,13 +22,6 @@ pytestmark = pytest.mark.ray
 PROGRAM = Path(__file__).parent / "programs/lone_analytics.py"
 NOBODY = 65534
 TIMEOUT_S = 90.0
-
-
-@pytest.fixture
-def short_dir() -> Iterator[Path]:
-    """A folder with a path short enough for Ray's sockets."""
-    with tempfile.TemporaryDirectory(prefix="dr-", dir="/tmp") as folder:
-        yield Path(folder)
 
 
 @pytest.mark.netns

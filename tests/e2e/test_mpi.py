@@ -71,3 +71,52 @@ def test_merged_chunks_have_the_same_values(ray_cluster: str, mpi: Mpi, session_
     _, analytics, complaints = run_both(mpi, session_name, 3, dtype=("float64",), merge_chunks_beyond=0)
     assert analytics.splitlines() == told(3, chunks=2)
     assert "4 chunks merged into 1," in complaints
+
+
+# One mpiexec for both, which makes the analytics a rank.
+
+MPMD_S = 100.0
+
+
+def run_mpmd(
+    mpi: Mpi, session: str, temp_dir: str, *, split: str, **settings: object
+) -> tuple[int, str, str]:
+    """Run two ranks and their analytics under one mpiexec, with a Ray of its own; returns status and output."""
+    env = {f"DEISA_RAY_{name.upper()}": str(value) for name, value in settings.items()}
+    with mpi.popen_both(
+        2,
+        PROGRAMS / "mpmd_simulation.py",
+        PROGRAMS / "mpmd_analytics.py",
+        env={
+            "DEISA_RAY_ADDRESS": "local",
+            "RAY_TMPDIR": temp_dir,
+            "SPLIT": split,
+            "DEISA_RAY_SESSION": session,
+        }
+        | env,
+    ) as job:
+        try:
+            stdout, stderr = job.communicate(timeout=MPMD_S)
+        finally:
+            kill_tree(job)
+    return job.returncode, stdout, stderr
+
+
+@pytest.mark.slow
+def test_one_mpiexec_for_both(mpi: Mpi, session_name: str, short_dir: Path) -> None:
+    status, stdout, stderr = run_mpmd(mpi, session_name, str(short_dir), split="yes")
+    assert "rank 2 of 3 saw [804.0, 884.0]" in stdout, stderr
+    assert status == 0, stderr
+
+
+@pytest.mark.slow
+def test_a_communicator_that_contains_the_analytics(mpi: Mpi, session_name: str, short_dir: Path) -> None:
+    """Both sides say so."""
+    status, _, stderr = run_mpmd(
+        mpi, session_name, str(short_dir), split="no", start_timeout_s=10, warn_every_s=1
+    )
+    assert status != 0
+    waiting = "waiting for bridge 2 of 3 (the analytics itself is rank 2 of the 3 processes that one mpiexec started"
+    errors = [line for line in stderr.splitlines() if line.startswith("deisa.ray.errors.WaitTimeoutError")]
+    assert errors and all(waiting in line for line in errors), stderr
+    assert stderr.count(waiting) > len(errors), "said while they wait, too"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -51,16 +51,42 @@ class Mpi:
         Ranks print into one pipe. Output that a rank flushes at once, as `print(..., flush=True)` does,
         arrives in one piece; PYTHONUNBUFFERED would tear it to shreds, and is taken out of the environment.
         """
+        return self._popen(["-n", str(ranks), self.python, script, *args], env)
+
+    def popen_both(
+        self, ranks: int, script: Path, other: Path, env: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[str]:
+        """Start `script` on a number of ranks and, as the last rank, `other` in the interpreter of this process."""
+        theirs = {"PYTHONPATH": os.pathsep.join(self._import_paths), **self._library}
+        with_theirs = ["env", *(f"{name}={value}" for name, value in theirs.items())]
+        first: list[Path | str] = ["-n", str(ranks), self.python, script]
+        return self._popen([*first, ":", "-n", "1", *with_theirs, sys.executable, other], env)
+
+    def _popen(self, arguments: Sequence[Path | str], env: Mapping[str, str] | None) -> subprocess.Popen[str]:
         variables = {**os.environ, **_ENVIRONMENT, **(env or {})}
         variables.pop("PYTHONUNBUFFERED", None)
         return subprocess.Popen(
-            [self.mpiexec, *_OPTIONS[self.flavour], "-n", str(ranks), self.python, script, *args],
+            [self.mpiexec, *_OPTIONS[self.flavour], *arguments],
             env=variables,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
+
+    @property
+    def _import_paths(self) -> Sequence[str]:
+        """Where another interpreter finds the mpi4py that belongs to this MPI, and what it finds anyway."""
+        prefix, version = self.python.parents[1], f"python{sys.version_info[0]}.{sys.version_info[1]}"
+        own = [] if self.flavour == "mpich" else [str(prefix / "lib" / version / "site-packages")]
+        return [*own, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+
+    @property
+    def _library(self) -> Mapping[str, str]:
+        """What tells mpi4py which library to load, where it would find another one."""
+        if self.flavour == "mpich":
+            return {}
+        return {"MPI4PY_LIBMPI": str(self.python.parents[1] / "lib/libmpi.so.40")}
 
     def run(
         self,

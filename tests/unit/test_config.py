@@ -45,6 +45,7 @@ def test_every_field_has_a_variable(field: dataclasses.Field[Any]) -> None:
         "memory_fraction": 0.5,
         "on_analytics_lost": "raise",
         "on_error": "raise",
+        "address": "head:6379",
     }.get(field.name, 7)
     settings = Settings.from_environment({"DEISA_RAY_" + field.name.upper(): str(value)})
     assert getattr(settings, field.name) == value

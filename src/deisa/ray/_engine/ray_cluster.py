@@ -16,6 +16,7 @@ import ray
 from ray._private import ray_constants
 from ray.exceptions import AuthenticationError, RayError
 
+from deisa.ray._engine.mpi_job import no_rank
 from deisa.ray._engine.ray_discovery import (
     DEFAULT_PORT,
     NoAnswerError,
@@ -26,7 +27,6 @@ from deisa.ray._engine.ray_discovery import (
     temp_folder,
     user_name,
 )
-from deisa.ray._engine.ray_environment import no_rank
 from deisa.ray.config import Settings
 from deisa.ray.errors import ClusterError, cause_chain
 

@@ -27,6 +27,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from deisa.ray._engine.mpi_job import forget_rank
 from deisa.ray._engine.ray_cluster import connect, node_cpus
 from deisa.ray._graph.bundles import CALLER, Bundle
 from deisa.ray._graph.directory import enter, in_directory
@@ -49,6 +50,9 @@ from deisa.ray.errors import ComputationLostError, PeerError, SessionEndedError
 from deisa.ray.report import SHOWN_NODE_ID
 
 logger = logging.getLogger("deisa.ray")
+
+if ray.is_initialized() and ray.get_runtime_context().worker.mode == ray.WORKER_MODE:
+    forget_rank()  # that of whoever started Ray, before anything that a bundle brings along imports mpi4py
 
 NODES_FRESH_S = 5.0
 RETRIES = 3  # of a bundle whose worker process died

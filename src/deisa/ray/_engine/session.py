@@ -22,6 +22,7 @@ import numpy as np
 
 from deisa.ray._engine.base import AgentGroup
 from deisa.ray._engine.leases import Leases
+from deisa.ray._engine.mpi_job import explain_missing, place_in_job
 from deisa.ray._graph.assemble import ArrayHome
 from deisa.ray._graph.leaves import StepSlots
 from deisa.ray._state import events
@@ -142,8 +143,10 @@ class Session:
 
     def _waiting_for_bridges(self) -> str:
         if self._world_size is None:
-            return f"waiting for the first bridge of session {self._settings.session!r}"
-        return f"waiting for {missing_bridges(self._joined, self._world_size)}"
+            waiting = f"waiting for the first bridge of session {self._settings.session!r}"
+        else:
+            waiting = f"waiting for {missing_bridges(self._joined, self._world_size)}"
+        return waiting + explain_missing(self._joined, self._world_size, place_in_job())
 
     def _register(self, node_id: str, event: Event) -> None:
         match event:

@@ -1,12 +1,13 @@
-"""What says that a process is a rank of an MPI job, and how to forget it."""
+"""What says that a process is a rank of an MPI job, how to forget it, and what it explains."""
 
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 
-from deisa.ray._engine.ray_environment import Place, forget_rank, no_rank, place_in_job
+from deisa.ray._engine.mpi_job import Place, explain_missing, forget_rank, no_rank, place_in_job
 
 OF_A_RANK = {
     "mpich": ["PMI_RANK", "PMI_SIZE", "PMI_FD", "HYDI_CONTROL_FD", "MPI_LOCALNRANKS", "MPI_LOCALRANKID"],
@@ -61,3 +62,35 @@ def test_it_is_there_again_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_which_process_of_a_job_one_is(environment: dict[str, str], place: Place | None) -> None:
     assert place_in_job(environment) == place
+
+
+# Whom the analytics waits for.
+
+
+@pytest.mark.parametrize(
+    ("joined", "world_size", "expected"),
+    [
+        ([0, 1], 3, True),
+        ([0], 3, True),
+        ([0, 2], 3, False),  # the bridge that is missing is another process
+        ([0, 1], 4, False),  # not the communicator that contains the analytics
+    ],
+)
+def test_a_bridge_that_is_the_analytics_itself(joined: list[int], world_size: int, expected: bool) -> None:
+    text = explain_missing(joined, world_size, place=Place(2 if expected or world_size == 4 else 0, 3))
+    assert bool(text) == expected
+    if expected:
+        assert "the analytics itself is rank 2 of the 3 processes" in text
+        assert "MPI.COMM_WORLD.Split()" in text
+
+
+def test_ranks_that_wait_in_mpi_init(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "mpi4py.MPI", raising=False)
+    text = explain_missing([], None, place=Place(2, 3))
+    assert "MPI_Init" in text and "import mpi4py.MPI" in text
+    monkeypatch.setitem(sys.modules, "mpi4py.MPI", sys)
+    assert explain_missing([], None, place=Place(2, 3)) == ""
+
+
+def test_nothing_is_explained_outside_of_mpi_jobs() -> None:
+    assert explain_missing([0], 3, place=None) == explain_missing([], None, place=None) == ""

@@ -1,4 +1,4 @@
-"""What a process of an MPI job must not pass on to Ray.
+"""What the launcher of an MPI job tells each process, and what follows where one of them is the analytics.
 
 A launcher tells each process of a job by its environment which rank it is. A Ray that one of them starts, and every
 worker of that Ray, would inherit this; a worker that imports mpi4py would then take itself for that rank, and abort.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, MutableMapping
+import sys
+from collections.abc import Container, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -56,6 +57,38 @@ def place_in_job(environment: Mapping[str, str] | None = None) -> Place | None:
             continue
         return place if place.size > 1 else None
     return None
+
+
+def explain_missing(joined: Container[int], world_size: int | None, place: Place | None) -> str:
+    """Say why bridges are missing if that is because the analytics is itself a process of their MPI job.
+
+    Parameters
+    ----------
+    joined : container of int
+        Ids of the bridges that are there.
+    world_size : int or None
+        How many bridges there should be; None if no bridge has come yet.
+    place : Place or None
+        Of the analytics.
+
+    Returns
+    -------
+    str
+        Something to add to a line that names the missing bridges; empty if there is nothing to say.
+    """
+    if place is None:
+        return ""
+    if world_size is None and "mpi4py.MPI" not in sys.modules:
+        return (
+            f" (the analytics is rank {place.rank} of the {place.size} processes that one mpiexec started: MPI_Init "
+            "of the others may wait until the analytics calls it too, as `import mpi4py.MPI` does)"
+        )
+    if world_size == place.size and place.rank not in joined:
+        return (
+            f" (the analytics itself is rank {place.rank} of the {place.size} processes that one mpiexec started: "
+            "give Bridge a communicator without it, made by MPI.COMM_WORLD.Split() in both programs)"
+        )
+    return ""
 
 
 def forget_rank(environment: MutableMapping[str, str] | None = None) -> dict[str, str]:
