@@ -24,6 +24,7 @@ from deisa.ray.errors import (
     BridgeLostError,
     ContractError,
     DeisaError,
+    DescriptionError,
     DescriptionMismatchError,
     HoleError,
     IncompleteTimestepError,
@@ -35,7 +36,7 @@ from deisa.ray.errors import (
     WaitTimeoutError,
     WorldSizeError,
 )
-from tests.e2e.simulation import Ranks, Site, ranks, rows, values
+from tests.e2e.simulation import QUICK_TO_GIVE_UP, Ranks, Site, ranks, rows, values
 from tests.support.patience import PATIENCE_S, wait_until
 from tests.support.processes import kill_tree
 from tests.support.ray_node import AUTHENTICATION
@@ -261,6 +262,87 @@ def test_a_second_simulation_in_a_running_session(site: Site) -> None:
         deisa.execute_callbacks()
     assert list(seen) == [0, 1]
     assert "is a second simulation using the same session name?" in intrusion[0]
+
+
+# Ranks whose description is refused.
+
+NO_SHAPE = {"x": {"nb_chunks_per_dim": (2,), "chunk_position": (1,), "dtype": float}}
+
+
+@pytest.mark.parametrize(
+    ("bridge_id", "metadata", "expected", "text"),
+    [
+        (1, NO_SHAPE, DescriptionError, "chunk_shape"),
+        (1, None, DescriptionError, "arrays_metadata is missing"),
+        (2, {"x": rows(0, 2)}, BridgeIdError, "bridge_id 2 lies outside 0..1"),
+    ],
+    ids=["array", "nothing", "id"],
+)
+def test_a_rank_that_is_refused_says_so_to_all(
+    site: Site, bridge_id: int, metadata: Any, expected: type[DeisaError], text: str
+) -> None:
+    """Nobody waits for it: the timeout to start is a minute."""
+    deisa, _ = sums(site, start_timeout_s=60.0)
+    waits = Ranks([partial(site.bridge, 0, 2, {"x": rows(0, 2)}, start_timeout_s=60.0)])
+
+    def refused() -> None:
+        wait_until(lambda: deisa._session._joined, "the other bridge has joined")
+        site.bridge(bridge_id, 2, metadata)
+
+    wrong = Ranks([refused])
+    with pytest.raises(DeisaError) as caught:
+        deisa.execute_callbacks()
+    (error,) = wrong.errors()
+    assert type(error) is expected and text in str(error)
+    assert text in str(caught.value)
+    (heard,) = waits.errors()
+    assert (type(heard), str(heard)) == (type(caught.value), str(caught.value))
+
+
+# An analytics that never runs.
+
+FORGETFUL = """
+import sys, time
+from deisa.ray import Deisa
+
+deisa = Deisa(engine="local")
+
+@deisa.register("x")
+def callback(x): ...
+
+while not deisa._engine.agents._server._bridges:
+    time.sleep(0.01)
+exec(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize(
+    ("last", "status", "reason"),
+    [("", 0, ""), ("1 / 0", 1, ": ZeroDivisionError('division by zero')"), ("del deisa", 0, "")],
+)
+def test_a_script_that_forgets_to_run_its_callbacks(
+    session_name: str, last: str, status: int, reason: str
+) -> None:
+    script = subprocess.Popen(
+        [sys.executable, "-c", FORGETFUL, last],
+        env=os.environ | {"DEISA_RAY_SESSION": session_name},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    site = Site("local", Settings(session=session_name, **QUICK_TO_GIVE_UP))
+    simulation = Ranks([partial(site.bridge, 0, 1, {"x": rows(0, 1)}, start_timeout_s=60.0)])
+    _, said = script.communicate(timeout=60)
+    assert script.returncode == status
+    assert f"session {session_name!r} ends without execute_callbacks(): its 1 callbacks never ran" in said
+    (error,) = simulation.errors()
+    assert type(error) is AnalyticsLostError
+    assert str(error) == f"the analytics ended without execute_callbacks(){reason}"
+
+
+def test_leaving_the_context_without_running_is_told(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    with site.deisa() as deisa:
+        deisa.register_callback(lambda x: None, "x")
+    assert "ends without execute_callbacks(): its 1 callbacks never ran" in caplog.text
 
 
 # Parties that leave, and data that does not come.

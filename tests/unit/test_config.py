@@ -80,6 +80,26 @@ def test_a_variable_that_is_no_number(variable: str) -> None:
         Settings.from_environment({f"DEISA_RAY_{variable}": "1.5"})
 
 
+def test_variables_that_are_no_settings(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("deisa.ray.config._warned_of", set())
+    for variable in (
+        "DEISA_RAY_SESION",
+        "DEISA_RAY_COLOUR",
+        "DEISA_RAY_DISABLED",
+        "DEISA_RAY_REQUIRE_NETNS",
+    ):
+        monkeypatch.setenv(variable, "1")
+    monkeypatch.setenv("DEISA_RAY_SESSION", "mine")
+    for _ in range(2):
+        assert Settings.from_environment().session == "mine"
+    assert [record.getMessage() for record in caplog.records] == [
+        "DEISA_RAY_COLOUR is set, but there is no such setting: it changes nothing",
+        "DEISA_RAY_SESION is set, but there is no such setting: it changes nothing; did you mean DEISA_RAY_SESSION?",
+    ]
+
+
 def test_settings_do_not_change() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Settings().session = "x"  # type: ignore[misc]

@@ -36,6 +36,7 @@ from deisa.ray.errors import (
     DescriptionError,
     DeviceMemoryError,
     DuplicateChunkError,
+    LayoutError,
     LostError,
     TimestepError,
     UnknownArrayError,
@@ -177,16 +178,6 @@ class Bridge:
         settings: Settings | None = None,
     ) -> None:
         self._id, self._world_size = _identity(comm, bridge_id, system_metadata)
-        if arrays_metadata is None:
-            raise DescriptionError("arrays_metadata is missing: describe the chunks this rank will send")
-        arrays = describe_arrays(arrays_metadata)
-        self._own = {
-            described.name: [
-                _OwnChunk(described.name, index, chunk.shape, described.dtype)
-                for index, chunk in enumerate(described.chunks)
-            ]
-            for described in arrays
-        }
         if settings is None:
             settings = Settings.from_environment(session=session)
         elif session is not None and session != settings.session:
@@ -195,12 +186,25 @@ class Bridge:
             settings = replace(settings, on_analytics_lost=on_analytics_lost)
         self._goes_on = settings.on_analytics_lost == "continue"
         self._alone = disabled_by_environment() if enabled is None else not enabled
+        self._channel = RankChannel(settings)
+        try:
+            arrays = _describe(self._id, self._world_size, arrays_metadata)
+        except LayoutError as error:
+            if not self._alone:
+                self._channel.refuse(self._id, self._world_size, error)
+            raise
+        self._own = {
+            described.name: [
+                _OwnChunk(described.name, index, chunk.shape, described.dtype)
+                for index, chunk in enumerate(described.chunks)
+            ]
+            for described in arrays
+        }
         self._switched_off = self._alone
         self._process = OwnProcess()
         self._opened_by = weakref.ref(threading.current_thread())
         self._unsaid = False  # that the rank has advanced to its timestep
         self._lock = threading.Lock()
-        self._channel = RankChannel(settings)
         self._account = self._channel.account.words
         self._lanes: dict[tuple[str, int | None], Callable[[Any, Any], bool | None]] = {}
         if not self._alone:
@@ -651,11 +655,20 @@ def _identity(
         raise ConfigurationError("bridge_id and world_size must be integers") from exc
     if world_size < 1:
         raise ConfigurationError(f"world_size is {world_size}; it must be at least 1")
-    if not 0 <= identity < world_size:
-        raise BridgeIdError(
-            f"bridge_id {identity} lies outside 0..{world_size - 1} (world_size is {world_size})"
-        )
     return identity, world_size
+
+
+def _describe(
+    bridge_id: int, world_size: int, arrays_metadata: Mapping[str, Any] | None
+) -> Sequence[ArrayDescription]:
+    """Check what a rank says about itself and its chunks."""
+    if not 0 <= bridge_id < world_size:
+        raise BridgeIdError(
+            f"bridge_id {bridge_id} lies outside 0..{world_size - 1} (world_size is {world_size})"
+        )
+    if arrays_metadata is None:
+        raise DescriptionError("arrays_metadata is missing: describe the chunks this rank will send")
+    return describe_arrays(arrays_metadata)
 
 
 def _on_size(size: int, declared: Shape) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -11,7 +12,10 @@ from typing import Any, Literal, get_args
 
 from deisa.ray.errors import ConfigurationError
 
+logger = logging.getLogger("deisa.ray")
+
 ENVIRONMENT_PREFIX = "DEISA_RAY_"
+FOR_TESTS = "REQUIRE_"  # DEISA_RAY_REQUIRE_...: what the project's own tests must not skip
 OnAnalyticsLost = Literal["wait", "continue", "raise"]
 MAX_SOCKET_PATH_BYTES = 107  # struct sockaddr_un
 ON_ANALYTICS_LOST = get_args(OnAnalyticsLost)
@@ -28,6 +32,7 @@ _SWITCH = {
     "off": False,
     "": False,
 }
+_warned_of: set[str] = set()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +135,9 @@ class Settings:
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
         """Read ``DEISA_RAY_*`` variables; an override that is not None wins over its variable."""
-        environment = os.environ if environment is None else environment
+        if environment is None:
+            environment = os.environ
+            _warn_of_unknown(environment)
         values: dict[str, Any] = {}
         for field in dataclasses.fields(cls):
             variable = ENVIRONMENT_PREFIX + field.name.upper()
@@ -138,6 +145,25 @@ class Settings:
                 values[field.name] = _parse(variable, environment[variable], str(field.type))
         values.update({name: value for name, value in overrides.items() if value is not None})
         return cls(**values)
+
+
+def _warn_of_unknown(environment: Mapping[str, str]) -> None:
+    """Say once in a process which variables look like settings and are none."""
+    known = [field.name.upper() for field in dataclasses.fields(Settings)] + ["DISABLED"]
+    named = {v.removeprefix(ENVIRONMENT_PREFIX) for v in environment if v.startswith(ENVIRONMENT_PREFIX)}
+    for name in sorted(named - set(known) - _warned_of):
+        if not name.startswith(FOR_TESTS):
+            import difflib  # a rank hardly ever needs it
+
+            _warned_of.add(name)
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {ENVIRONMENT_PREFIX}{close[0]}?" if close else ""
+            logger.warning(
+                "%s%s is set, but there is no such setting: it changes nothing%s",
+                ENVIRONMENT_PREFIX,
+                name,
+                hint,
+            )
 
 
 def disabled_by_environment(environment: Mapping[str, str] | None = None) -> bool:

@@ -35,6 +35,7 @@ from deisa.ray.errors import (
     ClosedError,
     ConfigurationError,
     DeisaError,
+    LayoutError,
     NoAnalyticsError,
     ProtocolError,
     WaitTimeoutError,
@@ -54,6 +55,7 @@ logger = logging.getLogger("deisa.ray.bridge")
 
 MAX_REASON = 500  # characters
 FIRST_RETRY_S, LAST_RETRY_S = 0.01, 0.25
+REFUSAL_S = 2.0  # that a rank whose description is refused looks for somebody to tell
 PAGES = 3  # that come along with a start: board, tally, outbox
 _LOOK = messages.encode(messages.Look())
 
@@ -284,8 +286,17 @@ class RankChannel:
                     raise
                 time.sleep(LAST_RETRY_S)
 
+    def refuse(self, bridge_id: int, world_size: int, error: LayoutError) -> None:
+        """Come only to say why this rank cannot: the analytics, and the other ranks, would wait for it."""
+        hello = messages.Hello(messages.PROTOCOL_VERSION, self._settings.session, bridge_id, world_size, ())
+        abort = messages.Abort(f"{type(error).__name__}: {error}"[:MAX_REASON])
+        with suppress(DeisaError, OSError):
+            self._connect(time.monotonic() + min(REFUSAL_S, self._settings.connect_timeout_s))
+            self._send(messages.encode(hello) + messages.encode(abort))
+        self._drop_connection()
+
     def _connect(self, deadline: float) -> None:
-        said = time.monotonic()
+        started = said = time.monotonic()
         pause = FIRST_RETRY_S
         while True:
             if self._settings.socket_path:
@@ -321,7 +332,11 @@ class RankChannel:
                 )
             if now - said >= self._settings.warn_every_s:
                 said = now
-                logger.warning("waiting for the analytics of session %r", self._settings.session)
+                logger.warning(
+                    "waiting for the analytics of session %r (%.0f s so far)",
+                    self._settings.session,
+                    now - started,
+                )
             time.sleep(pause)
             pause = min(pause * 2, LAST_RETRY_S)
         self._drop_connection()

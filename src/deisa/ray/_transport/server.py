@@ -601,6 +601,9 @@ class AgentServer:
             case messages.Follow():
                 self._follow(connection, message)
                 return
+            case messages.Abort(reason) if connection.bridge_id is not None and self._plan is None:
+                self._drop(connection, messages.shorten(reason))  # its description was refused
+                return
         bridge_id = connection.bridge_id
         if bridge_id is None or connection.closed or self._plan is None:
             raise ProtocolError(f"a {type(message).__name__} is out of place here")
