@@ -56,8 +56,8 @@ ARRAYS = describe_arrays(
 )
 REGION = messages.RegionSpec(3, 0, 4096, 8192, 2, (4, 3), (24, 8), DTYPES[5])
 SEEDS: list[Message] = [
-    messages.Hello(messages.PROTOCOL_VERSION, "s", 0, 4, ARRAYS),
-    *(messages.Learned("a", dtype) for dtype in DTYPES),
+    messages.Hello(messages.PROTOCOL_VERSION, "s", 0, 4, ARRAYS, ()),
+    *(messages.Learned("a", dtype, ()) for dtype in DTYPES),
     messages.Look(),
     messages.HeldUp(1, -(2**63)),
     messages.Advance(2**63 - 1),

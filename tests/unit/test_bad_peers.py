@@ -46,6 +46,7 @@ from deisa.ray._transport import client, messages, server
 from deisa.ray._transport.address import agent_address
 from deisa.ray._transport.descriptors import receive_with_descriptors
 from deisa.ray._transport.journal import JournalLine
+from deisa.ray._transport.limits import MemoryLimit
 from deisa.ray._transport.messages import FrameBuffer, Message, encode
 from deisa.ray._transport.pages import Fence, OutboxWriter, map_words
 from deisa.ray._transport.reader import attach
@@ -86,7 +87,7 @@ class Hostile:
         self.pages: list[memoryview] = []
         self.wanted: dict[str, messages.WantedArray] = {}
         arrays = describe_arrays({"h": whole((4,)), "open": whole((4,), dtype=None)})
-        self.say(encode(messages.Hello(messages.PROTOCOL_VERSION, SESSION, HOSTILE, WORLD_SIZE, arrays)))
+        self.say(encode(messages.Hello(messages.PROTOCOL_VERSION, SESSION, HOSTILE, WORLD_SIZE, arrays, ())))
 
     def say(self, data: bytes) -> None:
         """Send bytes, to whoever still listens."""
@@ -221,14 +222,21 @@ ARRAYS = st.lists(
     max_size=2,
     unique_by=lambda array: array.name,
 ).map(tuple)
+LIMITS = st.lists(st.builds(MemoryLimit, REGIONS, TEXT, REGIONS, REGIONS), max_size=3).map(tuple)
 SESSIONS = st.just(SESSION) | TEXT
 HELLO = st.builds(
-    messages.Hello, VERSIONS, SESSIONS, st.integers(0, 5) | BORDERS, st.integers(0, 5) | BORDERS, ARRAYS
+    messages.Hello,
+    VERSIONS,
+    SESSIONS,
+    st.integers(0, 5) | BORDERS,
+    st.integers(0, 5) | BORDERS,
+    ARRAYS,
+    LIMITS,
 )
 HOSTILE_MESSAGES = st.one_of(
     st.builds(messages.HeldUp, REGIONS, TIMESTEPS),
     st.builds(messages.Advance, TIMESTEPS),
-    st.builds(messages.Learned, st.sampled_from(["a", "h", "open", ""]), DTYPES),
+    st.builds(messages.Learned, st.sampled_from(["a", "h", "open", ""]), DTYPES, LIMITS),
     st.builds(
         messages.Follow, VERSIONS, st.sampled_from(["", "someone else"]), st.sampled_from([0, 1, 100_000])
     ),
@@ -276,6 +284,7 @@ JOINING = st.builds(
     st.integers(3, 5),
     st.just(WORLD_SIZE),
     ARRAYS,
+    LIMITS,
 )
 STREAMS = st.lists(FRAMES, min_size=1, max_size=3).map(b"".join) | st.builds(
     lambda hello, message: encode(hello) + encode(message), JOINING, HOSTILE_MESSAGES
@@ -317,7 +326,9 @@ def test_a_refusal_does_not_grow_with_what_is_refused() -> None:
     """The text of an error quotes what it is about, and might not fit into a message."""
     chunk = [[4], None, None]  # it lies nowhere
     name = "\1" * (messages.MAX_MESSAGE_BYTES // 2)  # written out, each character takes four
-    body = msgpack.packb([1, messages.PROTOCOL_VERSION, SESSION, 9, 10, [[name, "<f8", [4], None, [chunk]]]])
+    body = msgpack.packb(
+        [1, messages.PROTOCOL_VERSION, SESSION, 9, 10, [[name, "<f8", [4], None, [chunk]]], []]
+    )
     with scene() as here, mock.patch.object(server, "logger") as logger:
         here.stranger_says(frame(body))
         here.step()
@@ -351,7 +362,15 @@ def test_an_error_of_any_length_ends_the_session() -> None:
 def test_an_array_of_more_dimensions_than_numpy_has_is_refused() -> None:
     many = [1] * 65
     body = msgpack.packb(
-        [1, messages.PROTOCOL_VERSION, SESSION, 0, 1, [["a", "<f8", many, None, [[many, None, [0] * 65]]]]]
+        [
+            1,
+            messages.PROTOCOL_VERSION,
+            SESSION,
+            0,
+            1,
+            [["a", "<f8", many, None, [[many, None, [0] * 65]]]],
+            [],
+        ]
     )
     with pytest.raises(ProtocolError, match="65 dimensions"):
         messages.decode(body)
@@ -676,7 +695,7 @@ def as_nobody(program: str, *arguments: str) -> subprocess.Popen[str]:
 @pytest.mark.parametrize(
     "said",
     [
-        messages.Hello(messages.PROTOCOL_VERSION, SESSION, HOSTILE, WORLD_SIZE, ()),
+        messages.Hello(messages.PROTOCOL_VERSION, SESSION, HOSTILE, WORLD_SIZE, (), ()),
         messages.Attach(messages.PROTOCOL_VERSION, 0),
         messages.Follow(messages.PROTOCOL_VERSION, ANALYTICS, 1),
     ],

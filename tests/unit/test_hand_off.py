@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import os
@@ -510,7 +511,7 @@ def frame(payload: list[Any]) -> bytes:
     return struct.pack("<I", len(body)) + body
 
 
-HELLO = messages.encode(messages.Hello(messages.PROTOCOL_VERSION, SESSION, 9, 10, ()))
+HELLO = messages.encode(messages.Hello(messages.PROTOCOL_VERSION, SESSION, 9, 10, (), ()))
 
 
 @pytest.mark.parametrize(
@@ -520,10 +521,13 @@ HELLO = messages.encode(messages.Hello(messages.PROTOCOL_VERSION, SESSION, 9, 10
         (b"\x05\0\0\0hello", "no message"),
         (struct.pack("<I", 2**32 - 1), "exceeds the limit"),
         (messages.encode(messages.Look()), "a Look is out of place here"),
-        (messages.encode(messages.Learned("a", np.dtype("f8"))), "a Learned is out of place"),
+        (messages.encode(messages.Learned("a", np.dtype("f8"), ())), "a Learned is out of place"),
         (messages.encode(messages.Progress("hi")), "a Progress is out of place"),
-        (frame([2, "a", "(,)f8"]), "malformed Learned"),
-        (messages.encode(messages.Hello(99, SESSION, 0, 1, ())), "speaks protocol version 99, this agent 5"),
+        (frame([2, "a", "(,)f8", []]), "malformed Learned"),
+        (
+            messages.encode(messages.Hello(99, SESSION, 0, 1, (), ())),
+            "speaks protocol version 99, this agent 5",
+        ),
         (messages.encode(messages.Attach(99, 0)), "speaks protocol version 99"),
         (HELLO, "bridge 9 came after session"),
     ],
@@ -555,10 +559,10 @@ def test_a_peer_that_says_half_a_message_and_leaves(agent: Agent) -> None:
         messages.HeldUp(1, 0),
         messages.HeldUp(77, 0),
         messages.HeldUp(2, 0),  # of an array that nobody asks for
-        messages.Learned("a", np.dtype("f8")),
-        messages.Learned("no such array", np.dtype("f8")),
+        messages.Learned("a", np.dtype("f8"), ()),
+        messages.Learned("no such array", np.dtype("f8"), ()),
         messages.Free(0),
-        messages.Hello(messages.PROTOCOL_VERSION, SESSION, 0, 2, ()),
+        messages.Hello(messages.PROTOCOL_VERSION, SESSION, 0, 2, (), ()),
     ],
     ids=repr,
 )
@@ -702,6 +706,26 @@ def test_a_process_maps_an_agent_once(agent: Agent) -> None:
     bridge.close()
 
 
+def test_a_process_maps_what_comes_late_and_nothing_twice(agent: Agent) -> None:
+    (bridge,) = agent.bridges(
+        {"a": whole((4,)), "late": whole((4,), dtype=None), "later": whole((4,), dtype=None)},
+        slots={"a": 1, "late": 1, "later": 1},
+        late=None,
+        later=None,
+    )
+    address, agent_id = agent_address(agent.settings), agent.server.agent_id
+    before = mappings(agent.settings.session)
+    memory = attach(address, agent_id, agent.regions["a"][0])
+    for number, name in enumerate(("late", "later"), start=1):
+        bridge.send(name, np.full(4, float(number)), number)
+        step = agent.wait(StepComplete)
+        assert agent.chunks(step)[0].tolist() == [number] * 4
+        assert attach(address, agent_id, agent.regions[name][0]) is memory
+    assert (
+        mappings(agent.settings.session) == before + 3 + 2
+    )  # the reader's three, and the rank's two late ones
+
+
 def test_a_reader_that_comes_late_is_told(agent: Agent) -> None:
     settings, agent_id = agent.settings, agent.server.agent_id
     with pytest.raises(SessionEndedError, match="another one"):
@@ -725,6 +749,45 @@ def test_more_segments_than_go_into_one_message(agent: Agent, monkeypatch: pytes
     for number, bridge in enumerate(agent.bridges(*said, slots={"a": 1})):
         bridge.send("a", [float(number)], 0)
     assert sorted(float(chunk[0]) for chunk in agent.chunks(agent.wait(StepComplete))) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("number", [errno.ENOBUFS, errno.ETOOMANYREFS])
+def test_a_message_that_cannot_be_sent_at_once_is_not_lost(
+    agent: Agent, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel has no room for so many descriptors under way; nobody does anything until it has."""
+    (opening,) = agent.connect({"a": whole((4,))})
+    failures = iter([OSError(number, os.strerror(number))] * 3)
+    send = socket.send_fds
+
+    def send_fds(*arguments: Any) -> int:
+        for failure in failures:
+            raise failure
+        return send(*arguments)
+
+    monkeypatch.setattr(socket, "send_fds", send_fds)
+    agent.start({"a": 1})
+    bridge = opening.result(PATIENCE_S)
+    assert next(failures, None) is None
+    bridge.send("a", np.zeros(4), 0)
+    assert agent.wait(StepComplete).timestep == 0
+
+
+def test_a_dtype_is_told_once_though_the_answer_is_late(agent: Agent) -> None:
+    opening = agent.open_bridge(0, 1, {"a": whole((4,), dtype=None)})
+    agent.regions["a"] = list(agent.wait(BridgeJoined).regions["a"])
+    agent.start({"a": 1}, a=None)
+    bridge = opening.result(PATIENCE_S)
+    with agent.server._lock:  # it cannot answer
+        bridge._channel._settings = settings_with(agent, start_timeout_s=0.05)
+        for _ in range(3):
+            with pytest.raises(WaitTimeoutError, match="waiting for the memory of array 'a'"):
+                bridge.send("a", np.ones(4), 0)
+    bridge._channel._settings = agent.settings
+    bridge.send("a", np.ones(4), 0)
+    assert agent.chunks(agent.wait(StepComplete))[0].tolist() == [1.0] * 4
+    bridge.close()
+    assert agent.wait(BridgeClosed)
 
 
 def test_nothing_is_left_open() -> None:

@@ -18,6 +18,7 @@ from hypothesis.extra import numpy as npst
 from deisa.ray._state.events import BridgeStats
 from deisa.ray._state.layout import ArrayDescription, ChunkDescription, describe_arrays
 from deisa.ray._transport import messages
+from deisa.ray._transport.limits import MemoryLimit
 from deisa.ray._transport.messages import (
     MAX_MESSAGE_BYTES,
     MESSAGES,
@@ -101,6 +102,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "stats": st.builds(BridgeStats, NATURAL, NATURAL, SECONDS),
     "version": INTEGER,
     "session": TEXT,
+    "limits": st.lists(st.builds(MemoryLimit, NATURAL, TEXT, NATURAL, NATURAL), max_size=3).map(tuple),
     "bridge_id": INTEGER,
     "world_size": INTEGER,
     "timestep": INTEGER,
@@ -142,7 +144,7 @@ def test_what_goes_in_comes_out(cls: type[Message], data: st.DataObject) -> None
 
 @pytest.mark.parametrize("dtype", FIXED_DTYPES, ids=str)
 def test_every_fixed_size_dtype_travels(dtype: np.dtype) -> None:
-    (learned,) = all_of(encode(messages.Learned("a", dtype)))
+    (learned,) = all_of(encode(messages.Learned("a", dtype, ())))
     assert isinstance(learned, messages.Learned)
     assert learned.dtype == dtype
     assert learned.dtype.itemsize == dtype.itemsize
@@ -156,7 +158,7 @@ def test_descriptions_travel_as_a_bridge_makes_them() -> None:
             "c": {"chunk_shape": (), "global_shape": (), "offset": (), "dtype": [("x", ">f4", (2,))]},
         }
     )
-    assert all_of(encode(messages.Hello(1, "s", 0, 1, described)))[0].arrays == described  # type: ignore[attr-defined]
+    assert all_of(encode(messages.Hello(1, "s", 0, 1, described, ())))[0].arrays == described  # type: ignore[attr-defined]
 
 
 def test_codes_are_unique_and_every_field_is_read() -> None:
@@ -229,7 +231,7 @@ def hello(**change: Any) -> list[Any]:
     """Plain fields of a Hello with one array, of which one chunk differs from what is allowed."""
     chunk = change.pop("chunk", [[4], None, [0]])
     array = {"name": "a", "dtype": "<f8", "global_shape": [4], "grid": None, **change}
-    return [1, 1, "s", 0, 1, [[*array.values(), [chunk]]]]
+    return [1, 1, "s", 0, 1, [[*array.values(), [chunk]]], []]
 
 
 def test_the_plain_hello_is_fine() -> None:
@@ -252,19 +254,22 @@ def test_the_plain_hello_is_fine() -> None:
         [3, 2**63, 0],
         [6, [1, 2, float("nan")]],
         [6, [1, 2, -1.0]],
-        [2, "a", "O"],
-        [2, "a", "|O8"],
-        [2, "a", "(,)f8"],
-        [2, "a", "f8,,("],
-        [2, "a", "nonsense"],
-        [2, "a", ""],
-        [2, "a", "<U0"],
-        [2, "a", []],
-        [2, "a", [["x"]]],
-        [2, "a", [["x", "<f8"], ["x", "<f8"]]],
-        [2, "a", ["<f8", [2**62, 2**62]]],
-        [2, "a", [[[[["x"]]]]]],
-        [2, b"a", "<f8"],
+        [2, "a", "O", []],
+        [2, "a", "|O8", []],
+        [2, "a", "(,)f8", []],
+        [2, "a", "f8,,(", []],
+        [2, "a", "nonsense", []],
+        [2, "a", "", []],
+        [2, "a", "<U0", []],
+        [2, "a", [], []],
+        [2, "a", [["x"]], []],
+        [2, "a", [["x", "<f8"], ["x", "<f8"]], []],
+        [2, "a", ["<f8", [2**62, 2**62]], []],
+        [2, "a", [[[[["x"]]]]], []],
+        [2, b"a", "<f8", []],
+        [2, "a", "<f8", [[1, "/", 2]]],
+        [2, "a", "<f8", [[1, "/", 2, -1]]],
+        [2, "a", "<f8", [[1, "/", 2, 3]] * 65],
         [18, 0, {"a": 3}],
         [18, 0, {"a": [[1], 0]}],
         [18, 0, {"a": [[1], 0, -1]}],
@@ -323,4 +328,4 @@ def test_nested_too_deeply() -> None:
     for _ in range(12):
         dtype = [["x", dtype]]
     with pytest.raises(ProtocolError, match="nested too deeply"):
-        decode(msgpack.packb([2, "a", dtype]))
+        decode(msgpack.packb([2, "a", dtype, []]))

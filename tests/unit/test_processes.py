@@ -15,10 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deisa.ray._state.events import BridgeClosed, BridgeJoined, BridgeLost, StepComplete
+from deisa.ray._state.events import BridgeClosed, BridgeJoined, BridgeLost, OwnersPassed, StepComplete
+from deisa.ray._transport import server
+from deisa.ray._transport.pages import DESCRIPTORS_PER_PAGE
+from deisa.ray._transport.server import StartPlan
 from deisa.ray.bridge import Bridge
 from deisa.ray.errors import AnalyticsLostError, SessionInUseError
-from tests.unit.agent import PATIENCE_S, Agent, new_settings, running, whole
+from tests.unit.agent import PATIENCE_S, Agent, descriptors, new_settings, running, whole
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -133,6 +136,32 @@ def delivered(agent: Agent, count: int) -> list[tuple[int, list[float]]]:
     """The next timesteps that are complete, and their values."""
     steps = [agent.wait(StepComplete) for _ in range(count)]
     return [(step.timestep, agent.chunks(step)[0].tolist()) for step in steps]
+
+
+def test_every_descriptor_of_a_bridge_is_counted(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = """
+said = {"a": {"dtype": "f8"}, "b": {"dtype": "i4"}, "late": {}, "later": {}, "unwanted": {}}
+place = {"chunk_shape": (4,), "global_shape": (4,), "offset": (0,)}
+arrays = {name: {**place, **dtype} for name, dtype in said.items()}
+bridge = Bridge(bridge_id=0, arrays_metadata=arrays, system_metadata={"world_size": 1})
+for name in ("late", "later", "unwanted"):
+    bridge.send(name, values(0), 0)
+bridge.advance(1)
+input()
+"""
+    counted: list[int] = []
+    monkeypatch.setattr(server, "check_descriptors", lambda needed, bridges: counted.append(needed))
+    with program(lines, agent.settings.session):
+        agent.wait(BridgeJoined)
+        dtypes = {"a": np.dtype("f8"), "b": np.dtype("i4"), "late": None, "later": None}
+        plan = StartPlan(dict.fromkeys(dtypes, 1), dtypes, ("test",))
+        before = descriptors()
+        agent.server.bound_bytes(plan, {})
+        agent.server.start(plan, {})
+        while agent.wait(OwnersPassed).timestep != 1:
+            pass
+        board_and_tally = 2 * DESCRIPTORS_PER_PAGE
+        assert [descriptors() - before - board_and_tally] == counted
 
 
 # Forked children.

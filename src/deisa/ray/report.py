@@ -9,7 +9,7 @@ from html import escape
 from typing import Any
 
 from deisa.ray._state.events import BridgeStats
-from deisa.ray._transport.memory import human_bytes
+from deisa.ray._transport.limits import human_bytes
 
 SHOWN_ROWS = 8  # of the bridges, and of the nodes, in text and HTML
 SHOWN_NODE_ID = 12  # characters of Ray's 56

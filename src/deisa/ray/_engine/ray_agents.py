@@ -197,7 +197,13 @@ class RayAgents:
                 self._line = JournalLine(agent_address(self._settings), self._driver_id)
             return self._line.journal(callbacks)
         except (OSError, DeisaError) as error:
-            logger.debug("no journal: %s", error)
+            if callbacks:
+                logger.warning(
+                    "this analytics does not reach the agent of its node (%s), which would remember what it has "
+                    "handled. If it dies, one that takes over runs callbacks again for timesteps that are still held. "
+                    "Start it in the network namespace of its Ray node, or set DEISA_RAY_SOCKET_PATH",
+                    error,
+                )
             return None
 
     def _add_nodes(self) -> list[str]:

@@ -37,7 +37,7 @@ from deisa.ray._state.layout import (
 )
 from deisa.ray._state.takeover import merge_journals, resume
 from deisa.ray._state.timeline import CompleteStep, Firing, Subscription, Timeline
-from deisa.ray._transport.memory import human_bytes
+from deisa.ray._transport.limits import human_bytes
 from deisa.ray._transport.server import SharedBox, StartPlan
 from deisa.ray.config import Settings
 from deisa.ray.errors import (

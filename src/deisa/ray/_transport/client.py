@@ -25,6 +25,7 @@ from deisa.ray._transport.address import (
 )
 from deisa.ray._transport.descriptors import receive_with_descriptors
 from deisa.ray._transport.fork import close_in_children, words_of_this_process
+from deisa.ray._transport.limits import own_limits
 from deisa.ray._transport.memory import map_segments, prefer_huge_pages, slot_view, touch
 from deisa.ray._transport.messages import FrameBuffer, Message
 from deisa.ray._transport.pages import Fence, OutboxWriter, TallyRow, map_words
@@ -268,16 +269,22 @@ class RankChannel:
         LayoutError
             When the bridges' descriptions do not fit together.
         """
-        hello = messages.encode(
-            messages.Hello(
-                messages.PROTOCOL_VERSION, self._settings.session, bridge_id, world_size, tuple(arrays)
-            )
-        )
         deadline = time.monotonic() + self._settings.connect_timeout_s
         while True:
             self._connect(deadline)
             try:
-                self._send(hello)
+                self._send(
+                    messages.encode(
+                        messages.Hello(
+                            messages.PROTOCOL_VERSION,
+                            self._settings.session,
+                            bridge_id,
+                            world_size,
+                            tuple(arrays),
+                            own_limits(),
+                        )
+                    )
+                )
                 self._wait_until_started()
                 return
             except AnalyticsLostError:
@@ -514,7 +521,7 @@ class RankChannel:
         """Tell the agent the dtype of an array, once, and wait for the slots of its outlets here."""
         if array not in self._learning:
             self._learning.add(array)
-            self._send(messages.encode(messages.Learned(array, dtype)))
+            self._send(messages.encode(messages.Learned(array, dtype, own_limits())))
         self._wait(
             lambda: self._provide(outlets),
             self._settings.start_timeout_s,

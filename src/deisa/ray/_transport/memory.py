@@ -6,18 +6,23 @@ import fcntl
 import math
 import mmap
 import os
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from deisa.ray._state.layout import Shape
+from deisa.ray._transport.limits import human_bytes
 from deisa.ray._transport.messages import RegionSpec
 from deisa.ray.errors import MemoryBoundError, ProtocolError
 
 PAGE_BYTES = mmap.PAGESIZE
+# Before Python 3.13, each mapping keeps a descriptor of its own.
+WITHOUT_DESCRIPTOR: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
 
 
 def create_segment(name: str, nbytes: int) -> int:
@@ -89,7 +94,7 @@ def map_segment(descriptor: int, nbytes: int, *, writable: bool) -> mmap.mmap:
     if actual < nbytes:
         raise ProtocolError(f"a memory segment has {actual} bytes, {nbytes} were announced")
     protection = mmap.PROT_READ | mmap.PROT_WRITE if writable else mmap.PROT_READ
-    return mmap.mmap(descriptor, nbytes, flags=mmap.MAP_SHARED, prot=protection)
+    return mmap.mmap(descriptor, nbytes, flags=mmap.MAP_SHARED, prot=protection, **WITHOUT_DESCRIPTOR)
 
 
 def map_segments(descriptors: Sequence[int], sizes: Sequence[int], *, writable: bool) -> list[mmap.mmap]:
@@ -138,44 +143,11 @@ def prefer_huge_pages(memory: mmap.mmap) -> None:
 
 
 def available_bytes() -> int:
-    """Memory that this node can still give: the kernel's estimate, or less under a cgroup limit."""
+    """Memory that this node can still give, as the kernel estimates; `own_limits` has the limits of processes."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
-            available = int(line.split()[1]) * 1024
-            break
-    else:
-        available = os.sysconf("SC_AVPHYS_PAGES") * PAGE_BYTES
-    for group in _memory_groups(Path("/proc/self/cgroup").read_text()):
-        for limit_name, used_name in (
-            ("memory.max", "memory.current"),
-            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
-        ):
-            try:
-                limit, used = (group / limit_name).read_text().strip(), (group / used_name).read_text()
-                cached = _inactive_files((group / "memory.stat").read_text())
-            except OSError:
-                continue
-            if limit.isdigit():
-                available = min(available, int(limit) - (int(used) - cached))
-    return max(0, available)
-
-
-def _memory_groups(memberships: str) -> list[Path]:
-    """Return the control groups that limit this process's memory: its own, as a batch system sets it, and all above."""
-    groups: list[Path] = []
-    for line in memberships.splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers in ("", "memory"):
-            root = Path("/sys/fs/cgroup") / controllers
-            own = root / path.lstrip("/")
-            groups += [g for g in (own, *own.parents) if g.is_relative_to(root)]
-    return groups
-
-
-def _inactive_files(stat: str) -> int:
-    """Bytes of cached files that the kernel gives up when memory is needed."""
-    fields = dict(line.split() for line in stat.splitlines())
-    return int(fields.get("total_inactive_file", fields.get("inactive_file", 0)))
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_AVPHYS_PAGES") * PAGE_BYTES
 
 
 def check_fits(needed: int, fraction: float, what: str) -> None:
@@ -187,12 +159,3 @@ def check_fits(needed: int, fraction: float, what: str) -> None:
             f"be used on this node ({fraction:.0%} of {human_bytes(available)} available); use smaller windows, "
             "a smaller max_simulation_ahead, fewer ranks per node, or raise memory_fraction"
         )
-
-
-def human_bytes(count: float) -> str:
-    """Write a number of bytes for people, as in ``1.5 GiB``."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"

@@ -45,10 +45,12 @@ from deisa.ray._state.layout import (
     Shape,
     check_place,
 )
+from deisa.ray._transport.limits import MemoryLimit
 from deisa.ray.errors import ProtocolError
 
 PROTOCOL_VERSION = 5
 MAX_CALLBACKS = 100_000
+MAX_LIMITS = 64
 MAX_MESSAGE_BYTES = 16 * 2**20
 MAX_CHUNKS_PER_MESSAGE = 100_000
 MAX_TEXT = 2_000  # characters of an error that is passed on
@@ -114,6 +116,7 @@ class Hello(Message):
     bridge_id: int
     world_size: int
     arrays: tuple[ArrayDescription, ...]
+    limits: tuple[MemoryLimit, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +124,7 @@ class Learned(Message):
     code: ClassVar[int] = 2
     array: str
     dtype: np.dtype
+    limits: tuple[MemoryLimit, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -474,6 +478,17 @@ def _region(value: Any) -> RegionSpec:
     )  # fmt: skip
 
 
+def _limits(value: Any) -> tuple[MemoryLimit, ...]:
+    if len(_items(value)) > MAX_LIMITS:
+        raise ValueError(f"expected at most {MAX_LIMITS} memory limits, got {len(value)}")
+    return tuple(map(_limit, value))
+
+
+def _limit(value: Any) -> MemoryLimit:
+    group, path, limit, available = _fields(value, 4)
+    return MemoryLimit(_natural(group), shorten(_text(path)), _natural(limit), _natural(available))
+
+
 def _stats(value: Any) -> BridgeStats:
     chunks, handed_over, held_up_s = _fields(value, 3)
     return BridgeStats(_natural(chunks), _natural(handed_over), _seconds(held_up_s))
@@ -496,8 +511,10 @@ _READ: dict[tuple[str, str], Any] = {
     ("Hello", "bridge_id"): _integer,
     ("Hello", "world_size"): _integer,
     ("Hello", "arrays"): lambda value: tuple(map(_array, _items(value))),
+    ("Hello", "limits"): _limits,
     ("Learned", "array"): _text,
     ("Learned", "dtype"): _dtype,
+    ("Learned", "limits"): _limits,
     ("HeldUp", "region"): _natural,
     ("HeldUp", "timestep"): _integer,
     ("Advance", "timestep"): _integer,

@@ -23,10 +23,11 @@ import os
 import threading
 from collections.abc import Mapping
 
-from deisa.ray._transport.memory import map_segment, whole_pages
+from deisa.ray._transport.memory import WITHOUT_DESCRIPTOR, map_segment, whole_pages
 from deisa.ray.errors import ProtocolError
 
 LOOK_S = 0.02
+DESCRIPTORS_PER_PAGE = 1 if WITHOUT_DESCRIPTOR else 2  # of a `Page`
 _WORD_BYTES = 8  # words are signed and aligned: written and read as a whole
 _LARGEST_WORD = 2**63 - 1
 _ENTRY_WORDS = 2
@@ -66,7 +67,7 @@ class Page:
         self.nbytes = whole_pages(max(1, words) * _WORD_BYTES)
         self.descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self.descriptor, self.nbytes)
-        self._memory = mmap.mmap(self.descriptor, self.nbytes)
+        self._memory = mmap.mmap(self.descriptor, self.nbytes, **WITHOUT_DESCRIPTOR)
         seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
         fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, seals | (_F_SEAL_FUTURE_WRITE if only_here else 0))
         self.words = memoryview(self._memory).cast("q")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import resource
 import selectors
@@ -33,10 +34,11 @@ from deisa.ray._transport import messages
 from deisa.ray._transport.address import agent_address, check_same_user, shown
 from deisa.ray._transport.descriptors import RECEIVE_BYTES
 from deisa.ray._transport.fork import close_in_children
+from deisa.ray._transport.limits import MemoryLimit, check_limits
 from deisa.ray._transport.listening import listen
 from deisa.ray._transport.memory import check_fits, create_segment, lay_out, slot_size, within
 from deisa.ray._transport.messages import FrameBuffer, Message, RegionSpec
-from deisa.ray._transport.pages import LOOK_S, Board, OutboxReader, Page
+from deisa.ray._transport.pages import DESCRIPTORS_PER_PAGE, LOOK_S, Board, OutboxReader, Page
 from deisa.ray._transport.peers import open_process
 from deisa.ray.config import Settings
 from deisa.ray.errors import (
@@ -54,7 +56,7 @@ from deisa.ray.errors import (
 logger = logging.getLogger("deisa.ray.agent")
 
 DESCRIPTORS_PER_MESSAGE = 64
-DESCRIPTORS_PER_BRIDGE, DESCRIPTORS_SPARE = 2, 64  # slots and outbox
+DESCRIPTORS_SPARE = 64  # for board and tally, readers, and what else a process opens
 TICK_S = 0.5
 DRIVER_QUIET_S = 5.0
 MOST_UNREAD = 1000  # messages that wait for a peer which does not read
@@ -165,6 +167,7 @@ class _Connection:
     bridge_id: int | None = None
     outbox: OutboxReader | None = None
     arrays: dict[str, ArrayDescription] = field(default_factory=dict)
+    limits: tuple[MemoryLimit, ...] = ()
     joined: BridgeJoined | None = None
     closed: bool = False
     process: int | None = None  # of the peer, see `open_process`
@@ -358,12 +361,25 @@ class AgentServer:
         """
         with self._lock:
             separate = _known_dtypes(plan, without=boxes)
-            needed = sum(lay_out(self._chunks(c, separate, plan.slots))[1] for c in self._bridges.values())
-            needed += sum(_lay_out_boxes(name, boxes, plan)[1] for name in boxes)
-            bridges = len(self._bridges)
+            own = {b: lay_out(self._chunks(c, separate, plan.slots))[1] for b, c in self._bridges.items()}
+            needed = sum(own.values()) + sum(_lay_out_boxes(name, boxes, plan)[1] for name in boxes)
+            touched = [
+                (b, own[b] + self._bytes_in_boxes(connection, boxes, plan), connection.limits)
+                for b, connection in self._bridges.items()
+            ]
+            descriptors = len(boxes) + sum(_descriptors_of(c, plan, boxes) for c in self._bridges.values())
         check_fits(needed, self._settings.memory_fraction, f"session {self._settings.session!r}")
-        check_descriptors(bridges * DESCRIPTORS_PER_BRIDGE, bridges)
+        check_limits(touched, self._settings.memory_fraction, f"session {self._settings.session!r}: ")
+        check_descriptors(descriptors, len(touched))
         return needed
+
+    def _bytes_in_boxes(self, connection: _Connection, boxes: Boxes, plan: StartPlan) -> int:
+        """What a bridge touches of memory that it shares with others."""
+        merged = {name: dtype for name in boxes if (dtype := plan.dtypes[name]) is not None}
+        return sum(
+            math.prod(shape) * dtype.itemsize * slots
+            for _, shape, dtype, slots in self._chunks(connection, merged, plan.slots)
+        )
 
     def start(self, plan: StartPlan, boxes: Boxes) -> None:
         """Create the slots and let the ranks go."""
@@ -618,8 +634,8 @@ class AgentServer:
                     self._let_go(bridge_id, region)
             case messages.Advance(timestep):
                 self._arrivals.advance(bridge_id, timestep)
-            case messages.Learned(array, dtype):
-                self._learn(connection, array, dtype)
+            case messages.Learned(array, dtype, limits):
+                self._learn(connection, array, dtype, limits)
             case messages.Abort(reason):
                 self._drop(connection, messages.shorten(reason))
             case messages.Close(stats):
@@ -660,6 +676,7 @@ class AgentServer:
         if len(set(names)) < len(names):
             raise ProtocolError("a bridge described an array twice")
         connection.bridge_id = hello.bridge_id
+        connection.limits = hello.limits
         self._post(connection, messages.Progress(self._progress))
         if self._orphaned:
             self._post(connection, messages.Orphaned(self._orphaned))
@@ -673,7 +690,9 @@ class AgentServer:
         connection.joined = BridgeJoined(hello.bridge_id, hello.world_size, hello.arrays, regions)
         self._joined.append(connection.joined)
 
-    def _learn(self, connection: _Connection, array: str, dtype: np.dtype) -> None:
+    def _learn(
+        self, connection: _Connection, array: str, dtype: np.dtype, limits: tuple[MemoryLimit, ...]
+    ) -> None:
         bridge_id = connection.bridge_id
         assert bridge_id is not None and self._plan is not None
         regions = self._arrivals.regions_of(bridge_id).get(array, ())
@@ -682,8 +701,19 @@ class AgentServer:
         if array not in self._plan.slots or declared or not regions or regions[0] in has_memory:
             raise ProtocolError(f"bridge {bridge_id} need not tell the dtype of array {array!r:.60}")
         chunks = connection.arrays[array].chunks
-        needed = sum(slot_size(c.shape, dtype) for c in chunks) * self._plan.slots[array]
+        slots = self._plan.slots[array]
+        needed = sum(slot_size(c.shape, dtype) for c in chunks) * slots
         check_fits(needed, self._settings.memory_fraction, f"array {array!r} of bridge {bridge_id}")
+        connection.limits = limits
+        groups = {limit.group for limit in limits}
+        touched = [  # by this one, and by others under the same limit whose turn is still to come
+            (b, sum(slot_size(c.shape, dtype) for c in peer.arrays[array].chunks) * slots, limits)
+            for b, peer in self._bridges.items()
+            if array in peer.arrays
+            and groups & {limit.group for limit in peer.limits}
+            and has_memory.isdisjoint(self._arrivals.regions_of(b)[array])
+        ]
+        check_limits(touched, self._settings.memory_fraction, f"array {array!r}: ")
         learned = DtypeLearned(bridge_id, array, dtype)
         self._learned.append(learned)
         self._joined.append(learned)
@@ -890,6 +920,14 @@ class AgentServer:
 def _known_dtypes(plan: StartPlan, without: Boxes) -> dict[str, np.dtype]:
     """The dtypes of the arrays whose chunks have memory of their own, as far as bridges have declared them."""
     return {name: dtype for name, dtype in plan.dtypes.items() if dtype is not None and name not in without}
+
+
+def _descriptors_of(connection: _Connection, plan: StartPlan, boxes: Boxes) -> int:
+    """What will be opened for a bridge: its outbox, one segment, and one more for each dtype that comes late."""
+    wanted = [name for name, array in connection.arrays.items() if array.chunks and name in plan.slots]
+    late = sum(plan.dtypes[name] is None for name in wanted)
+    at_once = any(plan.dtypes[name] is not None and name not in boxes for name in wanted)
+    return (DESCRIPTORS_PER_PAGE if wanted else 0) + at_once + late
 
 
 def _lay_out_boxes(array: str, boxes: Boxes, plan: StartPlan) -> tuple[list[RegionSpec], int]:
