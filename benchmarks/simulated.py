@@ -34,8 +34,8 @@ from deisa.ray._graph.leaves import Handle, StepSlots, chunk_of
 from deisa.ray._state.arrivals import NodeArrivals
 from deisa.ray._state.events import BridgeJoined, BridgeStats, Event
 from deisa.ray._state.layout import ArrayDescription, describe_arrays
+from deisa.ray._state.plan import Boxes, StartPlan
 from deisa.ray._transport.memory import slot_size
-from deisa.ray._transport.server import Boxes, StartPlan
 from deisa.ray.config import Settings
 from deisa.ray.errors import DeisaError
 

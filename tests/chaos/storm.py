@@ -67,6 +67,7 @@ class Storm:
         self._analytics: list[Party] = []
         self._ranks: list[Party] = []
         self._fatal = ""  # what ended the session before its time
+        self._waited = False  # the last analytics found nothing, and waited for another simulation
         self.figures = Figures(sessions=1)
 
     def run(self) -> Figures:
@@ -96,7 +97,7 @@ class Storm:
         options = [f"--window={self._window}", f"--ahead={self._ahead}", f"--slow={slow}"]
         if self._dice.random() < 0.3:
             options.append("--fail-every=3")
-        self._analytics.append(self._parties.analytics(*options, driver_timeout_s=60))
+        self._analytics.append(self._parties.analytics(*options, driver_timeout_s=60, leftover="deliver"))
 
     def _disturb(self) -> None:
         what: dict[Callable[[], None], float] = {
@@ -186,7 +187,19 @@ class Storm:
         alive = [*self._ranks, self._analytics[-1]]
         while (left := [p for p in alive if p.process.poll() is None]) and time.monotonic() < deadline:
             time.sleep(0.05)
+            if left == [self._analytics[-1]] and not self._waited and self._waits_for_a_simulation():
+                self._waited = True
+                self._analytics[-1].kill(signal.SIGINT)
         self._promise(not left, f"{[p.log.name for p in left]} hang")
+
+    def _waits_for_a_simulation(self) -> bool:
+        """Whether the last analytics has come when neither the agent nor a rank was left to tell of the session."""
+        if self._fatal != "agent" or self._analytics[-1].numbers("began"):
+            return False
+        return (
+            "waiting for the first bridge of session"
+            in self._analytics[-1].log.with_suffix(".err").read_text()
+        )
 
     def _check(self) -> None:
         broken = [line for one in self._analytics for line in one.lines() if line.startswith("broken")]
@@ -200,9 +213,8 @@ class Storm:
         outcome = self._analytics[-1].ended().split(":")[0]
         self.figures.outcomes[outcome] += 1
         if self._fatal == "agent":
-            self._promise(
-                outcome in ("AgentLostError", "well"), f"the agent was killed, and it ended {outcome}"
-            )
+            expected = ("KeyboardInterrupt",) if self._waited else ("AgentLostError", "well")
+            self._promise(outcome in expected, f"the agent was killed, and it ended {outcome}")
             return
         self._promise(len(handled) >= min(sent), f"{len(handled)} timesteps of {min(sent)} were delivered")
         if self._fatal == "rank":

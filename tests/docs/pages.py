@@ -35,8 +35,8 @@ def python_blocks(path: Path) -> list[Block]:
     blocks: list[Block] = []
     for number, (title, language, code) in enumerate(fences):
         if language == "python":
-            below = fences[number + 1][1:] if number + 1 < len(fences) else ("", "")
-            output = below[1] if below[0] == "text" else None
+            below = fences[number + 1] if number + 1 < len(fences) else ("", "", "")
+            output = below[2] if below[:2] == (title, "text") else None
             blocks.append(Block(path.stem, title, len(blocks), code, output))
     assert blocks, f"no Python in {path}"
     return blocks

@@ -210,7 +210,7 @@ def test_a_rank_dies_between_two_analytics(parties: Parties) -> None:
         "the slots are full",
     )
     ranks[0].kill()
-    second = parties.analytics("--ahead=10")
+    second = parties.analytics("--ahead=10", leftover="deliver")
     assert second.ended().startswith("BridgeLostError: bridge 0 ")
     handled = handled_in_order(first, second)
     assert handled == list(range(len(handled)))

@@ -15,15 +15,18 @@ from typing import Any, TypeVar
 import numpy as np
 
 from deisa.ray._state.events import BridgeJoined, Event, StepComplete
+from deisa.ray._state.plan import StartPlan
 from deisa.ray._transport.address import agent_address
+from deisa.ray._transport.journal import JournalLine
 from deisa.ray._transport.reader import attach
-from deisa.ray._transport.server import AgentServer, StartPlan
+from deisa.ray._transport.server import AgentServer
 from deisa.ray.bridge import Bridge
 from deisa.ray.config import Settings
 from deisa.ray.errors import DeisaError
 from tests.support.patience import PATIENCE_S
 
 CONSUMER = "test"
+ANALYTICS = "the analytics"
 E = TypeVar("E")
 T = TypeVar("T")
 
@@ -40,12 +43,18 @@ class Agent:
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = settings or new_settings()
         self.run_id = os.urandom(8).hex()
-        self.server = AgentServer(self.settings, self.run_id, "node")
+        self.server = AgentServer(self.settings, self.run_id, "node", ANALYTICS, "pid 1 on host h")
         self.regions: dict[str, list[int]] = {}
         self._pending: list[Event] = []
         self._threads = ThreadPoolExecutor(16)
         self._opening: list[Future[Bridge]] = []
         self._readers: list[threading.Thread] = []
+
+    def follow(self) -> JournalLine:
+        """Be there for certain, as an analytics on the agent's node is."""
+        line = JournalLine(agent_address(self.settings), ANALYTICS)
+        line.journal(0)
+        return line
 
     def in_thread(self, function: Callable[..., T], *arguments: Any, **named: Any) -> Future[T]:
         return self._threads.submit(function, *arguments, **named)

@@ -45,6 +45,7 @@ def test_every_field_has_a_variable(field: dataclasses.Field[Any]) -> None:
         "memory_fraction": 0.5,
         "on_analytics_lost": "raise",
         "on_error": "raise",
+        "leftover": "deliver",
         "address": "head:6379",
     }.get(field.name, 7)
     settings = Settings.from_environment({"DEISA_RAY_" + field.name.upper(): str(value)})
@@ -65,6 +66,7 @@ def test_every_field_has_a_variable(field: dataclasses.Field[Any]) -> None:
         ({"memory_fraction": float("nan")}, "memory_fraction is nan"),
         ({"threads_per_bundle": 0}, "threads_per_bundle is 0"),
         ({"on_error": "stop"}, "on_error is 'stop'; it must be one of log, raise"),
+        ({"leftover": "keep"}, "leftover is 'keep'; it must be one of drop, deliver"),
         ({"send_timeout_s": 0}, "send_timeout_s is 0; it must be positive"),
         ({"warn_every_s": float("nan")}, "warn_every_s is nan"),
     ],

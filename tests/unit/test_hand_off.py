@@ -28,11 +28,12 @@ from deisa.ray._state.events import (
     SendHeldUp,
     StepComplete,
 )
+from deisa.ray._state.plan import StartPlan
 from deisa.ray._transport import memory, messages, reader, server
 from deisa.ray._transport.address import agent_address, check_same_user, shown
 from deisa.ray._transport.pages import OutboxWriter
 from deisa.ray._transport.reader import attach, probe
-from deisa.ray._transport.server import AgentServer, StartPlan
+from deisa.ray._transport.server import AgentServer
 from deisa.ray.bridge import Bridge
 from deisa.ray.errors import (
     AnalyticsLostError,
@@ -380,13 +381,27 @@ def test_an_id_that_is_taken(agent: Agent) -> None:
 
 def test_a_bridge_that_comes_late(agent: Agent) -> None:
     agent.bridges({"a": whole((2,))}, slots={"a": 1})
-    with pytest.raises(BridgeIdError, match=r"bridge 1 came after session .* had started"):
-        Bridge(bridge_id=1, arrays_metadata={}, system_metadata={"world_size": 2}, settings=agent.settings)
+    line = agent.follow()
+    with pytest.raises(BridgeIdError) as refused:
+        Bridge(bridge_id=0, arrays_metadata={}, system_metadata={"world_size": 2}, settings=agent.settings)
+    line.close()
+    text = str(refused.value)
+    pid, host, session = os.getpid(), socket.gethostname(), agent.settings.session
+    assert text.startswith(
+        f"bridge 0 (pid {pid}) came after session '{session}' had started with all its bridges"
+    )
+    assert f"bridge 0 being pid {pid} on this host ({host})" in text
+    assert "is a second simulation using the same session name? Two programs seem to share session" in text
+    assert "Bridge(session=...) and Deisa(session=...), or DEISA_RAY_SESSION), or end the other one" in text
 
 
 def test_a_session_in_use(agent: Agent) -> None:
-    with pytest.raises(SessionInUseError, match=f"session '{agent.settings.session}' is in use on this host"):
+    line = agent.follow()
+    with pytest.raises(SessionInUseError) as refused:
         AgentServer(agent.settings, "another run", "node")
+    line.close()
+    assert f"session '{agent.settings.session}' is in use on this host" in str(refused.value)
+    assert "by another analytics, pid 1 on host h; end it, or choose another name" in str(refused.value)
 
 
 def test_two_nodes_on_one_host_share_an_agent(agent: Agent) -> None:
@@ -394,7 +409,7 @@ def test_two_nodes_on_one_host_share_an_agent(agent: Agent) -> None:
     assert agent.server.serving
     assert not second.serving
     second.close()
-    assert probe(agent_address(agent.settings))[0] == f"{agent.run_id}:node"
+    assert probe(agent_address(agent.settings)).agent_id == f"{agent.run_id}:node"
 
 
 @pytest.mark.parametrize("left_behind", [False, True])
@@ -494,7 +509,7 @@ def test_an_agent_without_its_analytics_ends_by_itself() -> None:
 def test_an_agent_that_is_being_asked_does_not_end() -> None:
     with running() as agent:
         asking = agent.in_thread(agent.wait, BridgeJoined)
-        wait_until(lambda: agent.server._polls, "the agent is being asked")
+        wait_until(lambda: agent.server._presence._polls, "the agent is being asked")
         agent.server._settings = settings_with(agent, driver_timeout_s=0.01)
         agent.server._check_driver()
         (opening,) = [agent.open_bridge(0, 1, {})]
@@ -529,9 +544,8 @@ HELLO = messages.encode(messages.Hello(messages.PROTOCOL_VERSION, SESSION, 9, 10
             "speaks protocol version 99, this agent 5",
         ),
         (messages.encode(messages.Attach(99, 0)), "speaks protocol version 99"),
-        (HELLO, "bridge 9 came after session"),
     ],
-    ids=["http", "garbage", "huge", "look", "learned", "progress", "dtype", "version", "reader", "late"],
+    ids=["http", "garbage", "huge", "look", "learned", "progress", "dtype", "version", "reader"],
 )
 def test_a_peer_that_does_not_behave_disturbs_nobody(agent: Agent, said: bytes, message: str) -> None:
     (bridge,) = agent.bridges({"a": whole((4,))}, slots={"a": 2})

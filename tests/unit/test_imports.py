@@ -81,7 +81,8 @@ def test_only_those_above_know_the_engine() -> None:
 RANK = """
 import sys, threading
 from deisa.ray import Bridge
-from deisa.ray._transport.server import AgentServer, StartPlan
+from deisa.ray._state.plan import StartPlan
+from deisa.ray._transport.server import AgentServer
 from deisa.ray._state.events import BridgeJoined, StepComplete
 from deisa.ray.config import Settings
 import deisa.ray.bridge, numpy as np

@@ -110,6 +110,8 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "kind": TEXT,
     "reason": TEXT,
     "agent_id": TEXT,
+    "analytics": TEXT,
+    "holder": TEXT,
     "quiet_s": SECONDS,
     "sizes": NATURALS,
     "driver_id": TEXT,

@@ -21,6 +21,8 @@ MAX_SOCKET_PATH_BYTES = 107  # struct sockaddr_un
 ON_ANALYTICS_LOST = get_args(OnAnalyticsLost)
 OnError = Literal["log", "raise"]
 ON_ERROR = get_args(OnError)
+Leftover = Literal["drop", "deliver"]
+LEFTOVER = get_args(Leftover)
 _SWITCH = {
     "1": True,
     "true": True,
@@ -70,6 +72,9 @@ class Settings:
         How long the analytics waits for the simulation's next sign of life.
     driver_timeout_s : float
         How long agents keep what they hold for another analytics, when theirs has died.
+    leftover : {"drop", "deliver"}
+        What an analytics does with the complete timesteps of a session that can't go on, since its analytics
+        and a rank were lost: drop them and start a new run, or handle them first and then raise `BridgeLostError`.
     on_analytics_lost : {"wait", "continue", "raise"}
         What a rank does when the analytics dies: wait for another one to take over (an error after
         `driver_timeout_s`), go on without, or raise `AnalyticsLostError` at its next call.
@@ -96,6 +101,7 @@ class Settings:
     send_timeout_s: float = 1800.0
     data_timeout_s: float = 3600.0
     driver_timeout_s: float = 60.0
+    leftover: str = "drop"
     on_analytics_lost: str = "wait"
     on_error: str = "log"
     warn_every_s: float = 5.0
@@ -123,7 +129,11 @@ class Settings:
             raise ConfigurationError(
                 f"threads_per_bundle is {self.threads_per_bundle}; it must be at least 1"
             )
-        for name, choices in (("on_analytics_lost", ON_ANALYTICS_LOST), ("on_error", ON_ERROR)):
+        for name, choices in (
+            ("leftover", LEFTOVER),
+            ("on_analytics_lost", ON_ANALYTICS_LOST),
+            ("on_error", ON_ERROR),
+        ):
             if getattr(self, name) not in choices:
                 raise ConfigurationError(
                     f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}"

@@ -28,6 +28,7 @@
     ├── TaskError (RuntimeError)               a task raised what cannot be carried to the analytics
     │   └── NotPicklableError (TypeError)          something that a task holds or returns cannot be pickled
     ├── MemoryBoundError (MemoryError)         the slots would not fit into a node
+    ├── KeptArraysError (MemoryError)          every slot holds an array that the analytics keeps
     ├── DescriptorLimitError (OSError)         the bridges of a node take more open files than it may have
     ├── WaitTimeoutError (TimeoutError)        a wait ran out; the message names who is missing
     │   └── NoAnalyticsError (ConnectionError)     no agent answers on this host
@@ -42,6 +43,7 @@
         ├── BridgeLostError
         ├── AgentLostError
         ├── AnalyticsLostError
+        │   └── AnalyticsStoppedError              it has ended the run by its own wish: Deisa.close()
         └── ComputationLostError                   the processes or nodes that computed something
 """
 
@@ -157,6 +159,10 @@ class MemoryBoundError(DeisaError, MemoryError):
     """The chunk memory that the run needs would not fit into a node."""
 
 
+class KeptArraysError(DeisaError, MemoryError):
+    """The analytics keeps so many arrays that no slot is left for the simulation, and nothing more can come."""
+
+
 class DescriptorLimitError(DeisaError, OSError):
     """The bridges of a node take more open files than its agent may have."""
 
@@ -211,6 +217,10 @@ class AgentLostError(LostError):
 
 class AnalyticsLostError(LostError):
     """The analytics has ended or stopped answering."""
+
+
+class AnalyticsStoppedError(AnalyticsLostError):
+    """The analytics has ended the run by its own wish, with ``Deisa.close()``."""
 
 
 class ComputationLostError(LostError):

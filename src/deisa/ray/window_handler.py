@@ -33,6 +33,7 @@ from deisa.ray.callbacks import (
 from deisa.ray.config import OnError, Settings
 from deisa.ray.errors import (
     AnalyticsLostError,
+    AnalyticsStoppedError,
     ClosedError,
     ConfigurationError,
     DeisaError,
@@ -112,7 +113,8 @@ class Deisa:
         self._registrations = Registrations()
         self._executed = False
         self._runs: str | None = None  # in which thread, and since when
-        self._closing = threading.RLock()
+        self._running = False
+        self._closing = threading.RLock()  # a signal handler may close as well
         self._closed = False
         self._replaced = False
         self._place = os.getpid(), settings.session, settings.socket_path
@@ -126,7 +128,7 @@ class Deisa:
             self._scheduler = BundleScheduler(self._engine.executor)
             if handed_over is None:
                 self._engine.agents.open()
-            self._session = Session(self._engine.agents, settings)
+            self._session = Session(self._engine.agents, settings, self._is_computing)
             atexit.register(self._close_at_exit)
             with _listing:
                 _open[self._place] = self
@@ -293,7 +295,11 @@ class Deisa:
 
     def _execute(self, run: _Run) -> Report:
         try:
-            self._run(run)
+            self._running = True
+            try:
+                self._run(run)
+            finally:
+                self._running = False
         except DeisaError as error:
             self.close(error)
             raise
@@ -303,7 +309,7 @@ class Deisa:
         finally:
             self._runs = None
             self.report = report = self._report(run)
-        if self._session.drop_arrays():
+        if self._session.stopped or self._session.drop_arrays():
             self.close()
         else:  # arrays that outlive the run keep their agents; callbacks may hold such arrays
             self._registrations.clear()
@@ -312,6 +318,8 @@ class Deisa:
 
     def _run(self, run: _Run) -> None:
         layouts = self._session.wait_registered()
+        if layouts is None:  # `close` was called
+            return
         runnable = [calls for calls in run.callbacks if calls.registration.can_run(layouts)]
         self._session.start([calls.registration.subscription for calls in runnable])
         started = time.monotonic()
@@ -355,14 +363,31 @@ class Deisa:
     def close(self, error: DeisaError | None = None) -> None:
         """End the session: the agents go, with the chunk memory. Done by itself after a run and at exit.
 
+        While `execute_callbacks` runs, a callback, another thread or a signal handler may call it to end the run early.
+        Ranks learn at once that they need not go on. `execute_callbacks` returns its report when the callback
+        under way has returned; no other one is called any more.
+
         Parameters
         ----------
         error : DeisaError, optional
-            What ranks that are still there are told.
+            What ranks that are still there are told; `AnalyticsStoppedError` by default.
         """
         self._process.check(repr(self))
-        reason = "the analytics has ended" if self._executed else NEVER_RAN
-        self._end(self._session.close, error or AnalyticsLostError(reason))
+        if error is None and not self._executed:
+            error = AnalyticsLostError(NEVER_RAN)
+        elif error is None:
+            error = AnalyticsStoppedError(
+                f"the analytics has ended session {self._settings.session!r} by its own wish, with close(); what is "
+                "sent from now on is not looked at"
+            )
+        if self._running:
+            self._session.stop(error)
+        else:
+            self._end(self._session.close, error)
+
+    def _is_computing(self) -> bool:
+        stats = self._engine.executor.stats
+        return stats.ended < stats.submitted
 
     def _end(self, end_session: Callable[[DeisaError], None], error: DeisaError) -> None:
         with self._closing:

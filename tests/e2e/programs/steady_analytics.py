@@ -20,6 +20,7 @@ from tests.e2e.programs.checked import Log, count_broken
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--log", required=True)
+parser.add_argument("--engine", default="ray")
 parser.add_argument("--window", type=int, default=1)
 parser.add_argument("--ahead", type=int, default=1)
 parser.add_argument("--slow", type=float, default=0.0, help="seconds for each call")
@@ -44,7 +45,7 @@ def fail(error: Exception) -> None:
 
 
 try:
-    deisa = Deisa(max_simulation_ahead=options.ahead)
+    deisa = Deisa(engine=options.engine, max_simulation_ahead=options.ahead)
 
     @deisa.register(WindowSpec("x", options.window), exception_handler=fail)
     def check(x: list[DeisaArray]) -> None:

@@ -8,7 +8,8 @@ from typing import Protocol
 from deisa.ray._graph.leaves import AgentAddress
 from deisa.ray._graph.scheduler import BundleExecutor
 from deisa.ray._state.events import Event
-from deisa.ray._transport.server import Boxes, NodeState, StartPlan
+from deisa.ray._state.plan import Boxes, StartPlan
+from deisa.ray._state.takeover import NodeState, Wreck
 from deisa.ray.errors import DeisaError
 
 
@@ -26,6 +27,9 @@ class AgentGroup(Protocol):
     def open(self) -> None:
         """Start the agents, or take them over."""
 
+    def clear_away(self, wreck: Wreck) -> None:
+        """End what an analytics that died had left, and start other agents."""
+
     def follow(self, callbacks: int) -> memoryview | None:
         """A word for each callback, in memory that outlives this process; None where there is none."""
 
@@ -38,6 +42,9 @@ class AgentGroup(Protocol):
     def report_progress(self, text: str) -> None:
         """Tell the waiting ranks what the analytics waits for."""
 
+    def positions(self) -> Mapping[int, float]:
+        """The timestep that each bridge is at which has not closed, as far as its agent answers soon."""
+
     def cpus(self) -> Mapping[str, int]:
         """CPUs that bundles may use, by node."""
 
@@ -49,6 +56,9 @@ class AgentGroup(Protocol):
 
     def release(self, consumer: str, steps: Mapping[str, Sequence[tuple[str, int]]]) -> None:
         """End leases on (array, timestep) pairs, by node; does not wait."""
+
+    def dismiss(self, error: DeisaError) -> None:
+        """Tell the ranks that the run ends; chunks that have arrived stay until `close`. Does not wait."""
 
     def close(self, error: DeisaError | None) -> None:
         """End the session on every node; ranks that are still there learn `error`."""

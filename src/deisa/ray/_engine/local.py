@@ -15,8 +15,10 @@ from deisa.ray._graph.leaves import AgentAddress, GroupHere, Handle, StepSlots
 from deisa.ray._graph.scheduler import BundleStats
 from deisa.ray._graph.work import PackedWork, Work, independent, pack_work
 from deisa.ray._state.events import Event
-from deisa.ray._transport.address import agent_address
-from deisa.ray._transport.server import AgentServer, Boxes, NodeState, StartPlan
+from deisa.ray._state.plan import Boxes, StartPlan
+from deisa.ray._state.takeover import NodeState, Wreck
+from deisa.ray._transport.address import agent_address, this_process
+from deisa.ray._transport.server import AgentServer
 from deisa.ray.config import Settings
 from deisa.ray.errors import DeisaError
 
@@ -47,7 +49,12 @@ class LocalAgents:
 
     def open(self) -> None:
         """Start the agent."""
-        self._server = AgentServer(self._settings, uuid.uuid4().hex, NODE_ID, ends_alone=False)
+        self._server = AgentServer(
+            self._settings, uuid.uuid4().hex, NODE_ID, holder=this_process(), ends_alone=False
+        )
+
+    def clear_away(self, wreck: Wreck) -> None:
+        """Nothing has been left."""
 
     def events(self, timeout_s: float) -> list[tuple[str, Event]]:
         """Wait for events."""
@@ -60,6 +67,10 @@ class LocalAgents:
     def report_progress(self, text: str) -> None:
         """Tell the waiting ranks what the analytics waits for."""
         self._agent.report_progress(text)
+
+    def positions(self) -> Mapping[int, float]:
+        """The timestep that each bridge is at which has not closed."""
+        return self._agent.positions()
 
     def cpus(self) -> Mapping[str, int]:
         """Threads that a bundle here uses."""
@@ -80,6 +91,10 @@ class LocalAgents:
 
     def follow(self, callbacks: int) -> None:
         """No journal: nobody could read it."""
+
+    def dismiss(self, error: DeisaError) -> None:
+        """Tell the ranks that the run ends."""
+        self._agent.dismiss(error)
 
     def close(self, error: DeisaError | None) -> None:
         """End the session."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import pickle
 import queue
@@ -22,18 +23,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from deisa.ray._engine.ray_cluster import node_cpus
 from deisa.ray._graph.leaves import AgentAddress
 from deisa.ray._state.events import AgentLost, Event
-from deisa.ray._transport.address import agent_address
+from deisa.ray._state.plan import Boxes, StartPlan
+from deisa.ray._state.presence import State, in_use, judge_presence
+from deisa.ray._state.takeover import NodeState, Wreck, find_wreck
+from deisa.ray._transport.address import agent_address, this_process
 from deisa.ray._transport.journal import JournalLine
-from deisa.ray._transport.server import (
-    DRIVER_QUIET_S,
-    AgentServer,
-    Boxes,
-    NodeState,
-    StartPlan,
-    raise_descriptor_limit,
-)
+from deisa.ray._transport.server import AgentServer, raise_descriptor_limit
 from deisa.ray.config import Settings
-from deisa.ray.errors import AgentLostError, DeisaError, SessionError, SessionInUseError
+from deisa.ray.errors import AgentLostError, BridgeLostError, DeisaError, SessionError, SessionInUseError
 
 logger = logging.getLogger("deisa.ray")
 
@@ -45,14 +42,15 @@ LOOK_AGAIN_S = 0.25  # whether the analytics that has the session has gone
 LINGER_S = 2.0  # that an agent which has ended stays for a last answer, if anyone asked
 OPEN_TIMEOUT_S = 120.0
 CLOSE_TIMEOUT_S = 15.0
+POSITIONS_TIMEOUT_S = 5.0
 
 
 @ray.remote(num_cpus=0, max_restarts=0, max_concurrency=AGENT_CALLS)
 class NodeAgent:
     """The actor around a node's `AgentServer`. It is detached, and ends itself when left alone."""
 
-    def __init__(self, settings: Settings, run_id: str, node_id: str, driver_id: str) -> None:
-        self._identity = (settings, run_id, node_id, driver_id)
+    def __init__(self, settings: Settings, run_id: str, node_id: str, driver_id: str, holder: str) -> None:
+        self._identity = (settings, run_id, node_id, driver_id, holder)
         self._server: AgentServer | None = None
         self._opening = threading.Event()
         threading.Thread(target=self._end_unopened, daemon=True).start()
@@ -84,13 +82,13 @@ class NodeAgent:
         """Wait for events; they are pickled here because Ray takes longer over anything but bytes."""
         return pickle.dumps(self.call(driver_id, "poll", timeout_s))
 
-    def driver_presence(self) -> tuple[str, float]:
+    def driver_presence(self) -> tuple[State, float, str]:
         """Say whether the analytics is there, for one that would take over."""
         return self._opened.driver_presence
 
-    def take_over(self, driver_id: str) -> NodeState:
+    def take_over(self, driver_id: str, holder: str) -> NodeState:
         """Serve another analytics from now on."""
-        return self._opened.take_over(driver_id)
+        return self._opened.take_over(driver_id, holder)
 
     @property
     def _opened(self) -> AgentServer:
@@ -112,6 +110,7 @@ class RayAgents:
         self._settings = settings
         self._run_id = uuid.uuid4().hex
         self._driver_id = uuid.uuid4().hex
+        self._holder = this_process()
         self.left: Mapping[str, NodeState] = {}
         self._line: JournalLine | None = None
         self._actors: dict[str, Any] = {}
@@ -119,6 +118,7 @@ class RayAgents:
         self._events: queue.SimpleQueue[list[tuple[str, Event]]] = queue.SimpleQueue()
         self._answered: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # nodes to be polled again
         self._closing = threading.Event()
+        self._adding = threading.Lock()
         self._started = False
         self._sign_of_life: Any = None
         self._listener = threading.Thread(target=self._listen, name="deisa-listener", daemon=True)
@@ -132,6 +132,9 @@ class RayAgents:
             When the analytics that has this session is still there.
         """
         self._take_over(self._find_left())
+        wreck = find_wreck(self.left)
+        if wreck is not None and self._settings.leftover == "drop":
+            self._discard(wreck)
         try:
             if not self._started:
                 self._add_nodes()
@@ -143,22 +146,52 @@ class RayAgents:
         self._sign_of_life = ray.put(None)
         self._listener.start()
 
+    def clear_away(self, wreck: Wreck) -> None:
+        """End what an analytics that died had left, and start other agents."""
+        self._discard(wreck)
+        for node_id in self._add_nodes():
+            self._answered.put(node_id)  # to be polled
+        self.follow(0)
+
+    def _discard(self, wreck: Wreck) -> None:
+        """End the agents that have been taken over, with what they hold."""
+        logger.warning(
+            "session %r cannot go on: its analytics has gone, and %s. It is cleared away, and a new run starts; %d "
+            "complete timesteps are dropped that no callback has handled (with DEISA_RAY_LEFTOVER=deliver an "
+            "analytics gets them first)",
+            self._settings.session,
+            wreck.why,
+            wreck.unhandled,
+        )
+        with self._adding:
+            self._end_agents(
+                BridgeLostError(f"{wreck.why}; then another analytics has cleared the session away")
+            )
+            if self._line is not None:
+                self._line.close()
+            self._line, self.left, self._actors, self._addresses = None, {}, {}, {}
+            self._run_id, self._started = uuid.uuid4().hex, False
+
     def _find_left(self) -> dict[str, Any]:
         """The agents, by node, of an earlier analytics of this session that has gone; waits until that is certain."""
-        deadline = time.monotonic() + DRIVER_QUIET_S + 2 * POLL_S
+        started, said = time.monotonic(), -math.inf
         while True:
             found = self._agents_of_session()
             presence = _answers({node: actor.driver_presence.remote() for node, actor in found.items()})
             found = {node: found[node] for node in presence}  # those that have just ended give no answer
-            states = {state for state, _ in presence.values()}
-            gone = "gone" in states or all(quiet_s > DRIVER_QUIET_S for _, quiet_s in presence.values())
-            if not found or ("here" not in states and gone):
+            now = time.monotonic()
+            verdict = judge_presence([(state, quiet) for state, quiet, _ in presence.values()], now - started)
+            if verdict == "gone":
                 return found
-            if "here" in states or time.monotonic() > deadline:
-                raise SessionInUseError(
-                    f"session {self._settings.session!r} is in use by another analytics on this cluster; end it, or "
-                    "choose another name: Deisa(session=...) and Bridge(session=...), or DEISA_RAY_SESSION on both "
-                    "sides"
+            holder = next(holder for _, _, holder in presence.values())
+            if verdict == "here":
+                raise SessionInUseError(in_use(self._settings.session, "on this cluster", holder))
+            if now - said > self._settings.warn_every_s:
+                said = now
+                logger.warning(
+                    "session %r belongs to %s: waiting until it is certain whether that has gone",
+                    self._settings.session,
+                    holder,
                 )
             time.sleep(LOOK_AGAIN_S)
 
@@ -172,7 +205,9 @@ class RayAgents:
         return found
 
     def _take_over(self, found: Mapping[str, Any]) -> None:
-        self.left = _answers({node: actor.take_over.remote(self._driver_id) for node, actor in found.items()})
+        self.left = _answers(
+            {node: actor.take_over.remote(self._driver_id, self._holder) for node, actor in found.items()}
+        )
         for node_id, state in self.left.items():
             self._run_id = state.agent_id.partition(":")[0]
             self._actors[node_id] = found[node_id]
@@ -207,17 +242,18 @@ class RayAgents:
             return None
 
     def _add_nodes(self) -> list[str]:
-        new = [node_id for node_id in self._nodes() if node_id not in self._actors]
-        for node_id in new:
-            self._actors[node_id] = self._start_agent(node_id)
-        opened = self._ask(new, lambda _, actor: actor.open.remote(), OPEN_TIMEOUT_S)
-        for node_id, (agent_id, serving) in opened.items():
-            self._addresses[node_id] = self._address_of(node_id, agent_id)
-            if not serving:
-                logger.info(
-                    "node %s shares its host with another node, whose agent serves the ranks", node_id
-                )
-        return new
+        with self._adding:
+            new = [node_id for node_id in self._nodes() if node_id not in self._actors]
+            for node_id in new:
+                self._actors[node_id] = self._start_agent(node_id)
+            opened = self._ask(new, lambda _, actor: actor.open.remote(), OPEN_TIMEOUT_S)
+            for node_id, (agent_id, serving) in opened.items():
+                self._addresses[node_id] = self._address_of(node_id, agent_id)
+                if not serving:
+                    logger.info(
+                        "node %s shares its host with another node, whose agent serves the ranks", node_id
+                    )
+            return new
 
     def _nodes(self) -> Mapping[str, int]:
         """The nodes that get an agent, and the CPUs of each."""
@@ -230,7 +266,7 @@ class RayAgents:
             lifetime="detached",
             enable_task_events=False,  # Ray's head would keep a record of every call
             scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
-        ).remote(self._settings, self._run_id, node_id, self._driver_id)
+        ).remote(self._settings, self._run_id, node_id, self._driver_id, self._holder)
 
     def _ask(
         self, node_ids: Sequence[str], call: Callable[[str, Any], Any], timeout_s: float
@@ -279,10 +315,13 @@ class RayAgents:
 
     def _poll(self, node_id: str) -> None:
         wait_s = POLL_S + POLL_S_PER_NODE * len(self._actors)
-        reference = self._actors[node_id].poll.remote(self._driver_id, wait_s)
-        reference.future().add_done_callback(partial(self._take_answer, node_id))
+        actor = self._actors[node_id]
+        reference = actor.poll.remote(self._driver_id, wait_s)
+        reference.future().add_done_callback(partial(self._take_answer, node_id, actor))
 
-    def _take_answer(self, node_id: str, answer: Future[bytes]) -> None:
+    def _take_answer(self, node_id: str, actor: Any, answer: Future[bytes]) -> None:
+        if self._actors.get(node_id) is not actor:
+            return  # it has been cleared away
         try:
             events: list[Event] = pickle.loads(answer.result())
         except Exception as exc:
@@ -309,8 +348,25 @@ class RayAgents:
 
     def report_progress(self, text: str) -> None:
         """Tell the waiting ranks what the analytics waits for."""
+        self._tell_all("report_progress", text)
+
+    def dismiss(self, error: DeisaError) -> None:
+        """Tell the ranks that the run ends."""
+        self._tell_all("dismiss", error)
+
+    def _tell_all(self, method: str, argument: Any) -> None:
         for actor in list(self._actors.values()):
-            actor.call.remote(self._driver_id, "report_progress", text)
+            actor.call.remote(self._driver_id, method, argument)
+
+    def positions(self) -> Mapping[int, float]:
+        """The timestep that each bridge is at which has not closed, as far as its agent answers soon."""
+        calls = {
+            n: actor.call.remote(self._driver_id, "positions") for n, actor in list(self._actors.items())
+        }
+        positions: dict[int, float] = {}
+        for node_positions in _answers(calls, POSITIONS_TIMEOUT_S).values():
+            positions |= node_positions
+        return positions
 
     def cpus(self) -> Mapping[str, int]:
         """CPUs of every node that Ray may use, at least one."""
@@ -341,12 +397,13 @@ class RayAgents:
     def close(self, error: DeisaError | None) -> None:
         """End the session on every node and remove the agents."""
         if self._stop_listening() and ray.is_initialized():
-            calls = {
-                n: actor.call.remote(self._driver_id, "close", error) for n, actor in self._actors.items()
-            }
-            closed = _answers(calls, CLOSE_TIMEOUT_S)  # but for those that another analytics has taken over
-            self._kill(node_id for node_id in self._actors if node_id in closed)
+            self._end_agents(error)
         self._end_listener()
+
+    def _end_agents(self, error: DeisaError | None) -> None:
+        calls = {n: actor.call.remote(self._driver_id, "close", error) for n, actor in self._actors.items()}
+        closed = _answers(calls, CLOSE_TIMEOUT_S)  # but for those that another analytics has taken over
+        self._kill(node_id for node_id in self._actors if node_id in closed)
 
     def abandon(self, error: DeisaError) -> None:
         """Go, and leave the agents to another analytics."""

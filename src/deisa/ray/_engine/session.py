@@ -10,19 +10,21 @@
 from __future__ import annotations
 
 import gc
-import itertools
 import logging
 import math
 import sys
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from deisa.ray._engine.base import AgentGroup
 from deisa.ray._engine.leases import Leases
 from deisa.ray._engine.mpi_job import explain_missing, place_in_job
+from deisa.ray._engine.stalls import Stalls
 from deisa.ray._graph.assemble import ArrayHome
 from deisa.ray._graph.leaves import StepSlots
 from deisa.ray._state import events
@@ -34,11 +36,12 @@ from deisa.ray._state.layout import (
     missing_bridges,
     name_bridges,
     resolve_layout,
+    two_programs,
 )
-from deisa.ray._state.takeover import merge_journals, resume
+from deisa.ray._state.plan import SharedBox, StartPlan
+from deisa.ray._state.takeover import find_wreck, merge_journals, resume
 from deisa.ray._state.timeline import CompleteStep, Firing, Subscription, Timeline
 from deisa.ray._transport.limits import human_bytes
-from deisa.ray._transport.server import SharedBox, StartPlan
 from deisa.ray.config import Settings
 from deisa.ray.errors import (
     AgentLostError,
@@ -59,7 +62,6 @@ logger = logging.getLogger("deisa.ray")
 CONSUMER = "analytics"
 TICK_S = 0.5
 TELL_EVERY_S = 0.5  # at most so often the waiting ranks are told whom the analytics waits for
-SHOWN_STEPS = 10
 STRAGGLERS_S = 0.5  # for events that other nodes reported before a failure
 LATECOMERS_S = 2.0
 
@@ -74,9 +76,13 @@ class Session:
     agents : AgentGroup
         Open already.
     settings : Settings
+    computing : callable
+        Whether bundles are under way.
     """
 
-    def __init__(self, agents: AgentGroup, settings: Settings) -> None:
+    def __init__(
+        self, agents: AgentGroup, settings: Settings, computing: Callable[[], bool] = lambda: False
+    ) -> None:
         self._agents = agents
         self._settings = settings
         self._joined: dict[int, tuple[str, events.BridgeJoined]] = {}
@@ -89,17 +95,31 @@ class Session:
         self._dtypes: dict[str, np.dtype] = {}
         self._timeline: Timeline | None = None
         self._arrays: dict[tuple[str, int], DeisaArray] = {}
-        self._held_up: dict[int, events.SendHeldUp] = {}
         self._failure: DeisaError | None = None
         self.leases = Leases(self._release)
+        self._stalls = Stalls(agents, self.leases, settings, computing)
+        self._slots: dict[str, int] = {}
+        self._largest: dict[str, int] = {}
+        self._inherited: set[int] = (
+            set()
+        )  # bridges that an analytics that died had registered, without starting
+        self._early: list[
+            tuple[str, Event]
+        ] = []  # what came of a session that is taken over, before the start
+        self._stopping = threading.Event()
         self.bound_bytes: Mapping[str, int] = {}
         self._closed = False
         self._journal: memoryview | None = None  # for each callback, the last timestep it has handled
 
     # Registration.
 
-    def wait_registered(self) -> dict[str, ArrayLayout]:
+    def wait_registered(self) -> dict[str, ArrayLayout] | None:
         """Wait for every bridge, check that their descriptions fit together, and return the arrays.
+
+        Returns
+        -------
+        dict of str to ArrayLayout, or None
+            None where `stop` was called.
 
         Raises
         ------
@@ -107,6 +127,7 @@ class Session:
         """
         started = said = time.monotonic()
         told, told_at = "", -math.inf
+        self._look_at_left()
         if self._left_plan is not None:
             self._take_over_bridges()
         while self._world_size is None or len(self._joined) < self._world_size:
@@ -126,7 +147,10 @@ class Session:
                 if now - said > self._settings.warn_every_s:
                     said = now
                     logger.warning("%s (%.0f s so far)", waiting, now - started)
-            for node_id, event in self._agents.events(TICK_S):
+            arrived = self._agents.events(TICK_S)
+            if self._stopping.is_set():
+                return None
+            for node_id, event in arrived:
                 try:
                     self._register(node_id, event)
                 except LayoutError:
@@ -150,17 +174,31 @@ class Session:
 
     def _register(self, node_id: str, event: Event) -> None:
         match event:
-            case events.BridgeJoined(bridge_id, world_size):
-                fits = self._world_size in (None, world_size) and 0 <= bridge_id < world_size
-                if bridge_id in self._joined or not fits:
-                    known = [(b, joined.world_size) for b, (_, joined) in self._joined.items()]
-                    check_bridge_ids([*known, (bridge_id, world_size)])
-                self._joined[bridge_id] = (node_id, event)
-                self._world_size = world_size
+            case events.BridgeJoined():
+                self._join(node_id, event)
+            case events.BridgeLost(bridge_id, _, reason) if bridge_id in self._inherited:
+                logger.warning("bridge %d of the run before has gone: %s", bridge_id, reason)
+                self._inherited.discard(bridge_id)
+                del self._joined[bridge_id]
+                self._world_size = self._world_size if self._joined else None
             case events.BridgeLost(bridge_id, _, reason):
                 raise BridgeLostError(f"bridge {bridge_id} left before the session started: {reason}")
             case events.AgentLost(reason):
                 self._lose_agent(node_id, reason)
+
+    def _join(self, node_id: str, event: events.BridgeJoined) -> None:
+        bridge_id, world_size = event.bridge_id, event.world_size
+        fits = self._world_size in (None, world_size) and 0 <= bridge_id < world_size
+        same = self._joined.get(bridge_id)
+        if same is not None or not fits:
+            _, other = same or next(iter(self._joined.values()), (node_id, event))
+            known = [(b, joined.world_size) for b, (_, joined) in self._joined.items()]
+            try:
+                check_bridge_ids([*known, (bridge_id, world_size)])
+            except LayoutError as error:
+                raise type(error)(f"{error}{_origins(other, event, self._settings.session)}") from None
+        self._joined[bridge_id] = (node_id, event)
+        self._world_size = world_size
 
     def _lose_agent(self, node_id: str, reason: str) -> None:
         ranks = sorted(bridge_id for bridge_id, (node, _) in self._joined.items() if node == node_id)
@@ -198,6 +236,7 @@ class Session:
                 by_node[self._joined[chunk.bridge_id][0]].add(chunk.bridge_id)
             owners[name] = {node: tuple(sorted(bridges)) for node, bridges in by_node.items()}
             self._nodes_of[name] = list(by_node)
+        self._slots, self._largest = slots, dict(largest)
         dtypes = {name: self._layouts[name].dtype for name in slots}
         self._dtypes = {name: dtype for name, dtype in dtypes.items() if dtype is not None}
         handled = merge_journals(state.handled for state in self._agents.left.values())
@@ -226,6 +265,20 @@ class Session:
     def _left_plan(self) -> StartPlan | None:
         """What an analytics that died had started the session with."""
         return next((s.plan for s in self._agents.left.values() if s.plan is not None), None)
+
+    def _look_at_left(self) -> None:
+        """See whether what is to be taken over has been lost since, or can be registered like a new session."""
+        left = self._agents.left
+        if self._left_plan is None:
+            self._inherited = {event.bridge_id for state in left.values() for event in state.joined}
+            return
+        self._early = self._agents.events(0)
+        lost = [(n, e) for n, e in self._early if isinstance(e, events.BridgeLost) and n in left]
+        since = {n: (*state.since, *(e for node, e in lost if node == n)) for n, state in left.items()}
+        wreck = find_wreck({n: replace(state, since=since[n]) for n, state in left.items()})
+        if wreck is not None and self._settings.leftover == "drop":
+            self._early.clear()
+            self._agents.clear_away(wreck)
 
     def _take_over_bridges(self) -> None:
         """Register the bridges of a session that has been started already."""
@@ -258,6 +311,7 @@ class Session:
         self._absorb(resumption.events)
         self._absorb([(n, e) for n, e in since if not isinstance(e, (events.DtypeLearned, *losses))])
         self._absorb([(n, e) for n, e in since if isinstance(e, losses)])
+        self._absorb(self._early)
 
     def _tile(self, layout: ArrayLayout, left: StartPlan | None) -> Tiling:
         """Decide which chunks of an array share memory, if that has not been decided."""
@@ -332,11 +386,14 @@ class Session:
         """
         timeline = self._running
         heard = said = time.monotonic()
-        while True:
+        while not self._stopping.is_set():
             while (firing := timeline.next_firing()) is not None:
                 self._deliver(firing, deliver)
+                if self._stopping.is_set():
+                    return
                 self._absorb(self._agents.events(0))
                 heard = time.monotonic()
+                self._stalls.moved()
             self._forget()
             if self._failure is not None:
                 if not self._gather_stragglers():
@@ -347,19 +404,23 @@ class Session:
             self._check_open()
             arrived = self._agents.events(TICK_S)
             now = time.monotonic()
-            if arrived:
-                self._absorb(arrived)
+            self._absorb(arrived)
+            if any(not isinstance(event, events.SendHeldUp) for _, event in arrived):
                 heard = said = now
-            else:
-                self._mind_leases(now - heard)
-                if now - said > self._settings.warn_every_s:
-                    said = now
-                    logger.info("waiting for %s (%.0f s so far)", timeline.waiting_for(), now - heard)
-                if now - heard > self._settings.data_timeout_s:
-                    raise WaitTimeoutError(
-                        f"nothing came from the simulation for {self._settings.data_timeout_s:g} s "
-                        f"(DEISA_RAY_DATA_TIMEOUT_S sets how long); waiting for {timeline.waiting_for()}"
-                    )
+                self._stalls.moved()
+            if now - heard < TICK_S:
+                continue
+            self._stalls.look(timeline, self._slots, self._largest, self._arrays.keys(), self._stats)
+            if now - said > self._settings.warn_every_s:
+                said = now
+                waiting = self._stalls.told or timeline.waiting_for()
+                logger.info("waiting for %s (%.0f s so far)", waiting, now - heard)
+            if now - heard > self._settings.data_timeout_s:
+                raise WaitTimeoutError(
+                    f"nothing came from the simulation for {self._settings.data_timeout_s:g} s "
+                    f"(DEISA_RAY_DATA_TIMEOUT_S sets how long); waiting for "
+                    f"{timeline.waiting_for(self._agents.positions())}"
+                )
 
     @property
     def _running(self) -> Timeline:
@@ -386,7 +447,7 @@ class Session:
 
     def _forget(self) -> None:
         for step in self._running.forget():
-            del self._arrays[step]
+            self._arrays.pop(step, None)
 
     def _gather_stragglers(self) -> bool:
         """After a loss, see what other nodes completed before it; returns whether that was anything."""
@@ -416,14 +477,12 @@ class Session:
             case events.StepComplete():
                 step = timeline.step_complete(node_id, event)
                 if step is not None:
-                    self._held_up = {
-                        b: held for b, held in self._held_up.items() if held.timestep > step.timestep
-                    }
+                    self._stalls.complete(event)
                     self._assemble(step)
             case events.OwnersPassed():
                 timeline.owners_passed(node_id, event)
             case events.SendHeldUp():
-                self._held_up[event.bridge_id] = event
+                self._stalls.wait_for_slot(event)
             case events.DtypeLearned(bridge_id, array, dtype):
                 known = self._dtypes.setdefault(array, dtype)
                 if known != dtype:
@@ -435,14 +494,19 @@ class Session:
             case events.BridgeClosed(bridge_id, stats):
                 self._stats[bridge_id] = stats
             case events.BridgeLost(bridge_id, last_timestep, reason):
-                last = (
-                    "before it sent anything" if last_timestep is None else f"after timestep {last_timestep}"
-                )
-                raise BridgeLostError(
-                    f"bridge {bridge_id} on node {node_id[:SHOWN_NODE_ID]} was lost {last}: {reason}"
-                )
+                raise self._loss(node_id, bridge_id, last_timestep, reason)
             case events.AgentLost(reason):
                 self._lose_agent(node_id, reason)
+
+    def _loss(self, node_id: str, bridge_id: int, last_timestep: int | None, reason: str) -> DeisaError:
+        last = "before it sent anything" if last_timestep is None else f"after timestep {last_timestep}"
+        where = f"bridge {bridge_id} on node {node_id[:SHOWN_NODE_ID]}"
+        if self._stalls.told and self._stalls.waited(bridge_id):
+            return WaitTimeoutError(
+                f"the simulation waited for {self._stalls.told}; {where}, which waited for a slot {last}, has given "
+                f"up: {reason}"
+            )
+        return BridgeLostError(f"{where} was lost {last}: {reason}")
 
     def _release(self, steps: Sequence[tuple[str, int]]) -> None:
         by_node: dict[str, list[tuple[str, int]]] = defaultdict(list)
@@ -456,24 +520,6 @@ class Session:
         slots = StepSlots(step.slots, self.leases.grant(name, timestep))
         self._arrays[name, timestep] = DeisaArray(self._home(name).assemble(slots), timestep)
 
-    def _mind_leases(self, idle_s: float) -> None:
-        """When the simulation waits for slots, see who holds them."""
-        if not self._held_up or idle_s < TICK_S or not self.leases.live() - self._arrays.keys():
-            return
-        gc.collect()  # arrays in reference cycles, as tracebacks make them
-        held = sorted(self.leases.live() - self._arrays.keys())
-        names = {name for name, _ in held}
-        waiting = any(event.array in names for event in self._held_up.values())
-        if waiting and idle_s > self._settings.warn_every_s:
-            self._held_up.clear()
-            shown = ", ".join(f"{name!r} at {t}" for name, t in itertools.islice(held, SHOWN_STEPS))
-            logger.warning(
-                "the simulation waits because arrays of earlier timesteps are kept alive: %s%s; drop them, or keep "
-                "copies with persist() or compute()",
-                shown,
-                " ..." if len(held) > SHOWN_STEPS else "",
-            )
-
     # The end.
 
     def drop_arrays(self) -> bool:
@@ -483,6 +529,17 @@ class Session:
             return True
         gc.collect()
         return self.leases.wait_gone(TICK_S)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stopping.is_set()
+
+    def stop(self, error: DeisaError) -> None:
+        """End `wait_registered` and `run` at the next moment between callbacks; ranks learn `error` at once."""
+        if not self._stopping.is_set():
+            self._stopping.set()
+            self._agents.dismiss(error)
 
     def close(self, error: DeisaError) -> None:
         """End the session on every node; ranks that are still there learn `error`."""
@@ -534,3 +591,11 @@ def _check_windows(largest: Mapping[str, int], left: StartPlan) -> None:
                 f"{slots} slots for it, so that windows have {max(0, slots - 1)} at most; an analytics that takes over "
                 "uses the windows of the one before"
             )
+
+
+def _origins(one: events.BridgeJoined, other: events.BridgeJoined, session: str) -> str:
+    """Say which processes two bridges are that don't fit together, and what to do."""
+    if one is other:
+        return ""
+    names = " and ".join(f"bridge {e.bridge_id} is pid {e.pid} on host {e.host}" for e in (one, other))
+    return f" ({names}). {two_programs(session)}"

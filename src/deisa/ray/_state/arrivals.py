@@ -249,6 +249,10 @@ class NodeArrivals:
         """The timestep that a bridge is at."""
         return self._bridges[bridge_id].at
 
+    def positions(self) -> dict[int, float]:
+        """The timestep that each bridge is at, or minus infinity; without those that have closed."""
+        return {bridge_id: bridge.at for bridge_id, bridge in self._bridges.items() if bridge.at != FINISHED}
+
     @property
     def lasting_events(self) -> list[Event]:
         """What was announced of bridges that have gone, and of torn timesteps."""

@@ -35,6 +35,8 @@ class BridgeJoined:
     world_size: int
     arrays: tuple[ArrayDescription, ...]
     regions: dict[str, tuple[int, ...]]
+    pid: int = 0
+    host: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -255,6 +255,14 @@ def missing_bridges(registered: Iterable[int], world_size: int) -> str:
     return f"{_name_some(list(missing), world_size - len(there))} of {world_size}"
 
 
+def two_programs(session: str) -> str:
+    """Say what to do where two programs seem to be one session's simulation."""
+    return (
+        f"Two programs seem to share session {session!r}: give one of them, and its analytics, another name "
+        "(Bridge(session=...) and Deisa(session=...), or DEISA_RAY_SESSION), or end the other one"
+    )
+
+
 def name_bridges(ids: Iterable[int]) -> str:
     """Write bridge ids for a message: ``bridge 2``, ``bridges 2 and 3``, ``bridges 2, 3, 4 ...``."""
     listed = sorted(set(ids))

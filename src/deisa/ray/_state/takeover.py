@@ -17,7 +17,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from deisa.ray._state.events import Event, OwnersPassed, StepComplete
+from deisa.ray._state.events import BridgeJoined, BridgeLost, Event, OwnersPassed, StepComplete
+from deisa.ray._state.layout import missing_bridges
+from deisa.ray._state.plan import StartPlan
 
 NOTHING_HANDLED = -(2**63)  # in the journal
 
@@ -39,6 +41,31 @@ class HeldArray:
     held: dict[int, int]
     newest: float
     passed: float
+
+
+@dataclass(frozen=True, slots=True)
+class NodeState:
+    """What an agent tells an analytics that takes over.
+
+    Attributes
+    ----------
+    agent_id : str
+    plan : StartPlan or None
+        None when the last one had not started the session yet.
+    joined : tuple of BridgeJoined
+    held : dict of str to HeldArray
+    since : tuple of Event
+        What else has happened since the start.
+    handled : tuple of int
+        The journal, where the last analytics was on this node.
+    """
+
+    agent_id: str
+    plan: StartPlan | None
+    joined: tuple[BridgeJoined, ...]
+    held: dict[str, HeldArray]
+    since: tuple[Event, ...]
+    handled: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,3 +104,53 @@ def merge_journals(journals: Iterable[Sequence[int]]) -> tuple[int, ...]:
         for callback, timestep in enumerate(words):
             merged[callback] = max(merged[callback], timestep)
     return tuple(merged)
+
+
+@dataclass(frozen=True, slots=True)
+class Wreck:
+    """A session that can't go on: why, and how many of its complete timesteps no callback has handled."""
+
+    why: str
+    unhandled: int
+
+
+def find_wreck(nodes: Mapping[str, NodeState]) -> Wreck | None:
+    """Judge what an analytics that died has left; None where another one can take it over.
+
+    That is so when the simulation lives, or has closed in order. When a rank or an agent was lost as well, nobody will
+    ever send the rest.
+    """
+    started = [state for state in nodes.values() if state.plan is not None]
+    if not started:
+        return None
+    why = ""
+    joined = {event.bridge_id: event.world_size for state in nodes.values() for event in state.joined}
+    world_size = max(joined.values(), default=1)
+    losses = sorted(
+        ((e.bridge_id, e) for state in started for e in state.since if isinstance(e, BridgeLost)),
+        key=lambda loss: loss[0],
+    )
+    if losses:
+        _, first = losses[0]
+        last = (
+            "before it sent anything"
+            if first.last_timestep is None
+            else f"after timestep {first.last_timestep}"
+        )
+        more = f", and {len(losses) - 1} more" if len(losses) > 1 else ""
+        why = f"bridge {first.bridge_id} was lost {last} ({first.reason}){more}"
+    elif len(started) < len(nodes):
+        why = "its analytics died while it started the session"
+    elif len(joined) < world_size:
+        why = f"{missing_bridges(joined, world_size)} went with their agents"
+    return Wreck(why, count_unhandled(nodes)) if why else None
+
+
+def count_unhandled(nodes: Mapping[str, NodeState]) -> int:
+    """Count the timesteps that are complete and that some callback has not handled."""
+    after = min(merge_journals(state.handled for state in nodes.values()), default=NOTHING_HANDLED)
+    complete: set[int] = set()
+    for array in {name for state in nodes.values() for name in state.held}:
+        parts = [set(state.held[array].held) for state in nodes.values() if array in state.held]
+        complete |= set.intersection(*parts)
+    return sum(timestep > after for timestep in complete)

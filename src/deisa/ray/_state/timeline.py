@@ -17,7 +17,7 @@ import bisect
 import heapq
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -240,14 +240,80 @@ class Timeline:
         """At how many of its complete timesteps a callback on each array has fired."""
         return {name: array.delivered for name, array in self._arrays.items()}
 
-    def waiting_for(self) -> str:
-        """Say which arrays lack which nodes' chunks, for a log line."""
+    @property
+    def owners(self) -> set[int]:
+        """The bridges that own chunks which callbacks ask for."""
+        return {b for array in self._arrays.values() for bridges in array.owners.values() for b in bridges}
+
+    def waiting_for(self, positions: Mapping[int, float] | None = None) -> str:
+        """Say whom the next callback waits for.
+
+        Parameters
+        ----------
+        positions : mapping of int to float, optional
+            The timestep that each bridge is at which has not closed. With it, bridges are told from others of their
+            node.
+        """
+        undecided = min(((min(c), number) for number, c in enumerate(self._candidates) if c), default=None)
+        if undecided is not None:
+            timestep, number = undecided
+            names = [name for name, _ in self._subscriptions[number].windows]
+            open_ones = [name for name in names if self._arrays[name].resolved < timestep]
+            behind = {b for name in open_ones for b in self._behind(name, timestep, positions)}
+            if behind and not any(timestep in self._arrays[name].arrived for name in open_ones):
+                others = " and ".join(repr(name) for name in open_ones)
+                has, says = ("has", "says") if len(behind) == 1 else ("have", "say")
+                return (
+                    f"{name_bridges(behind)}, which {has} not passed timestep {timestep}{_place(behind, positions)}: a "
+                    f"callback that has timestep {timestep} also looks at {others}. A bridge that sends nothing for "
+                    f"a timestep {says} so with advance()"
+                )
         parts = []
         for name, array in self._arrays.items():
             for timestep, by_node in sorted(array.arrived.items()):
-                absent = [b for node, bridges in array.owners.items() if node not in by_node for b in bridges]
-                parts.append(f"{name!r} at timestep {timestep} from {name_bridges(absent)}")
-        return "; ".join(parts) or "the next timestep"
+                absent = set(self._behind(name, timestep, positions, without=by_node))
+                parts.append(
+                    f"{name!r} at timestep {timestep} from {name_bridges(absent)}{_place(absent, positions)}"
+                )
+        return "; ".join(parts) or self._last_ones(positions or {})
+
+    def _behind(
+        self,
+        name: str,
+        timestep: int,
+        positions: Mapping[int, float] | None,
+        without: Collection[str] = (),
+    ) -> list[int]:
+        """The bridges, on other nodes than some, for which an array waits at a timestep."""
+        array = self._arrays[name]
+        nodes = [node for node in array.owners if node not in without and array.passed[node] <= timestep]
+        owners = [bridge_id for node in nodes for bridge_id in array.owners[node]]
+        if not positions:
+            return owners
+        there = [b for b in owners if positions.get(b, math.inf) <= timestep]
+        return [b for b in there if positions[b] < timestep] or there or owners
+
+    def _last_ones(self, positions: Mapping[int, float]) -> str:
+        """Name the bridges that are behind the others of their array."""
+        for name, array in self._arrays.items():
+            at = {b: positions[b] for bs in array.owners.values() for b in bs if b in positions}
+            last, first = min(at.values(), default=0), max(at.values(), default=0)
+            if last < first:
+                behind = {b for b, timestep in at.items() if timestep == last}
+                place = _place(behind, positions)
+                return f"{name!r} from {name_bridges(behind)}{place}, others being at timestep {int(first)}"
+        return "the next timestep"
+
+
+def _place(bridges: Collection[int], positions: Mapping[int, float] | None) -> str:
+    """Say where bridges are that are all at the same timestep."""
+    at = {positions[b] for b in bridges if b in positions} if positions else set()
+    if len(at) != 1:
+        return ""
+    (timestep,) = at
+    if timestep == NEVER:
+        return " (nothing sent yet)"
+    return f" (at timestep {int(timestep)})"
 
 
 def _contains(ordered: Sequence[int], value: int) -> bool:

@@ -6,6 +6,7 @@ import os
 import socket
 import stat
 import struct
+import time
 
 from deisa.ray._transport.peers import bound_names
 from deisa.ray.config import Settings
@@ -75,6 +76,11 @@ def other_agents(settings: Settings) -> str:
 def shown(address: str) -> str:
     """Write an address for a message, an abstract one with the usual ``@``."""
     return address.replace("\0", "@", 1)
+
+
+def this_process() -> str:
+    """Name this process, for those who are refused because of it."""
+    return f"pid {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
 
 
 def check_same_user(connection: socket.socket) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import select
 import socket
@@ -57,6 +58,7 @@ logger = logging.getLogger("deisa.ray.bridge")
 MAX_REASON = 500  # characters
 FIRST_RETRY_S, LAST_RETRY_S = 0.01, 0.25
 REFUSAL_S = 2.0  # that a rank whose description is refused looks for somebody to tell
+ANALYTICS_BUSY = "the analytics (slower than the simulation, or keeping arrays alive)"
 PAGES = 3  # that come along with a start: board, tally, outbox
 _LOOK = messages.encode(messages.Look())
 
@@ -195,10 +197,7 @@ class Outlet:
         return self._account[self._turn] < self._board[self._wanted.row]
 
     def _describe_wait(self, timestep: int) -> str:
-        return (
-            f"all {self._wanted.slots} slots of array {self._array!r} are in use: timestep {timestep} waits for the "
-            "analytics (slower than the simulation, or keeping arrays alive)"
-        )
+        return f"all {self._wanted.slots} slots of array {self._array!r} are in use: timestep {timestep} waits for"
 
     def put(self, timestep: int, nbytes: int) -> None:
         """Hand the filled slot over; wakes the agent only when every rank of its node has done so.
@@ -249,7 +248,9 @@ class RankChannel:
         self.board = memoryview(b"")
         self._outbox: OutboxWriter | None = None
         self.held_up_s = 0.0
-        self._progress = ""
+        self._welcomed = False
+        self._progress = ""  # whom the analytics waits for
+        self._later = ""  # why this rank has to look again
         self._orphaned = ""
         self._failure: DeisaError | None = None
         self._socket: socket.socket | None = None
@@ -269,7 +270,7 @@ class RankChannel:
         LayoutError
             When the bridges' descriptions do not fit together.
         """
-        deadline = time.monotonic() + self._settings.connect_timeout_s
+        deadline, said = time.monotonic() + self._settings.connect_timeout_s, -math.inf
         while True:
             self._connect(deadline)
             try:
@@ -288,19 +289,42 @@ class RankChannel:
                 self._wait_until_started()
                 return
             except AnalyticsLostError:
-                # An agent of an earlier run that was just leaving; the next one may be on its way.
-                if self._progress or time.monotonic() > deadline:
+                # An agent of an earlier run; the next one may be on its way.
+                now = time.monotonic()
+                if self._welcomed:
                     raise
+                if now > deadline:
+                    raise self._no_analytics() from None
+                if self._later and now - said >= self._settings.warn_every_s:
+                    said = now
+                    logger.warning("%s; waiting for the next analytics", self._later)
                 time.sleep(LAST_RETRY_S)
 
     def refuse(self, bridge_id: int, world_size: int, error: LayoutError) -> None:
         """Come only to say why this rank cannot: the analytics, and the other ranks, would wait for it."""
-        hello = messages.Hello(messages.PROTOCOL_VERSION, self._settings.session, bridge_id, world_size, ())
+        hello = messages.Hello(
+            messages.PROTOCOL_VERSION, self._settings.session, bridge_id, world_size, (), ()
+        )
         abort = messages.Abort(f"{type(error).__name__}: {error}"[:MAX_REASON])
         with suppress(DeisaError, OSError):
             self._connect(time.monotonic() + min(REFUSAL_S, self._settings.connect_timeout_s))
             self._send(messages.encode(hello) + messages.encode(abort))
         self._drop_connection()
+
+    def _no_analytics(self) -> NoAnalyticsError:
+        tried = (
+            f"(tried {shown(self._address)} for {self._settings.connect_timeout_s:g} s; "
+            "DEISA_RAY_CONNECT_TIMEOUT_S sets how long)"
+        )
+        session = self._settings.session
+        if self._later:
+            return NoAnalyticsError(
+                f"{self._later}, and no other analytics of session {session!r} has come {tried}"
+            )
+        return NoAnalyticsError(
+            f"no analytics on this host for session {session!r}: is Ray running here and the analytics started? {tried}"
+            f"{other_agents(self._settings)}"
+        )
 
     def _connect(self, deadline: float) -> None:
         started = said = time.monotonic()
@@ -332,11 +356,7 @@ class RankChannel:
                 raise
             now = time.monotonic()
             if now >= deadline:
-                raise NoAnalyticsError(
-                    f"no analytics on this host for session {self._settings.session!r}: is Ray running here and the "
-                    f"analytics started? (tried {shown(self._address)} for {self._settings.connect_timeout_s:g} s; "
-                    f"DEISA_RAY_CONNECT_TIMEOUT_S sets how long){other_agents(self._settings)}"
-                )
+                raise self._no_analytics()
             if now - said >= self._settings.warn_every_s:
                 said = now
                 logger.warning(
@@ -432,7 +452,7 @@ class RankChannel:
         )
         if self._orphaned:
             error = AnalyticsLostError(f"{self._orphaned}; then its agent on this host has ended as well")
-        if self._progress:
+        if self._welcomed:
             self._failure = AnalyticsLostError(str(error))
         return error
 
@@ -441,7 +461,10 @@ class RankChannel:
             case messages.Free():
                 pass  # it stands on the board
             case messages.Progress(text):
-                self._progress = text
+                self._welcomed, self._progress = True, text
+            case messages.Later(text):
+                self._later = text
+                raise AnalyticsLostError(text)
             case messages.Orphaned(text):
                 self._hear_orphaned(text)
             case messages.Slots():
@@ -487,6 +510,7 @@ class RankChannel:
 
     def _begin(self, start: messages.Start) -> None:
         self._started = True
+        self._progress = ""
         if start.pages:
             received, self._descriptors = self._descriptors[:PAGES], self._descriptors[PAGES:]
             if len(received) != PAGES or len(start.pages) != PAGES:
@@ -533,7 +557,13 @@ class RankChannel:
         """Tell the agent that a chunk has no slot, and wait until it has one."""
         started = time.perf_counter()
         self._send(messages.encode(messages.HeldUp(region, timestep)))
-        self._wait(is_free, self._settings.send_timeout_s, lambda: waiting, "DEISA_RAY_SEND_TIMEOUT_S")
+        self._progress = ""
+        self._wait(
+            is_free,
+            self._settings.send_timeout_s,
+            lambda: f"{waiting} {self._progress or ANALYTICS_BUSY}",
+            "DEISA_RAY_SEND_TIMEOUT_S",
+        )
         self.held_up_s += time.perf_counter() - started
 
     def have_agent_look(self) -> None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import socket
 import stat
 import time
 
+from deisa.ray._state.presence import in_use, is_certain
 from deisa.ray._transport.address import agent_address, check_socket_path, shown
 from deisa.ray._transport.peers import holders_of
 from deisa.ray._transport.reader import OwnerHasEnded, probe
 from deisa.ray.config import Settings
-from deisa.ray.errors import ConfigurationError, PeerError, SessionInUseError
+from deisa.ray.errors import ConfigurationError, PeerError, PeerIdentityError, SessionInUseError
+
+logger = logging.getLogger("deisa.ray.agent")
 
 QUEUE = 4096  # connections that wait to be accepted
 LOOK_AGAIN_S = 0.5
@@ -46,15 +50,13 @@ class Listener:
                 pass
 
 
-def listen(settings: Settings, run_id: str, quiet_s: float) -> Listener | None:
+def listen(settings: Settings, run_id: str) -> Listener | None:
     """Listen at the address of a session; None if another agent of this run does so on this host.
 
     Parameters
     ----------
     settings : Settings
     run_id : str
-    quiet_s : float
-        How long an agent that has the address must not have heard from its analytics to be waited for: it will end.
 
     Raises
     ------
@@ -66,28 +68,36 @@ def listen(settings: Settings, run_id: str, quiet_s: float) -> Listener | None:
     address = agent_address(settings)
     if settings.socket_path:
         check_socket_path(address)
-    deadline = time.monotonic() + settings.driver_timeout_s + quiet_s
+    started = said = time.monotonic()
     while True:
         try:
             return Listener(address)
         except OSError as exc:
             if exc.errno != errno.EADDRINUSE:
                 raise ConfigurationError(f"cannot listen at {shown(address)}: {exc}") from exc
+        other = None
         try:
-            other, silent_s = probe(address)
+            other = probe(address)
         except ConnectionRefusedError as exc:
             if not address.startswith("\0"):
                 _remove_left_behind(address)
             elif isinstance(exc, OwnerHasEnded):
                 raise SessionInUseError(_kept_by_child(settings, address)) from exc
             continue
-        except (OSError, PeerError):
-            other, silent_s = "", 0.0
-        if other.split(":")[0] == run_id:
+        except PeerIdentityError as error:
+            raise SessionInUseError(_in_use(settings, address, str(error))) from error
+        except (OSError, PeerError) as error:
+            logger.debug("the agent at %s: %s", shown(address), error)
+        if other is not None and other.agent_id.split(":")[0] == run_id:
             return None  # another node of this cluster is on this host and serves its ranks
-        if silent_s < quiet_s or time.monotonic() > deadline:
-            raise SessionInUseError(_in_use(settings, address))
-        time.sleep(LOOK_AGAIN_S)
+        now = time.monotonic()
+        state, quiet_s = (other.analytics, other.quiet_s) if other is not None else ("here", 0.0)
+        if is_certain(state, quiet_s, now - started, settings.driver_timeout_s):
+            raise SessionInUseError(_in_use(settings, address, other.holder if other is not None else None))
+        if now - said > settings.warn_every_s:
+            said = now
+            logger.warning("waiting until the agent of an earlier run ends (%s)", shown(address))
+        time.sleep(LOOK_AGAIN_S)  # its analytics has died; it will end itself
 
 
 def _remove_left_behind(path: str) -> None:
@@ -99,13 +109,9 @@ def _remove_left_behind(path: str) -> None:
         pass
 
 
-def _in_use(settings: Settings, address: str) -> str:
+def _in_use(settings: Settings, address: str, holder: str | None) -> str:
     other_path = ", or DEISA_RAY_SOCKET_PATH another path" if settings.socket_path else ""
-    return (
-        f"session {settings.session!r} is in use on this host by another analytics ({shown(address)}); end it, or "
-        "choose another name: Deisa(session=...) and Bridge(session=...), or DEISA_RAY_SESSION on both sides"
-        f"{other_path}"
-    )
+    return f"{in_use(settings.session, f'on this host ({shown(address)})', holder)}{other_path}"
 
 
 def _kept_by_child(settings: Settings, address: str) -> str:

@@ -15,7 +15,7 @@ message that has been decoded is valid in form.
     HeldUp     no slot free               Free       a slot, for a rank that was held up
     Advance    nothing older will come    Orphaned   the analytics has gone, another may come
     Close      the end                    Fail       the session is over, and why
-    Abort      the end, because of an error
+    Abort      the end, after an error    Later      look again, this run is over
 
     reader -> agent                       agent -> reader
     ---------------                       ---------------
@@ -245,18 +245,38 @@ class Journal(Message):
 
 @dataclass(frozen=True, slots=True)
 class Attached(Message):
-    """Everything is mapped; `quiet_s` says how long the agent has not heard from its analytics."""
+    """Everything is mapped.
+
+    Attributes
+    ----------
+    agent_id : str
+    analytics : str
+        Whether the agent's analytics is ``"here"``, ``"gone"``, or ``"quiet"`` for `quiet_s`.
+    quiet_s : float
+    holder : str
+        The analytics' process, in words.
+    """
 
     code: ClassVar[int] = 21
     agent_id: str
+    analytics: str
     quiet_s: float
+    holder: str
+
+
+@dataclass(frozen=True, slots=True)
+class Later(Message):
+    """The rank has to look again: as the text says, it does not belong to the run that this agent serves."""
+
+    code: ClassVar[int] = 24
+    text: str
 
 
 MESSAGES: dict[int, type[Message]] = {
     cls.code: cls
     for cls in (
         Hello, Learned, Look, HeldUp, Advance, Close, Abort, Attach, Follow,
-        Progress, Slots, Start, Free, Fail, Attached, Orphaned, Journal,
+        Progress, Slots, Start, Free, Fail, Attached, Orphaned, Journal, Later,
     )
 }  # fmt: skip
 
@@ -536,5 +556,8 @@ _READ: dict[tuple[str, str], Any] = {
     ("Orphaned", "text"): _text,
     ("Journal", "nbytes"): _natural,
     ("Attached", "agent_id"): _text,
+    ("Attached", "analytics"): _text,
     ("Attached", "quiet_s"): _seconds,
+    ("Attached", "holder"): _text,
+    ("Later", "text"): _text,
 }

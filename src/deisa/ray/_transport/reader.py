@@ -64,7 +64,7 @@ class AgentMemory:
             match message:
                 case messages.Slots():
                     self._map(message, descriptors)
-                case messages.Attached(agent_id, _):
+                case messages.Attached(agent_id):
                     if agent_id != self._agent_id:
                         raise SessionEndedError(
                             "the agent that held this chunk has been replaced by another one"
@@ -165,13 +165,13 @@ def attach(address: str, agent_id: str, region: int) -> AgentMemory:
         return memory
 
 
-def probe(address: str) -> tuple[str, float]:
-    """Ask who serves an address: the agent's id, and how long it has not heard from its analytics."""
+def probe(address: str) -> messages.Attached:
+    """Ask who serves an address: the agent's id, and how its analytics is."""
     with _connect(address) as connection:
         connection.sendall(messages.encode(messages.Attach(messages.PROTOCOL_VERSION, NO_SEGMENTS)))
         for message, descriptors in receive_messages(connection):
             while descriptors:
                 os.close(descriptors.pop())
             if isinstance(message, messages.Attached):
-                return message.agent_id, message.quiet_s
+                return message
     raise ProtocolError("the agent gave no answer")

@@ -26,10 +26,11 @@ from typing import Any
 import numpy as np
 
 from deisa.ray._state.arrivals import NodeArrivals
-from deisa.ray._state.boxes import Tiling
 from deisa.ray._state.events import AgentLost, BridgeJoined, DtypeLearned, Event, SendHeldUp
-from deisa.ray._state.layout import ArrayDescription, Shape
-from deisa.ray._state.takeover import NOTHING_HANDLED, HeldArray
+from deisa.ray._state.layout import ArrayDescription, Shape, two_programs
+from deisa.ray._state.plan import Boxes, StartPlan
+from deisa.ray._state.presence import HOLD_S, Presence, State, answer_newcomer
+from deisa.ray._state.takeover import NOTHING_HANDLED, NodeState
 from deisa.ray._transport import messages
 from deisa.ray._transport.address import agent_address, check_same_user, shown
 from deisa.ray._transport.descriptors import RECEIVE_BYTES
@@ -58,7 +59,6 @@ logger = logging.getLogger("deisa.ray.agent")
 DESCRIPTORS_PER_MESSAGE = 64
 DESCRIPTORS_SPARE = 64  # for board and tally, readers, and what else a process opens
 TICK_S = 0.5
-DRIVER_QUIET_S = 5.0
 MOST_UNREAD = 1000  # messages that wait for a peer which does not read
 MOST_LAST_READS = 64  # of what a process that has ended said before
 PASSING = {errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS, errno.EINTR}  # the same will work later
@@ -93,64 +93,6 @@ def check_descriptors(needed: int, bridges: int) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class StartPlan:
-    """What the analytics asks of all agents: how many slots each chunk of an array gets."""
-
-    slots: Mapping[str, int]
-    dtypes: Mapping[str, np.dtype | None]
-    consumers: tuple[str, ...]
-    merged: Mapping[str, Tiling] = field(
-        default_factory=dict
-    )  # how arrays are tiled whose chunks share memory
-
-
-@dataclass(frozen=True, slots=True)
-class NodeState:
-    """What an agent tells an analytics that takes over.
-
-    Attributes
-    ----------
-    agent_id : str
-    plan : StartPlan or None
-        None when the last one had not started the session yet.
-    joined : tuple of BridgeJoined
-    held : dict of str to HeldArray
-    since : tuple of Event
-        What else has happened since the start.
-    handled : tuple of int
-        The journal, where the last analytics was on this node.
-    """
-
-    agent_id: str
-    plan: StartPlan | None
-    joined: tuple[BridgeJoined, ...]
-    held: dict[str, HeldArray]
-    since: tuple[Event, ...]
-    handled: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class SharedBox:
-    """A box of an array on one node, in whose slots several of the node's chunks lie side by side.
-
-    Readers know it by the number of its first region.
-
-    Attributes
-    ----------
-    shape : tuple of int
-        Elements along each dimension.
-    chunks : tuple of (int, tuple of int)
-        Each chunk's region, and the offset of its corner from that of the box (elements).
-    """
-
-    shape: Shape
-    chunks: tuple[tuple[int, Shape], ...]
-
-
-Boxes = Mapping[str, Sequence[SharedBox]]  # by array; of those arrays whose chunks are merged
-
-
 @dataclass(slots=True)
 class _Segment:
     descriptor: int
@@ -183,12 +125,21 @@ class AgentServer:
         Which run this agent belongs to, and which node it serves.
     driver_id : str
         The analytics that may `call`, until another one takes over.
+    holder : str
+        The process of that analytics, in words.
     ends_alone : bool
         Whether it ends when it no longer hears from its analytics; not where both are one process.
     """
 
     def __init__(
-        self, settings: Settings, run_id: str, node_id: str, driver_id: str = "", *, ends_alone: bool = True
+        self,
+        settings: Settings,
+        run_id: str,
+        node_id: str,
+        driver_id: str = "",
+        holder: str = "another analytics",
+        *,
+        ends_alone: bool = True,
     ) -> None:
         self._settings = settings
         self._run_id = run_id
@@ -207,23 +158,23 @@ class AgentServer:
         self._plan: StartPlan | None = None
         self._progress = "the analytics is up but has not called execute_callbacks() yet"
         self._joined: list[Event] = []
-        self._driver_id = driver_id
+        self._newcomers: dict[
+            _Connection, tuple[messages.Hello, float]
+        ] = {}  # whose place is taken; since when
+        self._presence = Presence(driver_id, holder, time.monotonic(), ends_alone=ends_alone)
         self._driver: _Connection | None = None  # the analytics', if it is on this node
-        self._orphaned = ""  # why there is no analytics any more
-        self._only_silent = False  # it may still be there
+        self._host = socket.gethostname()
+        self._dismissed: DeisaError | None = None  # what the analytics told the ranks when it ended the run
         self._journal: Page | None = None
         self._callbacks = 0  # that it has a word for
         self._learned: list[Event] = []
         self._full = False  # no connection could be accepted, for want of descriptors
-        self._heard_from_driver = time.monotonic()
-        self._polls = 0
-        self._ends_alone = ends_alone
         self.closed = threading.Event()
         self._selector = selectors.DefaultSelector()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC)
         self._selector.register(self._wake, selectors.EVENT_READ)
         close_in_children(self)
-        self._listener = listen(settings, run_id, DRIVER_QUIET_S)
+        self._listener = listen(settings, run_id)
         self.serving = self._listener is not None
         if self._listener is not None:
             self._selector.register(self._listener.socket, selectors.EVENT_READ)
@@ -241,10 +192,10 @@ class AgentServer:
             When another one has taken over in the meantime: this one had been given up.
         """
         with self._lock:
-            if driver_id != self._driver_id:
+            if driver_id != self._presence.driver_id:
                 raise SessionInUseError(
-                    f"session {self._settings.session!r} has been taken over by another analytics, since this one "
-                    "had not been heard of"
+                    f"session {self._settings.session!r} has been taken over by {self._presence.holder}, since this "
+                    "analytics had not been heard of"
                 )
             if method != "close":
                 return getattr(self, method)(*arguments)
@@ -254,29 +205,26 @@ class AgentServer:
     def poll(self, timeout_s: float) -> list[Event]:
         """Wait for events for at most `timeout_s`; also the analytics' sign of life."""
         with self._changed:
-            if self._orphaned and self._only_silent:  # it was busy, or cut off
-                self._orphaned = ""
+            presence = self._presence
+            if presence.begin_poll():
                 self._tell_orphaned()
-            driver_id = self._driver_id
-            self._polls += 1
+            driver_id = presence.driver_id
             deadline = time.monotonic() + timeout_s
             events: list[Event] = []
             try:
-                while self._driver_id == driver_id and not self._orphaned:
+                while presence.driver_id == driver_id and not presence.reason:
                     events = self._take_events()
                     remaining = deadline - time.monotonic()
                     if events or self.closed.is_set() or remaining <= 0:
                         break
                     self._changed.wait(remaining)
             finally:
-                self._polls -= 1
-                if self._driver_id == driver_id and not self._orphaned:
-                    self._heard_from_driver = time.monotonic()
+                presence.end_poll(driver_id, time.monotonic())
             return events
 
     @property
-    def driver_presence(self) -> tuple[str, float]:
-        """Whether the analytics is ``"here"`` or ``"gone"``, or else how long it has been ``"quiet"`` (seconds).
+    def driver_presence(self) -> tuple[State, float, str]:
+        """What `Presence.state` says of the analytics, and which process it is.
 
         Raises
         ------
@@ -285,25 +233,21 @@ class AgentServer:
         with self._lock:
             if self.closed.is_set():
                 raise SessionEndedError(f"agent {self.agent_id} has ended")
-            if self._orphaned and not self._only_silent:
-                return "gone", self._quiet_s
-            return ("here", 0.0) if self._driver is not None else ("quiet", self._quiet_s)
+            return (*self._presence.state(time.monotonic()), self._presence.holder)
 
     def abandon(self, reason: str) -> None:
         """The analytics goes, and another one may take over."""
         with self._lock:
-            if not self._orphaned:
-                self._orphaned, self._only_silent = messages.shorten(reason), False
-                self._heard_from_driver = time.monotonic()
+            if self._presence.leave(messages.shorten(reason), time.monotonic()):
                 self._tell_orphaned()
                 self._changed.notify_all()
 
     def _tell_orphaned(self) -> None:
         for connection in self._bridges.values():
             if connection in self._connections and not connection.closed:
-                self._post(connection, messages.Orphaned(self._orphaned))
+                self._post(connection, messages.Orphaned(self._presence.reason))
 
-    def take_over(self, driver_id: str) -> NodeState:
+    def take_over(self, driver_id: str, holder: str = "another analytics") -> NodeState:
         """Serve another analytics from now on, and tell it where the last one was.
 
         Raises
@@ -314,15 +258,16 @@ class AgentServer:
         with self._lock:
             if self.closed.is_set():
                 raise SessionEndedError(f"agent {self.agent_id} has ended")
-            self._driver_id = driver_id
             last, self._driver = self._driver, None
+            self._presence.connected = False
             if last is not None:
                 self._drop(last, "")
-            told, self._orphaned = self._orphaned, ""
-            self._heard_from_driver = time.monotonic()
-            if told:
+            if self._presence.follow(driver_id, holder, time.monotonic()):
                 self._tell_orphaned()
+            for connection in list(self._connections):  # a rank that has died is to be known as lost
+                self._receive(connection)
             self._collect_all()
+            self._report_losses()
             self._changed.notify_all()
             held = self._arrivals.held()
             joined = [c.joined for c in self._bridges.values() if c.joined is not None]
@@ -343,11 +288,26 @@ class AgentServer:
         return [*joined, *self._arrivals.take_events()]
 
     def report_progress(self, text: str) -> None:
-        """Pass on to the waiting ranks what the analytics waits for."""
+        """Pass on what the analytics waits for: to all ranks before the start, then to those that have no slot."""
         with self._lock:
             self._progress = text = messages.shorten(text)
-            for connection in self._bridges.values():
-                self._post(connection, messages.Progress(text))
+            bridges = (
+                self._bridges if self._plan is None else {b for w in self._held_up.values() for b, _ in w}
+            )
+            for bridge_id in bridges:
+                self._post(self._bridges[bridge_id], messages.Progress(text))
+
+    def positions(self) -> dict[int, float]:
+        """The timestep that each bridge is at which has not closed."""
+        with self._lock:
+            return self._arrivals.positions()
+
+    def dismiss(self, error: DeisaError) -> None:
+        """The analytics ends the run: tell the ranks; what has arrived stays until `close`."""
+        with self._lock:
+            self._dismissed = error
+            for connection in [c for c in self._connections if c.bridge_id is not None]:
+                self._fail(connection, error)
 
     def bound_bytes(self, plan: StartPlan, boxes: Boxes) -> int:
         """Chunk memory this node needs for `plan`.
@@ -385,6 +345,7 @@ class AgentServer:
         """Create the slots and let the ranks go."""
         with self._lock:
             self._plan = plan
+            self._progress = ""
             for connection in list(self._connections):
                 named = connection.bridge_id
                 if named is not None and self._bridges.get(named) is not connection:  # too late to be noticed
@@ -477,6 +438,7 @@ class AgentServer:
                             self._try_to_flush(connection)
                         self._collect_all()
                         self._report_losses()
+                        self._answer_newcomers()
                         self._check_driver()
         except Exception as error:
             logger.exception("the agent has failed")
@@ -632,6 +594,8 @@ class AgentServer:
                 self._held_up[self._arrivals.array_of(region)].add((bridge_id, region))
                 if not self._arrivals.must_wait(region):  # since the message left
                     self._let_go(bridge_id, region)
+                elif self._progress:
+                    self._post(connection, messages.Progress(self._progress))
             case messages.Advance(timestep):
                 self._arrivals.advance(bridge_id, timestep)
             case messages.Learned(array, dtype, limits):
@@ -662,32 +626,84 @@ class AgentServer:
                 f"{self._settings.session!r} at {shown(agent_address(self._settings))}: give both sides the same "
                 "session name (DEISA_RAY_SESSION), or each session a path of its own (DEISA_RAY_SOCKET_PATH)"
             )
-        if connection.bridge_id is not None:
+        if connection.bridge_id is not None or connection in self._newcomers:
             raise ProtocolError("a bridge said hello twice")
-        if self._plan is not None:
-            if all(c.closed for c in self._bridges.values()):
-                self._drop(connection, "")  # this run is over: let the rank look for the next agent
-                return
-            raise BridgeIdError(
-                f"bridge {hello.bridge_id} came after session {self._settings.session!r} had started with all its "
-                "bridges; is a second simulation using the same session name?"
-            )
+        if self._plan is None and hello.bridge_id not in self._bridges:
+            self._join(connection, hello)
+        else:
+            self._newcomers[connection] = (hello, time.monotonic())
+
+    def _answer_newcomers(self) -> None:
+        """Answer those whose place is taken, once it is clear by whom: a run that is dying, or another program."""
+        for connection, (hello, since) in list(self._newcomers.items()):
+            now = time.monotonic()
+            try:
+                if self._dismissed is not None:
+                    self._put_off(connection, "the analytics is just ending its run")
+                elif self._plan is not None:
+                    self._answer_late(connection, hello, now - since)
+                elif hello.bridge_id not in self._bridges or now - since > HOLD_S:
+                    del self._newcomers[connection]
+                    self._join(connection, hello)
+            except DeisaError as error:
+                logger.warning("refused a peer (pid %d): %s", connection.pid, messages.shorten(error))
+                self._fail(connection, error)
+
+    def _answer_late(self, connection: _Connection, hello: messages.Hello, waited_s: float) -> None:
+        bridges = self._bridges.values()
+        lost = any(c not in self._connections and not c.closed for c in bridges)
+        closed = all(c.closed for c in bridges)
+        state = "gone" if self._presence.reason else self._presence.state(time.monotonic())[0]
+        session = self._settings.session
+        match answer_newcomer(state, lost=lost, closed=closed, waited_s=waited_s):
+            case "later" if closed:
+                self._put_off(
+                    connection,
+                    f"the analytics of session {session!r} still handles what the last simulation sent",
+                )
+            case "later":
+                why = self._presence.reason or "one of its ranks was lost"
+                self._put_off(connection, f"an earlier run of session {session!r} is still there, but {why}")
+            case "refuse":
+                raise BridgeIdError(
+                    f"bridge {hello.bridge_id} (pid {connection.pid}) came after session {session!r} had started "
+                    f"with all its bridges{self._name_owner(hello.bridge_id)}; is a second simulation using the "
+                    f"same session name? {two_programs(session)}"
+                )
+
+    def _name_owner(self, bridge_id: int) -> str:
+        owner = self._bridges.get(bridge_id)
+        return (
+            f", bridge {bridge_id} being pid {owner.pid} on this host ({self._host})"
+            if owner is not None
+            else ""
+        )
+
+    def _put_off(self, connection: _Connection, why: str) -> None:
+        """Have a rank look again: this run is not the one that it belongs to."""
+        self._post(connection, messages.Later(why))
+        self._drop(connection, "")
+
+    def _join(self, connection: _Connection, hello: messages.Hello) -> None:
         names = [described.name for described in hello.arrays]
         if len(set(names)) < len(names):
             raise ProtocolError("a bridge described an array twice")
         connection.bridge_id = hello.bridge_id
         connection.limits = hello.limits
         self._post(connection, messages.Progress(self._progress))
-        if self._orphaned:
-            self._post(connection, messages.Orphaned(self._orphaned))
+        if self._presence.reason:
+            self._post(connection, messages.Orphaned(self._presence.reason))
         if hello.bridge_id in self._bridges:  # the analytics will find it twice, and tell every rank
-            self._joined.append(BridgeJoined(hello.bridge_id, hello.world_size, (), {}))
+            where = (connection.pid, self._host)
+            self._joined.append(BridgeJoined(hello.bridge_id, hello.world_size, (), {}, *where))
             return
         connection.arrays = {described.name: described for described in hello.arrays}
         self._bridges[hello.bridge_id] = connection
         counts = {name: len(described.chunks) for name, described in connection.arrays.items()}
         regions = self._arrivals.join(hello.bridge_id, counts)
-        connection.joined = BridgeJoined(hello.bridge_id, hello.world_size, hello.arrays, regions)
+        connection.joined = BridgeJoined(
+            hello.bridge_id, hello.world_size, hello.arrays, regions, connection.pid, self._host
+        )
         self._joined.append(connection.joined)
 
     def _learn(
@@ -770,14 +786,20 @@ class AgentServer:
             regions = [replace(r, segment=i) for i, segment in enumerate(batch) for r in segment.regions]
             sizes = tuple(segment.nbytes for segment in batch)
             self._post(connection, messages.Slots(sizes, tuple(regions)), [s.descriptor for s in batch])
-        self._post(connection, messages.Attached(self.agent_id, self._quiet_s))
+        state, quiet_s = self._presence.state(time.monotonic())
+        self._post(connection, messages.Attached(self.agent_id, state, quiet_s, self._presence.holder))
 
     def _follow(self, connection: _Connection, follow: messages.Follow) -> None:
         """Give the analytics of this node a journal; its connection shows that it is there."""
         self._check_version(follow.version)
-        if not follow.driver_id or follow.driver_id != self._driver_id or connection.bridge_id is not None:
+        if (
+            not follow.driver_id
+            or follow.driver_id != self._presence.driver_id
+            or connection.bridge_id is not None
+        ):
             raise ProtocolError("only the analytics itself may follow its agent")
         self._driver = connection
+        self._presence.connected = True
         handled = [*self._handled(), *[NOTHING_HANDLED] * follow.callbacks]
         if self._journal is not None:
             self._journal.close()
@@ -790,22 +812,15 @@ class AgentServer:
     def _handled(self) -> tuple[int, ...]:
         return tuple(self._journal.words[: self._callbacks]) if self._journal is not None else ()
 
-    @property
-    def _quiet_s(self) -> float:
-        """How long the analytics has not been heard of."""
-        present = self._driver is not None or self._polls
-        if (present and not self._orphaned) or not self._ends_alone:
-            return 0.0
-        return time.monotonic() - self._heard_from_driver
-
     def _check_driver(self) -> None:
-        quiet_s = self._quiet_s
-        if quiet_s > DRIVER_QUIET_S and not self._orphaned:
-            self._orphaned = f"the analytics of session {self._settings.session!r} has not been heard of"
-            self._only_silent = True
+        now, session = time.monotonic(), self._settings.session
+        if self._presence.fall_silent(f"the analytics of session {session!r} has not been heard of", now):
             self._tell_orphaned()
-        if quiet_s > self._settings.driver_timeout_s:
-            why = self._orphaned or f"the analytics of session {self._settings.session!r} has gone"
+        quiet_s = self._presence.quiet_s(now)
+        if self._dismissed is not None and self._presence.reason:
+            self.close(self._dismissed)
+        elif quiet_s > self._settings.driver_timeout_s:
+            why = self._presence.reason or f"the analytics of session {session!r} has gone"
             error = AnalyticsLostError(
                 f"{why}, and no other has taken over in {quiet_s:.0f} s (DEISA_RAY_DRIVER_TIMEOUT_S sets how long)"
             )
@@ -865,8 +880,10 @@ class AgentServer:
         self._connections.discard(connection)
         self._stuck.discard(connection)
         self._hang_up(connection)
+        self._newcomers.pop(connection, None)
         if connection is self._driver:
             self._driver = None
+            self._presence.connected = False
             self.abandon(f"the analytics of session {self._settings.session!r} has died")
             return
         with suppress(ProtocolError):  # what a rank handed over before it died counts

@@ -1,0 +1,195 @@
+"""What is said, and in the end done, when ranks wait for slots and no callback can run."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import logging
+import math
+import queue
+import selectors
+import sys
+import sysconfig
+import threading
+import time
+import traceback
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import thread as pool
+from pathlib import Path
+from types import FrameType
+
+from deisa.ray import bridge
+from deisa.ray._engine.base import AgentGroup
+from deisa.ray._engine.leases import Leases, Step
+from deisa.ray._state.events import SendHeldUp, StepComplete
+from deisa.ray._state.layout import name_bridges
+from deisa.ray._state.stalls import steps_in_the_way
+from deisa.ray._state.timeline import Timeline
+from deisa.ray.config import Settings
+from deisa.ray.errors import KeptArraysError
+
+logger = logging.getLogger("deisa.ray")
+
+LOOK_S = 1.0  # how often it is looked whom the simulation waits for
+GRACE_S = 5.0  # for arrays to be dropped before nothing can come any more
+GRACE_OF_THREADS_S = 60.0  # where threads of the user are at work, which may drop them
+SHOWN_STEPS = 10
+_LIBRARIES = (
+    *{sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")},
+    str(Path(bridge.__file__).parent),
+    "<frozen",
+)
+_WAITS = {module.__file__ for module in (threading, queue, selectors, pool)}
+
+
+class Stalls:
+    """Finds out whom a simulation waits for that has no slot, and tells both sides.
+
+    Parameters
+    ----------
+    agents : AgentGroup
+    leases : Leases
+    settings : Settings
+    computing : callable
+        Whether bundles are under way: they hold arrays, and let them go.
+    """
+
+    def __init__(
+        self, agents: AgentGroup, leases: Leases, settings: Settings, computing: Callable[[], bool]
+    ) -> None:
+        self._agents = agents
+        self._leases = leases
+        self._settings = settings
+        self._computing = computing
+        self._waiting: dict[int, SendHeldUp] = {}
+        self._stuck_since: float | None = None
+        self._looked = self._warned = -math.inf
+        self.told = ""  # whom ranks that have no slot were told to wait for
+
+    def wait_for_slot(self, event: SendHeldUp) -> None:
+        """A rank waits."""
+        self._waiting[event.bridge_id] = event
+
+    def waited(self, bridge_id: int) -> bool:
+        """Whether a bridge was last seen waiting for a slot."""
+        return bridge_id in self._waiting
+
+    def complete(self, step: StepComplete) -> None:
+        """A step is complete: whoever waited with it has gone on."""
+        self._waiting = {
+            bridge_id: event
+            for bridge_id, event in self._waiting.items()
+            if event.array != step.array or event.timestep > step.timestep
+        }
+
+    def moved(self) -> None:
+        """Something has come from the simulation."""
+        self._stuck_since = None
+        self._looked = time.monotonic()
+        self._tell("")
+
+    def look(
+        self,
+        timeline: Timeline,
+        slots: Mapping[str, int],
+        largest: Mapping[str, int],
+        windows: Collection[Step],
+        closed: Collection[int],
+    ) -> None:
+        """See, after nothing has come for a moment, who holds up the simulation.
+
+        Parameters
+        ----------
+        timeline : Timeline
+        slots, largest : mapping of str to int
+            Of each array the slots, and the largest window.
+        windows : collection of (str, int)
+            The steps that callbacks may still need.
+        closed : collection of int
+            Bridges that have closed.
+
+        Raises
+        ------
+        KeptArraysError
+            When nothing can come, since the analytics keeps arrays, and has kept them for a while.
+        """
+        now = time.monotonic()
+        if not self._waiting or now - self._looked < LOOK_S:
+            return
+        self._looked = now
+        if self._leases.live() - set(windows):
+            gc.collect()  # arrays in reference cycles, as tracebacks make them
+        kept = sorted(self._leases.live() - set(windows))
+        names = {name for name, _ in kept}
+        if any(event.array in names for event in self._waiting.values()):
+            self._tell(f"the analytics, which keeps arrays of earlier timesteps alive: {_shown(kept)}")
+            self._warn(
+                now,
+                "the simulation waits because arrays of earlier timesteps are kept alive: "
+                f"{_shown(kept)}; drop them, or keep copies with persist() or compute()",
+            )
+            self._mind_kept(now, slots, largest, windows, timeline.owners.difference(closed))
+            return
+        waiting = timeline.waiting_for(self._agents.positions())
+        self._tell(waiting)
+        self._warn(now, f"{name_bridges(self._waiting)} can't go on: the analytics waits for {waiting}")
+
+    def _mind_kept(
+        self,
+        now: float,
+        slots: Mapping[str, int],
+        largest: Mapping[str, int],
+        windows: Collection[Step],
+        senders: Collection[int],
+    ) -> None:
+        waiting = {bridge_id: event.array for bridge_id, event in self._waiting.items()}
+        in_the_way = steps_in_the_way(slots, self._leases.live(), windows, waiting, senders)
+        if not in_the_way or self._computing():
+            self._stuck_since = None
+            return
+        if self._stuck_since is None:
+            self._stuck_since = now
+        if now - self._stuck_since < (GRACE_OF_THREADS_S if others_at_work() else GRACE_S):
+            return
+        name = in_the_way[0][0]
+        spare = slots[name] - largest[name]
+        bridge_id = min(b for b in senders if waiting[b] == name)
+        raise KeptArraysError(
+            f"nothing more can come: the analytics keeps arrays of earlier timesteps, {_shown(in_the_way)}, so that "
+            f"none of the {slots[name]} slots of array {name!r} is free while {name_bridges(senders)} wait with "
+            f"timestep {self._waiting[bridge_id].timestep}. Beside its windows, a run may keep {spare} "
+            f"timestep{'s' if spare != 1 else ''} of {name!r} (max_simulation_ahead). An array that is computed lazily "
+            "from others keeps them: call compute() or persist() on what you keep, or raise max_simulation_ahead"
+        )
+
+    def _tell(self, text: str) -> None:
+        if text != self.told:
+            self.told = text
+            self._agents.report_progress(text)
+
+    def _warn(self, now: float, text: str) -> None:
+        if now - self._warned > self._settings.warn_every_s:
+            self._warned = now
+            logger.warning("%s", text)
+
+
+def _shown(steps: Collection[Step]) -> str:
+    shown = ", ".join(f"{name!r} at {timestep}" for name, timestep in itertools.islice(steps, SHOWN_STEPS))
+    return f"{shown} ..." if len(steps) > SHOWN_STEPS else shown
+
+
+def others_at_work() -> bool:
+    """Whether other threads of the user are running, which may hold arrays for a while."""
+    frames = sys._current_frames()
+    return any(
+        _is_at_work(frames.get(thread.ident or 0))
+        for thread in threading.enumerate()
+        if thread is not threading.current_thread() and not thread.name.startswith("deisa-")
+    )
+
+
+def _is_at_work(innermost: FrameType | None) -> bool:
+    files = [frame.f_code.co_filename for frame, _ in traceback.walk_stack(innermost)] if innermost else []
+    if not files or files[0] in _WAITS or bridge.__file__ in files:  # ranks may be threads of this process
+        return False
+    return pool.__file__ in files or any(not file.startswith(_LIBRARIES) for file in files)
