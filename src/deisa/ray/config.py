@@ -70,6 +70,8 @@ class Settings:
         How long ``send`` waits for a free slot.
     data_timeout_s : float
         How long the analytics waits for the simulation's next sign of life.
+    cpu_timeout_s : float
+        How long a computation waits while others hold every CPU of a node.
     driver_timeout_s : float
         How long agents keep what they hold for another analytics, when theirs has died.
     leftover : {"drop", "deliver"}
@@ -86,7 +88,7 @@ class Settings:
     callback_warn_s : float
         How long a callback runs before a warning says which one, and where it is.
     threads_per_bundle : int or None
-        Threads, and Ray CPUs, that one bundle of tasks uses at most; by default all of its node's
+        Threads that one bundle of tasks uses at most; by default as many as CPUs of its node are free
         (with the local engine: one, the caller's).
     """
 
@@ -100,6 +102,7 @@ class Settings:
     start_timeout_s: float = 300.0
     send_timeout_s: float = 1800.0
     data_timeout_s: float = 3600.0
+    cpu_timeout_s: float = 300.0
     driver_timeout_s: float = 60.0
     leftover: str = "drop"
     on_analytics_lost: str = "wait"

@@ -31,7 +31,9 @@
     ├── KeptArraysError (MemoryError)          every slot holds an array that the analytics keeps
     ├── DescriptorLimitError (OSError)         the bridges of a node take more open files than it may have
     ├── WaitTimeoutError (TimeoutError)        a wait ran out; the message names who is missing
-    │   └── NoAnalyticsError (ConnectionError)     no agent answers on this host
+    │   ├── NoAnalyticsError (ConnectionError)     no agent answers on this host
+    │   └── NoFreeCpusError                        others hold the CPUs that a computation needs
+    ├── StoreFullError (MemoryError)           Ray has no room for results, in memory or on disk
     ├── SessionError (RuntimeError)
     │   ├── SessionInUseError                      another analytics has this session
     │   └── SessionEndedError                      the memory of the chunk is gone with its session
@@ -173,6 +175,14 @@ class WaitTimeoutError(DeisaError, TimeoutError):
 
 class NoAnalyticsError(WaitTimeoutError, ConnectionError):
     """No agent of the session answers on this host."""
+
+
+class NoFreeCpusError(WaitTimeoutError):
+    """Others have held every CPU of a node for too long."""
+
+
+class StoreFullError(DeisaError, MemoryError):
+    """Ray's object store, or the disk that it writes to when it is full, has no room for a result."""
 
 
 class SessionError(DeisaError, RuntimeError):

@@ -142,11 +142,13 @@ def do_work(
     steps: Mapping[Hashable, StepSlots],
     groups: Sequence[Any],
     fetch: Callable[[Any], bytes],
+    most_threads: int | None = None,
 ) -> tuple[Any, ...]:
-    """Run a bundle; returns its groups of values, and `Ended`."""
+    """Run a bundle, in `most_threads` at most; returns its groups of values, and `Ended`."""
     started = time.perf_counter()
     own = work.unpack(fetch)
-    values = run_bundle(own.tasks, {**pick(groups, own.picks), **steps}, own.outputs, own.threads)
+    threads = own.threads if most_threads is None else min(own.threads, most_threads)
+    values = run_bundle(own.tasks, {**pick(groups, own.picks), **steps}, own.outputs, threads)
     run_s = time.perf_counter() - started
     return (*values, Ended(run_s, tuple(map(_size, values)), sum(map(_size, groups))))
 
@@ -157,13 +159,14 @@ def do_work_for_others(
     steps: Mapping[Hashable, StepSlots],
     groups: Sequence[Any],
     fetch: Callable[[Any], bytes],
+    most_threads: int | None = None,
 ) -> tuple[Any, ...]:
     """Run a bundle as `do_work` does; what a task raises, also one of an earlier bundle, is returned in every place."""
     for group in groups:
         if isinstance(group, Failure):
             return (group,) * returns
     try:
-        return do_work(work, steps, groups, fetch)
+        return do_work(work, steps, groups, fetch, most_threads)
     except BaseException as error:  # sys.exit() in a task is no reason for a worker to end
         return (Failure.of(error),) * returns
 
