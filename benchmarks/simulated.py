@@ -28,9 +28,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from deisa.ray._engine.ray_agents import AGENT_CALLS, RayAgents
 from deisa.ray._engine.ray_cluster import connect
-from deisa.ray._engine.ray_executor import RETRIES, Ended, PackedWork, PreparedBundle, RayExecutor, Work
+from deisa.ray._engine.ray_executor import RETRIES, PreparedBundle, RayExecutor
 from deisa.ray._graph.execute import pick, run_bundle
 from deisa.ray._graph.leaves import Handle, StepSlots, chunk_of
+from deisa.ray._graph.work import Ended, PackedWork, Work, pack_work
 from deisa.ray._state.arrivals import NodeArrivals
 from deisa.ray._state.events import BridgeJoined, BridgeStats, Event
 from deisa.ray._state.layout import ArrayDescription, describe_arrays
@@ -303,21 +304,26 @@ class SimulatedAgents(RayAgents):
 
 
 @ray.remote
-def answer(work: Work | PackedWork, steps: Mapping[Hashable, StepSlots], *groups: Sequence[Any]) -> Any:
+def answer(
+    directory: str,
+    packed: PackedWork,
+    returns: int,
+    most_threads: int,
+    steps: Mapping[Hashable, StepSlots],
+    *groups: Sequence[Any],
+) -> Any:
     """Return what `run_on_node` would, were every chunk a single 1; the same work is done once only."""
-    uid = work.uid if isinstance(work, PackedWork) else None
-    values = _answers.get(uid)
+    values = _answers.get(packed.uid)
     if values is None:
-        work = work.unpack() if isinstance(work, PackedWork) else work
+        work = packed.unpack(ray.get)
         chunks = {task.key: np.ones((1, 1)) for task in work.tasks if chunk_of(task) is not None}
         tasks = [task for task in work.tasks if task.key not in chunks]
         values = run_bundle(tasks, {**pick(groups, work.picks), **chunks}, work.outputs, threads=1)
-        if uid is not None:
-            _answers[uid] = values
+        _answers[packed.uid] = values
     return (*values, Ended(math.inf, (0,) * len(values), 0))
 
 
-_answers: dict[str | None, list[list[Any]]] = {}
+_answers: dict[str, list[list[Any]]] = {}
 
 
 class SimulatedExecutor(RayExecutor):
@@ -348,7 +354,7 @@ class SimulatedExecutor(RayExecutor):
     def warm_up(self) -> None:
         """Start the one worker."""
         self._node_cpus()
-        self._options(None, 1, 1).remote(Work((), (), (), 1), {})
+        self._options(None, 1, 1).remote(self._directory, pack_work(Work((), (), (), 1)), 1, 1, {})
 
     def submit(
         self, prepared: PreparedBundle, groups: Sequence[Handle], steps: Mapping[Hashable, StepSlots]
