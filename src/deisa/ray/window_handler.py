@@ -122,7 +122,7 @@ class Deisa:
         check_kind_of_arrays()
         with _opening:
             earlier = _open.get(self._place)
-            handed_over = earlier.make_way(engine, settings) if earlier is not None else None
+            handed_over = earlier._make_way(engine, settings) if earlier is not None else None
             self._engine_name = engine
             self._engine = handed_over or _make_engine(engine, settings)
             self._scheduler = BundleScheduler(self._engine.executor)
@@ -133,7 +133,7 @@ class Deisa:
             with _listing:
                 _open[self._place] = self
 
-    def make_way(self, engine: EngineName, settings: Settings) -> Engine | None:
+    def _make_way(self, engine: EngineName, settings: Settings) -> Engine | None:
         """End for a new `Deisa` of the same session in this process.
 
         Returns
