@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -351,7 +352,7 @@ def test_exceptions_keep_type_attributes_and_notes(
 
 
 def test_graphs_that_have_been_optimized_or_cloned(site: Site) -> None:
-    from dask.graph_manipulation import bind, clone
+    from dask.graph_manipulation import bind, checkpoint, clone, wait_on
 
     def compare(window: list[DeisaArray]) -> None:
         x = window[-1]
@@ -361,11 +362,24 @@ def test_graphs_that_have_been_optimized_or_cloned(site: Site) -> None:
         np.testing.assert_array_equal(clone(x.dask).compute(), square(x.t))
         after = bind(x.dask * 2, [window[0].dask.sum()])
         np.testing.assert_array_equal(after.compute(), 2 * square(x.t))
+        np.testing.assert_array_equal(wait_on(x.dask + 1).compute(), square(x.t) + 1)
+        assert checkpoint(x.dask).compute() is None
         ran.append(x.t)
 
     ran: list[int] = []
     run_squares(site, compare, 10, window_size=3)
     assert ran == list(range(10))
+
+
+def test_numpy_is_told_to_raise_in_the_script_only(site: Site) -> None:
+    """Else it would depend on where a bundle runs whether it raises."""
+
+    def divide(x: DeisaArray) -> float:
+        with np.errstate(all="raise"), warnings.catch_warnings():
+            warnings.simplefilter("ignore" if site.engine == "local" else "error")
+            return float((1 / (x.dask - x.dask)).max().compute())
+
+    assert each_timestep(site, divide) == [np.inf] * STEPS
 
 
 @pytest.mark.parametrize("scheduler", ["sync", "threads"])

@@ -9,6 +9,8 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from deisa.ray._graph.bundles import Bundle
 from deisa.ray._graph.execute import Picks, pick, run_bundle, threads_that_pay
 from deisa.ray._graph.leaves import AgentAddress, GroupHere, Handle, StepSlots
@@ -23,6 +25,12 @@ from deisa.ray.config import Settings
 from deisa.ray.errors import DeisaError
 
 NODE_ID = "local"
+_AS_IN_A_WORKER: Any = {
+    "divide": "warn",
+    "over": "warn",
+    "under": "ignore",
+    "invalid": "warn",
+}  # NumPy's defaults
 
 
 class LocalEngine:
@@ -152,7 +160,8 @@ class LocalExecutor:
         started, run_s = time.perf_counter(), 0.0
         try:
             tasks = bundle.tasks if prepared.packed is None else prepared.packed.unpack(bytes).tasks
-            returned = run_bundle(tasks, values, bundle.outputs, threads)
+            with np.errstate(**_AS_IN_A_WORKER):
+                returned = run_bundle(tasks, values, bundle.outputs, threads)
             run_s = time.perf_counter() - started
         finally:
             with self._counting:

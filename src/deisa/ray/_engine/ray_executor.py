@@ -64,6 +64,10 @@ HERE_S, HERE_BYTES = (
     2**20,
 )  # bundles that ran no longer, and took no more from others, run in this process
 
+_NOT_HERE = (
+    PeerError, SessionEndedError,  # this process and its node's agent cannot reach each other
+    FloatingPointError, Warning,  # the script has NumPy or Python raise these, which workers do not know of
+)  # fmt: skip
 _NOT_PICKLABLE = (TypeError, ValueError, AttributeError, pickle.PicklingError)  # as pickle says it
 INLINE_BYTES = 32 * 1024  # work up to this size travels with every call, larger work once to each node
 BRING_S = 300.0  # for an object that exists to come from another node
@@ -308,7 +312,7 @@ class RayExecutor:
         try:
             own = {key: step.borrowed for key, step in steps.items()}
             *returned, ended = do_work(prepared.work, own, values, _bring)
-        except (PeerError, SessionEndedError):  # this process and its node's agent cannot reach each other
+        except _NOT_HERE:
             prepared.may_run_here = False
             return self.submit(prepared, groups, steps)
         finally:
