@@ -167,8 +167,12 @@ input()
 # Forked children.
 
 
-@pytest.mark.parametrize("leaving", ["sys.exit(0)", "sys.exit(3)", "raise ValueError", "break"])
-def test_a_child_that_leaves_the_block_leaves_the_session_alone(agent: Agent, leaving: str) -> None:
+@pytest.mark.parametrize(
+    ("leaving", "status"), [("sys.exit(0)", 0), ("sys.exit(3)", 3), ("raise ValueError", 1), ("break", 0)]
+)
+def test_a_child_that_leaves_the_block_leaves_the_session_alone(
+    agent: Agent, leaving: str, status: int
+) -> None:
     lines = f"""
 with opened() as bridge:
     bridge.send("a", values(0), 0)
@@ -176,10 +180,11 @@ with opened() as bridge:
     while pid == 0:
         {leaving}
     if pid:
-        os.waitpid(pid, 0)
+        say("status", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
         bridge.send("a", values(1), 1)
 """
     with one_rank(agent, lines) as rank:
+        assert rank.number("status") == status
         assert delivered(agent, 2) == [(0, [0.0] * 4), (1, [1.0] * 4)]
         assert agent.wait(BridgeClosed).stats.chunks == 2
         assert rank.process.wait(PATIENCE_S) == 0

@@ -5,6 +5,7 @@ Prints the sums that the analytics saw, and the errors of both sides, as JSON.
 
 import json
 import logging
+import os
 import sys
 import threading
 
@@ -15,7 +16,7 @@ from deisa.ray.errors import DeisaError
 
 bridges, chunks, elements = map(int, sys.argv[1:4])
 logging.disable()
-deisa = Deisa(engine="local", session="limited")
+deisa = Deisa(engine="local", session=f"limited-{os.getpid()}")
 seen: list[float] = []
 errors: dict[str, str] = {}
 
@@ -42,7 +43,7 @@ def rank(number: int) -> None:
             bridge_id=number,
             arrays_metadata={"x": described},
             system_metadata={"world_size": bridges},
-            session="limited",
+            session=f"limited-{os.getpid()}",
         ) as bridge:
             for t in range(2):
                 for i in range(chunks):
