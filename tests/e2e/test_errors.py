@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -148,6 +149,10 @@ def test_a_rank_that_comes_late_learns_it_too(site: Site) -> None:
     (failure,) = analytics.errors()
     errors = [*simulation.errors(), *late.errors()]
     assert [(type(e), str(e)) for e in errors] == [(BridgeIdError, str(failure))] * 3
+    me = f"bridge 0 is pid {os.getpid()} on host {socket.gethostname()}"
+    assert f"({me} and {me}). If both belong to one program, give each a bridge_id of its own" in str(failure)
+    assert f"If not, two programs seem to share session '{site.settings.session}'" in str(failure)
+    assert "or end the other one" in str(failure)
 
 
 # Parties that do not come.

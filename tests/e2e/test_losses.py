@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -236,7 +237,11 @@ def test_a_second_analytics_beside_the_first_is_refused(parties: Parties) -> Non
     ranks = parties.ranks(1, 100)
     first.reached("done 2")
     second = parties.analytics()
-    assert second.ended().startswith("SessionInUseError: session ")
+    assert re.match(
+        rf"SessionInUseError: session '.*' is in use on this cluster by another analytics, pid {first.process.pid} on "
+        rf"{re.escape(socket.gethostname())}, since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d; end it, or choose another name",
+        second.ended(),
+    )
     assert first.ended() == "well"
     assert [rank.ended() for rank in ranks] == ["well"]
 

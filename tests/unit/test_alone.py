@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deisa.ray._state.events import BridgeJoined
+from deisa.ray._state.events import BridgeClosed, BridgeJoined
 from deisa.ray.bridge import Bridge
 from deisa.ray.config import Settings, disabled_by_environment
-from deisa.ray.errors import AnalyticsLostError, ClosedError, ConfigurationError
+from deisa.ray.errors import AnalyticsLostError, AnalyticsStoppedError, ClosedError, ConfigurationError
 from tests.support.patience import PATIENCE_S
 from tests.unit.agent import CONSUMER, Agent, running, settings_with
 
@@ -122,3 +122,31 @@ def test_waiting() -> None:
         agent.server.release(CONSUMER, [("a", 0)])
         third.result(PATIENCE_S)
         bridge.close()
+
+
+def test_closing_after_the_analytics_was_lost() -> None:
+    """Another analytics learns that this was all, and that the bridge was not lost."""
+    with running() as agent:
+        bridge = opened(agent, "raise")
+        bridge.send("a", np.zeros(4), 0)
+        agent.server.abandon("the analytics has died")
+        with pytest.raises(AnalyticsLostError):
+            bridge.send("a", np.zeros(4), 1)
+        bridge.close()
+        agent.server.take_over("another")
+        closed = agent.server.take_over("a third one").since
+        assert [type(event) for event in closed] == [BridgeClosed]
+
+
+def test_an_analytics_that_dies_after_it_has_ended_the_run() -> None:
+    """Its agents end: nobody is to take the run over."""
+    with running() as agent:
+        line = agent.follow()
+        bridge = opened(agent, "wait")
+        agent.server.dismiss(AnalyticsStoppedError("it has seen enough"))
+        with pytest.raises(AnalyticsStoppedError, match="it has seen enough"):
+            bridge.send("a", np.zeros(4), 0)
+        late = agent.open_bridge(0, 1, METADATA, settings_with(agent, connect_timeout_s=0.5))
+        assert "is just ending its run, and no other analytics" in str(late.exception(20))
+        line.close()
+        assert agent.server.closed.wait(20)

@@ -391,7 +391,9 @@ def test_a_bridge_that_comes_late(agent: Agent) -> None:
         f"bridge 0 (pid {pid}) came after session '{session}' had started with all its bridges"
     )
     assert f"bridge 0 being pid {pid} on this host ({host})" in text
-    assert "is a second simulation using the same session name? Two programs seem to share session" in text
+    assert (
+        "is a second simulation using the same session name? Here two programs seem to share session" in text
+    )
     assert "Bridge(session=...) and Deisa(session=...), or DEISA_RAY_SESSION), or end the other one" in text
 
 

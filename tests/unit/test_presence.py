@@ -9,7 +9,6 @@ from deisa.ray._state.presence import (
     HOLD_S,
     QUIET_HOLD_S,
     Presence,
-    answer_newcomer,
     in_use,
     is_certain,
     judge_presence,
@@ -63,22 +62,6 @@ def test_another_one_takes_over() -> None:
     there.begin_poll()
     there.end_poll("second", 110.0)  # an answer to one that has been given up is no sign of life
     assert there.quiet_s(111.0) == 8.0
-
-
-@pytest.mark.parametrize(
-    ("analytics", "lost", "closed", "waited_s", "answer"),
-    [
-        ("here", True, False, 0.0, "later"),
-        ("here", False, True, 0.0, "later"),
-        ("gone", False, False, 0.0, "later"),
-        ("here", False, False, 0.0, "hold"),
-        ("here", False, False, HOLD_S, "refuse"),
-        ("quiet", False, False, HOLD_S, "hold"),
-        ("quiet", False, False, QUIET_HOLD_S, "refuse"),
-    ],
-)
-def test_newcomers(analytics, lost: bool, closed: bool, waited_s: float, answer: str) -> None:  # type: ignore[no-untyped-def]
-    assert answer_newcomer(analytics, lost=lost, closed=closed, waited_s=waited_s) == answer
 
 
 @pytest.mark.parametrize(

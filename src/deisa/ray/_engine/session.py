@@ -598,4 +598,5 @@ def _origins(one: events.BridgeJoined, other: events.BridgeJoined, session: str)
     if one is other:
         return ""
     names = " and ".join(f"bridge {e.bridge_id} is pid {e.pid} on host {e.host}" for e in (one, other))
-    return f" ({names}). {two_programs(session)}"
+    one_program = "If both belong to one program, give each a bridge_id of its own"
+    return f" ({names}). {one_program}. If not, {two_programs(session)}"

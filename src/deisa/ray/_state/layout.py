@@ -258,7 +258,7 @@ def missing_bridges(registered: Iterable[int], world_size: int) -> str:
 def two_programs(session: str) -> str:
     """Say what to do where two programs seem to be one session's simulation."""
     return (
-        f"Two programs seem to share session {session!r}: give one of them, and its analytics, another name "
+        f"two programs seem to share session {session!r}: give one of them, and its analytics, another name "
         "(Bridge(session=...) and Deisa(session=...), or DEISA_RAY_SESSION), or end the other one"
     )
 

@@ -97,29 +97,6 @@ class Presence:
         return told
 
 
-def answer_newcomer(
-    analytics: State, *, lost: bool, closed: bool, waited_s: float
-) -> Literal["later", "hold", "refuse"]:
-    """Decide what a bridge hears that comes to a session which has started with all its bridges.
-
-    It may belong to the next run, whose ranks were started while the one before was still dying: then it has to
-    look again. Or two programs use one session: then it is refused.
-
-    Parameters
-    ----------
-    analytics : {"here", "gone", "quiet"}
-    lost : bool
-        A bridge of the session was lost.
-    closed : bool
-        All its bridges have closed.
-    waited_s : float
-        How long the newcomer has waited for an answer.
-    """
-    if lost or closed or analytics == "gone":
-        return "later"
-    return "hold" if waited_s < (HOLD_S if analytics == "here" else QUIET_HOLD_S) else "refuse"
-
-
 def judge_presence(
     answers: Sequence[tuple[State, float]], waited_s: float
 ) -> Literal["here", "gone", "unsure"]:

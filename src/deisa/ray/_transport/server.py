@@ -27,9 +27,10 @@ import numpy as np
 
 from deisa.ray._state.arrivals import NodeArrivals
 from deisa.ray._state.events import AgentLost, BridgeJoined, DtypeLearned, Event, SendHeldUp
-from deisa.ray._state.layout import ArrayDescription, Shape, two_programs
+from deisa.ray._state.layout import ArrayDescription, Shape
+from deisa.ray._state.newcomers import Run, answer_newcomer
 from deisa.ray._state.plan import Boxes, StartPlan
-from deisa.ray._state.presence import HOLD_S, Presence, State, answer_newcomer
+from deisa.ray._state.presence import Presence, State
 from deisa.ray._state.takeover import NOTHING_HANDLED, NodeState
 from deisa.ray._transport import messages
 from deisa.ray._transport.address import agent_address, check_same_user, shown
@@ -628,61 +629,40 @@ class AgentServer:
             )
         if connection.bridge_id is not None or connection in self._newcomers:
             raise ProtocolError("a bridge said hello twice")
-        if self._plan is None and hello.bridge_id not in self._bridges:
-            self._join(connection, hello)
-        else:
-            self._newcomers[connection] = (hello, time.monotonic())
+        self._newcomers[connection] = (hello, time.monotonic())
+        self._answer_newcomer(connection)
+
+    def _answer_newcomer(self, connection: _Connection) -> None:
+        hello, since = self._newcomers[connection]
+        now = time.monotonic()
+        same, bridges = self._bridges.get(hello.bridge_id), self._bridges.values()
+        run = Run(
+            self._settings.session,
+            started=self._plan is not None,
+            ends=self._dismissed is not None,
+            analytics=self._presence.state(now)[0],
+            gone=self._presence.reason,
+            lost=any(c not in self._connections and not c.closed for c in bridges),
+            closed=all(c.closed for c in bridges),
+            owner=f"pid {same.pid} on this host ({self._host})" if same is not None else "",
+        )
+        answer, text = answer_newcomer(hello.bridge_id, connection.pid, now - since, run)
+        match answer:
+            case "join":
+                del self._newcomers[connection]
+                self._join(connection, hello)
+            case "later":
+                self._post(connection, messages.Later(text))
+                self._drop(connection, "")
+            case "refuse":
+                self._fail(connection, BridgeIdError(text))
 
     def _answer_newcomers(self) -> None:
-        """Answer those whose place is taken, once it is clear by whom: a run that is dying, or another program."""
-        for connection, (hello, since) in list(self._newcomers.items()):
-            now = time.monotonic()
+        for connection in list(self._newcomers):
             try:
-                if self._dismissed is not None:
-                    self._put_off(connection, "the analytics is just ending its run")
-                elif self._plan is not None:
-                    self._answer_late(connection, hello, now - since)
-                elif hello.bridge_id not in self._bridges or now - since > HOLD_S:
-                    del self._newcomers[connection]
-                    self._join(connection, hello)
-            except DeisaError as error:
-                logger.warning("refused a peer (pid %d): %s", connection.pid, messages.shorten(error))
+                self._answer_newcomer(connection)
+            except ProtocolError as error:
                 self._fail(connection, error)
-
-    def _answer_late(self, connection: _Connection, hello: messages.Hello, waited_s: float) -> None:
-        bridges = self._bridges.values()
-        lost = any(c not in self._connections and not c.closed for c in bridges)
-        closed = all(c.closed for c in bridges)
-        state = "gone" if self._presence.reason else self._presence.state(time.monotonic())[0]
-        session = self._settings.session
-        match answer_newcomer(state, lost=lost, closed=closed, waited_s=waited_s):
-            case "later" if closed:
-                self._put_off(
-                    connection,
-                    f"the analytics of session {session!r} still handles what the last simulation sent",
-                )
-            case "later":
-                why = self._presence.reason or "one of its ranks was lost"
-                self._put_off(connection, f"an earlier run of session {session!r} is still there, but {why}")
-            case "refuse":
-                raise BridgeIdError(
-                    f"bridge {hello.bridge_id} (pid {connection.pid}) came after session {session!r} had started "
-                    f"with all its bridges{self._name_owner(hello.bridge_id)}; is a second simulation using the "
-                    f"same session name? {two_programs(session)}"
-                )
-
-    def _name_owner(self, bridge_id: int) -> str:
-        owner = self._bridges.get(bridge_id)
-        return (
-            f", bridge {bridge_id} being pid {owner.pid} on this host ({self._host})"
-            if owner is not None
-            else ""
-        )
-
-    def _put_off(self, connection: _Connection, why: str) -> None:
-        """Have a rank look again: this run is not the one that it belongs to."""
-        self._post(connection, messages.Later(why))
-        self._drop(connection, "")
 
     def _join(self, connection: _Connection, hello: messages.Hello) -> None:
         names = [described.name for described in hello.arrays]
