@@ -196,8 +196,8 @@ def test_no_bridge_at_all(site: Site) -> None:
         deisa.execute_callbacks()
 
 
-def test_no_analytics(session_name: str) -> None:
-    settings = Settings(session=session_name, connect_timeout_s=0.2)
+def test_no_analytics(session_name: str, caplog: pytest.LogCaptureFixture) -> None:
+    settings = Settings(session=session_name, connect_timeout_s=0.2, warn_every_s=0.01)
     with pytest.raises(NoAnalyticsError) as caught:
         Bridge(
             bridge_id=0,
@@ -205,6 +205,7 @@ def test_no_analytics(session_name: str) -> None:
             system_metadata={"world_size": 1},
             settings=settings,
         )
+    assert f"waiting for the analytics of session {session_name!r} (0 s so far)" in caplog.text
     assert f"no analytics on this host for session {session_name!r}" in str(caught.value)
     assert "DEISA_RAY_CONNECT_TIMEOUT_S" in str(caught.value)
 
@@ -239,8 +240,8 @@ def test_a_session_in_use(site: Site) -> None:
         report = deisa.execute_callbacks()
     assert report.callbacks_failed == 0
     assert len(refused) == 2
-    assert f"in use by this very process (pid {os.getpid()}): a Deisa runs its callbacks " in refused[0]
-    assert "in thread 'MainThread' since " in refused[0]
+    where = f"thread 'MainThread', pid {os.getpid()} on {socket.gethostname()}, since "
+    assert f"in use by this very process, where a Deisa runs its callbacks: {where}" in refused[0]
     assert "choose another name: Deisa(session=...) and Bridge(session=...)" in refused[0]
 
 

@@ -125,7 +125,7 @@ def test_one_that_runs_does_not_make_way(site: Site) -> None:
         analytics = Ranks([deisa.execute_callbacks])
         assert runs.wait(PATIENCE_S)
         with pytest.raises(
-            SessionInUseError, match=r"by this very process .* in thread 'rank-0' since \d\d:"
+            SessionInUseError, match=r"by this very process, .*: thread 'rank-0', pid \d+ on "
         ):
             site.deisa()
         may_end.set()

@@ -20,6 +20,7 @@ from deisa.ray._graph.assemble import check_kind_of_arrays
 from deisa.ray._graph.running import dask_computes_with
 from deisa.ray._graph.scheduler import BundleScheduler
 from deisa.ray._state.timeline import Firing, When
+from deisa.ray._transport.address import this_process
 from deisa.ray._transport.fork import OwnProcess
 from deisa.ray.callbacks import (
     Callback,
@@ -112,7 +113,7 @@ class Deisa:
         self._process = OwnProcess()
         self._registrations = Registrations()
         self._executed = False
-        self._runs: str | None = None  # in which thread, and since when
+        self._runs: str | None = None  # where, and since when
         self._running = False
         self._closing = threading.RLock()  # a signal handler may close as well
         self._closed = False
@@ -150,9 +151,9 @@ class Deisa:
         with self._closing:
             if self._runs is not None:
                 raise SessionInUseError(
-                    f"session {session!r} is in use by this very process (pid {os.getpid()}): a Deisa runs its "
-                    f"callbacks {self._runs}; interrupt it or wait for its end, or choose another name: "
-                    "Deisa(session=...) and Bridge(session=...), or DEISA_RAY_SESSION on both sides"
+                    f"session {session!r} is in use by this very process, where a Deisa runs its callbacks: "
+                    f"{self._runs}; interrupt it or wait for its end, or choose another name: Deisa(session=...) and "
+                    "Bridge(session=...), or DEISA_RAY_SESSION on both sides"
                 )
             self._replaced = True
             if self._executed:
@@ -282,7 +283,7 @@ class Deisa:
                     "no callback is registered: call register_callback() before execute_callbacks()"
                 )
             self._executed = True
-            self._runs = f"in thread {threading.current_thread().name!r} since {time.strftime('%H:%M:%S')}"
+            self._runs = f"thread {threading.current_thread().name!r}, {this_process()}"
         ends_run = self._settings.on_error == "raise"
         return _Run([Calls(registration, ends_run) for registration in self._registrations])
 
