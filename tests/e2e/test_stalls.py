@@ -156,3 +156,36 @@ def test_a_rank_that_is_slow_is_named(site: Site, caplog: pytest.LogCaptureFixtu
         wait_until(lambda: caplog.text.count(f"waits for {named}") >= 2, "both sides name the bridge")
         goes_on.set()
         analytics.check()
+
+
+def test_a_stall_beside_an_array_that_goes_on(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """Callbacks on other arrays run all the while."""
+    deisa = site.deisa(warn_every_s=0.5)
+    deisa.register_callback(lambda x, mesh: None, "x", "mesh", when="OR")
+    deisa.register_callback(lambda p: None, "p")
+    named = threading.Event()
+
+    def mesh() -> None:
+        with site.bridge(1, 3, {"mesh": rows(0, 1)}) as bridge:
+            bridge.send("mesh", np.ones(4), 0)
+            named.wait(60)
+
+    def flowing() -> None:
+        with site.bridge(2, 3, {"p": rows(0, 1)}) as bridge:
+            for timestep in range(10**6):
+                if named.wait(0.05):
+                    break
+                bridge.send("p", np.ones(4), timestep)
+
+    def rank() -> None:
+        with site.bridge(0, 3, {"x": rows(0, 1)}, warn_every_s=1.0) as bridge:
+            for timestep in range(6):
+                bridge.send("x", np.ones(4), timestep)
+
+    with caplog.at_level(logging.WARNING), ranks(rank, mesh, flowing):
+        analytics = Ranks([deisa.execute_callbacks])
+        culprit = "waits for bridge 1, which has not passed timestep 1 (at timestep 0)"
+        wait_until(lambda: caplog.text.count(culprit) >= 3, "both sides name the bridge")
+        assert "timestep 2 " + culprit in caplog.text
+        named.set()
+        analytics.check()

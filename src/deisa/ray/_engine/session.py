@@ -393,7 +393,6 @@ class Session:
                     return
                 self._absorb(self._agents.events(0))
                 heard = time.monotonic()
-                self._stalls.moved()
             self._forget()
             if self._failure is not None:
                 if not self._gather_stragglers():
@@ -407,9 +406,6 @@ class Session:
             self._absorb(arrived)
             if any(not isinstance(event, events.SendHeldUp) for _, event in arrived):
                 heard = said = now
-                self._stalls.moved()
-            if now - heard < TICK_S:
-                continue
             self._stalls.look(timeline, self._slots, self._largest, self._arrays.keys(), self._stats)
             if now - said > self._settings.warn_every_s:
                 said = now
@@ -438,7 +434,9 @@ class Session:
             [self._arrays[name, timestep] for timestep in timesteps]
             for name, timesteps in zip(names, firing.windows, strict=True)
         ]
+        self._stalls.moved(names)
         deliver(firing, windows)
+        self._stalls.moved(names)
         journal = self._journal
         if journal is not None:
             journal[firing.callback] = firing.timestep

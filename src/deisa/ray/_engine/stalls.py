@@ -24,7 +24,7 @@ from deisa.ray._engine.leases import Leases, Step
 from deisa.ray._state.events import SendHeldUp, StepComplete
 from deisa.ray._state.layout import name_bridges
 from deisa.ray._state.stalls import steps_in_the_way
-from deisa.ray._state.timeline import Timeline
+from deisa.ray._state.timeline import NEXT_TIMESTEP, Timeline
 from deisa.ray.config import Settings
 from deisa.ray.errors import KeptArraysError
 
@@ -62,6 +62,7 @@ class Stalls:
         self._settings = settings
         self._computing = computing
         self._waiting: dict[int, SendHeldUp] = {}
+        self._moved_at: dict[str, float] = {}  # arrays for which ranks wait, or have waited
         self._stuck_since: float | None = None
         self._looked = self._warned = -math.inf
         self.told = ""  # whom ranks that have no slot were told to wait for
@@ -69,6 +70,7 @@ class Stalls:
     def wait_for_slot(self, event: SendHeldUp) -> None:
         """A rank waits."""
         self._waiting[event.bridge_id] = event
+        self._moved_at[event.array] = time.monotonic()
 
     def waited(self, bridge_id: int) -> bool:
         """Whether a bridge was last seen waiting for a slot."""
@@ -81,12 +83,14 @@ class Stalls:
             for bridge_id, event in self._waiting.items()
             if event.array != step.array or event.timestep > step.timestep
         }
+        self.moved([step.array])
 
-    def moved(self) -> None:
-        """Something has come from the simulation."""
+    def moved(self, arrays: Collection[str]) -> None:
+        """Arrays go on: one is complete at another timestep, or a callback looks at them."""
+        self._moved_at |= dict.fromkeys(arrays, time.monotonic())
         self._stuck_since = None
-        self._looked = time.monotonic()
-        self._tell("")
+        if self.told and not any(event.array not in arrays for event in self._waiting.values()):
+            self._tell("")
 
     def look(
         self,
@@ -96,7 +100,7 @@ class Stalls:
         windows: Collection[Step],
         closed: Collection[int],
     ) -> None:
-        """See, after nothing has come for a moment, who holds up the simulation.
+        """See who holds up ranks whose arrays have not moved for a moment.
 
         Parameters
         ----------
@@ -114,14 +118,15 @@ class Stalls:
             When nothing can come, since the analytics keeps arrays, and has kept them for a while.
         """
         now = time.monotonic()
-        if not self._waiting or now - self._looked < LOOK_S:
+        waiting = {b: e for b, e in self._waiting.items() if now - self._moved_at[e.array] >= LOOK_S}
+        if not waiting or now - self._looked < LOOK_S:
             return
         self._looked = now
         if self._leases.live() - set(windows):
             gc.collect()  # arrays in reference cycles, as tracebacks make them
         kept = sorted(self._leases.live() - set(windows))
         names = {name for name, _ in kept}
-        if any(event.array in names for event in self._waiting.values()):
+        if any(event.array in names for event in waiting.values()):
             self._tell(f"the analytics, which keeps arrays of earlier timesteps alive: {_shown(kept)}")
             self._warn(
                 now,
@@ -130,9 +135,10 @@ class Stalls:
             )
             self._mind_kept(now, slots, largest, windows, timeline.owners.difference(closed))
             return
-        waiting = timeline.waiting_for(self._agents.positions())
-        self._tell(waiting)
-        self._warn(now, f"{name_bridges(self._waiting)} can't go on: the analytics waits for {waiting}")
+        culprit = timeline.waiting_for(self._agents.positions())
+        if culprit != NEXT_TIMESTEP:
+            self._tell(culprit)
+            self._warn(now, f"{name_bridges(waiting)} can't go on: the analytics waits for {culprit}")
 
     def _mind_kept(
         self,

@@ -27,6 +27,7 @@ from deisa.ray.errors import IncompleteTimestepError
 
 When = Literal["AND", "OR"]
 NEVER = -math.inf
+NEXT_TIMESTEP = "the next timestep"
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,7 +303,7 @@ class Timeline:
                 behind = {b for b, timestep in at.items() if timestep == last}
                 place = _place(behind, positions)
                 return f"{name!r} from {name_bridges(behind)}{place}, others being at timestep {int(first)}"
-        return "the next timestep"
+        return NEXT_TIMESTEP
 
 
 def _place(bridges: Collection[int], positions: Mapping[int, float] | None) -> str:
