@@ -368,6 +368,42 @@ def test_functions_that_only_share_their_name_stay() -> None:
     assert registered(*((one, ["T"]) for one in in_one_file)) == list(in_one_file)
 
 
+def test_what_a_loop_makes_of_one_definition_stays() -> None:
+    on_two_arrays = """
+callback = []
+for name in ("T", "p"):
+    def each(window): ...
+    callback.append(each)
+"""
+    with_two_values = """
+callback = []
+for number in (1000, 2000):
+    def each(T, number=number): ...
+    callback.append(each)
+"""
+    first, second = cell(on_two_arrays, "/tmp/analytics.py")
+    assert registered((first, ["T"]), (second, ["p"])) == [first, second]
+    first, second = cell(with_two_values, "/tmp/analytics.py")
+    assert registered((first, ["T"]), (second, ["T"])) == [first, second]
+
+
+def test_a_function_that_is_run_again_registers_once_what_it_defines() -> None:
+    made: list[Any] = []
+
+    def as_in_a_cell() -> None:
+        def callback(T: Any) -> None:
+            made.append(T)
+
+        made.append(callback)
+
+    as_in_a_cell()
+    as_in_a_cell()
+    first, again = made
+    assert registered((first, ["T"]), (again, ["T"])) == [again]
+    assert registered((first, ["T"]), (again, ["p"])) == [first, again]
+    assert registered((first, ["T"]), (first, ["T"])) == [first, first]
+
+
 def test_one_function_on_several_arrays_stays() -> None:
     callback = cell("def callback(window): ...")
     assert (

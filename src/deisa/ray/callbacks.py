@@ -10,6 +10,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Any
@@ -343,21 +344,34 @@ def _takes_names(signature: inspect.Signature, names: Sequence[str]) -> bool:
 def _is_another_version(new: Registration, old: Registration) -> bool:
     """Whether a function is defined anew: by the same cell of a notebook, by an edited one, by a module loaded again.
 
-    Not the functions that one place of a program makes again and again, and not two of one name in one file.
+    Not what one place of a program makes of other values or registers on other arrays, as a loop does, and not two
+    functions of one name in one file.
     """
     now, before = inspect.unwrap(new.callback), inspect.unwrap(old.callback)
     if not isinstance(now, FunctionType) or not isinstance(before, FunctionType):
         return False
     if (now.__module__, now.__qualname__) != (before.__module__, before.__qualname__):
         return False
-    if "<" in now.__qualname__:  # <lambda>, or a function's <locals>
-        return False
-    if now is before:
-        return new.windows == old.windows
     code, earlier = now.__code__, before.__code__
+    inside = "<locals>" in now.__qualname__
+    same_windows = new.windows == old.windows
+    if code is earlier:  # the same place of a program
+        alike = not inside if now is before else _values_of(now) == _values_of(before)
+        return same_windows and alike and now.__name__ != "<lambda>"
+    if inside or now.__name__ == "<lambda>":
+        return False
     if code.co_filename != earlier.co_filename or code.co_firstlineno == earlier.co_firstlineno:
         return True
-    return code.co_filename.startswith("<") and new.windows == old.windows  # text that is no file
+    return code.co_filename.startswith("<") and same_windows  # text that is no file
+
+
+def _values_of(function: FunctionType) -> list[int]:
+    """What a function has of the place where it was made, by identity: its defaults, and what it refers to there."""
+    values = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # an empty one
+            values.append(cell.cell_contents)
+    return [id(value) for value in values]
 
 
 def _let_go(error: BaseException) -> None:
