@@ -27,8 +27,9 @@ from deisa.ray._state.plan import Boxes, StartPlan
 from deisa.ray._state.presence import State, in_use, judge_presence
 from deisa.ray._state.takeover import NodeState, Wreck, find_wreck
 from deisa.ray._transport.address import agent_address, this_process
+from deisa.ray._transport.descriptor_limit import raise_descriptor_limit
 from deisa.ray._transport.journal import JournalLine
-from deisa.ray._transport.server import AgentServer, raise_descriptor_limit
+from deisa.ray._transport.server import AgentServer
 from deisa.ray.config import Settings
 from deisa.ray.errors import AgentLostError, BridgeLostError, DeisaError, SessionError, SessionInUseError
 

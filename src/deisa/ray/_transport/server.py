@@ -11,15 +11,13 @@ import errno
 import logging
 import math
 import os
-import resource
-import selectors
 import socket
 import threading
 import time
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
@@ -27,29 +25,27 @@ import numpy as np
 
 from deisa.ray._state.arrivals import NodeArrivals
 from deisa.ray._state.events import AgentLost, BridgeJoined, DtypeLearned, Event, SendHeldUp
-from deisa.ray._state.layout import ArrayDescription, Shape
+from deisa.ray._state.layout import Shape
 from deisa.ray._state.newcomers import Run, answer_newcomer
 from deisa.ray._state.plan import Boxes, StartPlan
 from deisa.ray._state.presence import Presence, State
 from deisa.ray._state.takeover import NOTHING_HANDLED, NodeState
 from deisa.ray._transport import messages
-from deisa.ray._transport.address import agent_address, check_same_user, shown
+from deisa.ray._transport.address import agent_address, shown
+from deisa.ray._transport.connections import Connection, Connections, Ready
+from deisa.ray._transport.descriptor_limit import check_descriptors
 from deisa.ray._transport.descriptors import RECEIVE_BYTES
-from deisa.ray._transport.fork import close_in_children
 from deisa.ray._transport.limits import MemoryLimit, check_limits
 from deisa.ray._transport.listening import listen
 from deisa.ray._transport.memory import check_fits, create_segment, lay_out, slot_size, within
-from deisa.ray._transport.messages import FrameBuffer, Message, RegionSpec
+from deisa.ray._transport.messages import Message, RegionSpec
 from deisa.ray._transport.pages import DESCRIPTORS_PER_PAGE, LOOK_S, Board, OutboxReader, Page
-from deisa.ray._transport.peers import open_process
 from deisa.ray.config import Settings
 from deisa.ray.errors import (
     AnalyticsLostError,
     BridgeIdError,
     ConfigurationError,
     DeisaError,
-    DescriptorLimitError,
-    PeerError,
     ProtocolError,
     SessionEndedError,
     SessionInUseError,
@@ -58,11 +54,9 @@ from deisa.ray.errors import (
 logger = logging.getLogger("deisa.ray.agent")
 
 DESCRIPTORS_PER_MESSAGE = 64
-DESCRIPTORS_SPARE = 64  # for board and tally, readers, and what else a process opens
 TICK_S = 0.5
 MOST_UNREAD = 1000  # messages that wait for a peer which does not read
 MOST_LAST_READS = 64  # of what a process that has ended said before
-PASSING = {errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS, errno.EINTR}  # the same will work later
 
 
 def yield_to_ranks() -> None:
@@ -76,44 +70,11 @@ def yield_to_ranks() -> None:
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
-def raise_descriptor_limit() -> None:
-    """Let this process open as many descriptors as it may: each bridge takes a few."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def check_descriptors(needed: int, bridges: int) -> None:
-    """Raise `DescriptorLimitError` when so many more descriptors would be too many."""
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    taken = len(os.listdir("/proc/self/fd"))
-    if limit != resource.RLIM_INFINITY and taken + needed + DESCRIPTORS_SPARE > limit:
-        raise DescriptorLimitError(
-            f"the memory of {bridges} bridges on one node takes {needed} descriptors beside {taken} that are open, and "
-            f"the agent may have {limit}; raise the limit (ulimit -n) where Ray is started"
-        )
-
-
 @dataclass(slots=True)
 class _Segment:
     descriptor: int
     nbytes: int
     regions: list[RegionSpec]  # as readers see them
-
-
-@dataclass(slots=True, eq=False)
-class _Connection:
-    socket: socket.socket
-    pid: int
-    frames: FrameBuffer = field(default_factory=FrameBuffer)
-    outgoing: deque[tuple[memoryview, list[int]]] = field(default_factory=deque)
-    bridge_id: int | None = None
-    outbox: OutboxReader | None = None
-    arrays: dict[str, ArrayDescription] = field(default_factory=dict)
-    limits: tuple[MemoryLimit, ...] = ()
-    joined: BridgeJoined | None = None
-    closed: bool = False
-    process: int | None = None  # of the peer, see `open_process`
 
 
 class AgentServer:
@@ -148,9 +109,7 @@ class AgentServer:
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._arrivals = NodeArrivals()
-        self._bridges: dict[int, _Connection] = {}
-        self._connections: set[_Connection] = set()
-        self._stuck: set[_Connection] = set()  # to which something could not be sent for the moment
+        self._bridges: dict[int, Connection] = {}
         self._segments: list[_Segment] = []
         self._board: Board | None = None
         self._tally: Page | None = None
@@ -160,10 +119,10 @@ class AgentServer:
         self._progress = "the analytics is up but has not called execute_callbacks() yet"
         self._joined: list[Event] = []
         self._newcomers: dict[
-            _Connection, tuple[messages.Hello, float]
+            Connection, tuple[messages.Hello, float]
         ] = {}  # whose place is taken; since when
         self._presence = Presence(driver_id, holder, time.monotonic(), ends_alone=ends_alone)
-        self._driver: _Connection | None = None  # the analytics', if it is on this node
+        self._driver: Connection | None = None  # the analytics', if it is on this node
         self._host = socket.gethostname()
         self._dismissed: DeisaError | None = None  # what the analytics told the ranks when it ended the run
         self._journal: Page | None = None
@@ -171,14 +130,9 @@ class AgentServer:
         self._learned: list[Event] = []
         self._full = False  # no connection could be accepted, for want of descriptors
         self.closed = threading.Event()
-        self._selector = selectors.DefaultSelector()
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC)
-        self._selector.register(self._wake, selectors.EVENT_READ)
-        close_in_children(self)
-        self._listener = listen(settings, run_id)
-        self.serving = self._listener is not None
-        if self._listener is not None:
-            self._selector.register(self._listener.socket, selectors.EVENT_READ)
+        listener = listen(settings, run_id)
+        self.serving = listener is not None
+        self._connections = Connections(listener)
         self._thread = threading.Thread(target=self._serve, name="deisa-agent", daemon=True)
         self._thread.start()
 
@@ -334,7 +288,7 @@ class AgentServer:
         check_descriptors(descriptors, len(touched))
         return needed
 
-    def _bytes_in_boxes(self, connection: _Connection, boxes: Boxes, plan: StartPlan) -> int:
+    def _bytes_in_boxes(self, connection: Connection, boxes: Boxes, plan: StartPlan) -> int:
         """What a bridge touches of memory that it shares with others."""
         merged = {name: dtype for name in boxes if (dtype := plan.dtypes[name]) is not None}
         return sum(
@@ -358,7 +312,7 @@ class AgentServer:
             for name in boxes:
                 self._provide_boxes(name, boxes, plan)
             self._let_all_go(plan, board)
-            os.eventfd_write(self._wake, 1)  # from now on the thread looks into the outboxes
+            self._connections.wake()  # from now on the thread looks into the outboxes
 
     def _let_all_go(self, plan: StartPlan, board: Board) -> None:
         """Give every rank its places on the shared pages."""
@@ -419,7 +373,7 @@ class AgentServer:
                 for connection in [c for c in self._connections if c.bridge_id is not None]:
                     self._fail(connection, error)
             self.closed.set()
-            os.eventfd_write(self._wake, 1)
+            self._connections.wake()
             self._changed.notify_all()
         if threading.current_thread() is not self._thread:
             self._thread.join()
@@ -430,12 +384,12 @@ class AgentServer:
         yield_to_ranks()
         try:
             while not self.closed.is_set():
-                ready = self._selector.select(TICK_S if self._plan is None else LOOK_S)
+                ready = self._connections.wait(TICK_S if self._plan is None else LOOK_S)
                 with self._lock:
                     if not self.closed.is_set():
-                        for key, mask in ready:
-                            self._serve_one(key, mask)
-                        for connection in list(self._stuck):
+                        for what, peer in ready:
+                            self._serve_one(what, peer)
+                        for connection in self._connections.stuck:
                             self._try_to_flush(connection)
                         self._collect_all()
                         self._report_losses()
@@ -449,20 +403,14 @@ class AgentServer:
         finally:
             self._shut()
 
-    def _serve_one(self, key: selectors.SelectorKey, mask: int) -> None:
-        if self._listener is not None and key.fileobj is self._listener.socket:
-            self._accept(self._listener.socket)
-            return
-        if key.fileobj == self._wake:
-            os.eventfd_read(self._wake)
-            return
-        connection: _Connection = key.data
-        if key.fileobj is not connection.socket:
+    def _serve_one(self, what: Ready, connection: Connection | None) -> None:
+        if connection is None:
+            self._accept()
+        elif what is Ready.ENDED:
             self._see_off(connection)
-            return
-        if mask & selectors.EVENT_WRITE:
+        elif what is Ready.TO_WRITE:
             self._try_to_flush(connection)
-        if mask & selectors.EVENT_READ:
+        else:
             self._receive(connection)
 
     def _collect_all(self) -> None:
@@ -482,7 +430,7 @@ class AgentServer:
         if self._joined or self._arrivals.has_events:
             self._changed.notify_all()
 
-    def _collect(self, connection: _Connection) -> None:
+    def _collect(self, connection: Connection) -> None:
         """Account for what a rank has handed over since the last look."""
         if connection.outbox is not None:
             assert connection.bridge_id is not None
@@ -503,7 +451,7 @@ class AgentServer:
                     self._arrivals.leave(bridge_id)
             self._changed.notify_all()
 
-    def _receive(self, connection: _Connection) -> bool:
+    def _receive(self, connection: Connection) -> bool:
         """Handle what a peer has sent; whether there was anything."""
         try:
             return self._receive_some(connection)
@@ -514,11 +462,9 @@ class AgentServer:
             self._drop(connection, f"its connection failed ({error})")
         return False
 
-    def _accept(self, listener: socket.socket) -> None:
+    def _accept(self) -> None:
         try:
-            accepted, _ = listener.accept()
-        except BlockingIOError:
-            return
+            accepted = self._connections.accept()
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE) and not self._full:
                 self._full = True
@@ -526,32 +472,19 @@ class AgentServer:
             logger.error("cannot accept a connection: %s", error)
             time.sleep(0.05)
             return
-        try:
-            pid = check_same_user(accepted)
-        except PeerError as error:
-            logger.warning("%s", error)
-            accepted.close()
-            return
-        accepted.setblocking(False)
-        connection = _Connection(accepted, pid)
-        self._connections.add(connection)
-        self._selector.register(accepted, selectors.EVENT_READ, connection)
-        try:
-            connection.process = open_process(pid)
-        except ProcessLookupError:
-            self._see_off(connection)
-        else:
-            if connection.process is not None:
-                self._selector.register(connection.process, selectors.EVENT_READ, connection)
+        if accepted is not None:
+            connection, has_ended = accepted
+            if has_ended:
+                self._see_off(connection)
 
-    def _see_off(self, connection: _Connection) -> None:
+    def _see_off(self, connection: Connection) -> None:
         """Hear the last words of a peer whose process has ended, though a child of it may keep the socket open."""
         for _ in range(MOST_LAST_READS):
             if connection not in self._connections or not self._receive(connection):
                 break
         self._drop(connection, "its process ended without close()")
 
-    def _receive_some(self, connection: _Connection) -> bool:
+    def _receive_some(self, connection: Connection) -> bool:
         try:
             data = connection.socket.recv(RECEIVE_BYTES)
         except BlockingIOError:
@@ -568,7 +501,7 @@ class AgentServer:
                     raise ProtocolError("it does not read what it is sent")
         return True
 
-    def _handle(self, connection: _Connection, message: Message) -> None:
+    def _handle(self, connection: Connection, message: Message) -> None:
         match message:
             case messages.Hello():
                 self._welcome(connection, message)
@@ -619,7 +552,7 @@ class AgentServer:
                 "install the same deisa-ray on both sides"
             )
 
-    def _welcome(self, connection: _Connection, hello: messages.Hello) -> None:
+    def _welcome(self, connection: Connection, hello: messages.Hello) -> None:
         self._check_version(hello.version)
         if hello.session != self._settings.session:
             raise ConfigurationError(
@@ -632,7 +565,7 @@ class AgentServer:
         self._newcomers[connection] = (hello, time.monotonic())
         self._answer_newcomer(connection)
 
-    def _answer_newcomer(self, connection: _Connection) -> None:
+    def _answer_newcomer(self, connection: Connection) -> None:
         hello, since = self._newcomers[connection]
         now = time.monotonic()
         same, bridges = self._bridges.get(hello.bridge_id), self._bridges.values()
@@ -664,7 +597,7 @@ class AgentServer:
             except ProtocolError as error:
                 self._fail(connection, error)
 
-    def _join(self, connection: _Connection, hello: messages.Hello) -> None:
+    def _join(self, connection: Connection, hello: messages.Hello) -> None:
         names = [described.name for described in hello.arrays]
         if len(set(names)) < len(names):
             raise ProtocolError("a bridge described an array twice")
@@ -687,7 +620,7 @@ class AgentServer:
         self._joined.append(connection.joined)
 
     def _learn(
-        self, connection: _Connection, array: str, dtype: np.dtype, limits: tuple[MemoryLimit, ...]
+        self, connection: Connection, array: str, dtype: np.dtype, limits: tuple[MemoryLimit, ...]
     ) -> None:
         bridge_id = connection.bridge_id
         assert bridge_id is not None and self._plan is not None
@@ -716,16 +649,14 @@ class AgentServer:
         self._provide(connection, {array: dtype})
         self._try_to_flush(connection)
 
-    def _provide(self, connection: _Connection, arrays: Mapping[str, np.dtype]) -> None:
+    def _provide(self, connection: Connection, arrays: Mapping[str, np.dtype]) -> None:
         """Create one segment with the slots of a bridge's chunks of some arrays, to go with the next `_post`."""
         assert connection.bridge_id is not None and self._plan is not None
         chunks = self._chunks(connection, arrays, self._plan.slots)
         if not chunks:
             return
         segment = self._add_segment(*lay_out(chunks))
-        self._queue(
-            connection, messages.Slots((segment.nbytes,), tuple(segment.regions)), [segment.descriptor]
-        )
+        connection.queue(messages.Slots((segment.nbytes,), tuple(segment.regions)), [segment.descriptor])
 
     def _add_segment(self, regions: list[RegionSpec], nbytes: int) -> _Segment:
         segment = _Segment(create_segment(f"deisa-{self._settings.session}", nbytes), nbytes, regions)
@@ -745,10 +676,10 @@ class AgentServer:
             if regions:
                 shapes = [chunk.shape for chunk in connection.arrays[array].chunks]
                 own = [within(places[r][0], r, places[r][1], s) for r, s in zip(regions, shapes, strict=True)]
-                self._queue(connection, messages.Slots((segment.nbytes,), tuple(own)), [segment.descriptor])
+                connection.queue(messages.Slots((segment.nbytes,), tuple(own)), [segment.descriptor])
 
     def _chunks(
-        self, connection: _Connection, dtypes: Mapping[str, np.dtype], slots: Mapping[str, int]
+        self, connection: Connection, dtypes: Mapping[str, np.dtype], slots: Mapping[str, int]
     ) -> list[tuple[int, Shape, np.dtype, int]]:
         """List a bridge's chunks of some arrays as `lay_out` wants them."""
         assert connection.bridge_id is not None
@@ -760,7 +691,7 @@ class AgentServer:
             for region, chunk in zip(regions[name], connection.arrays[name].chunks, strict=True)
         ]
 
-    def _attach(self, connection: _Connection, mapped: int) -> None:
+    def _attach(self, connection: Connection, mapped: int) -> None:
         for start in range(mapped, len(self._segments), DESCRIPTORS_PER_MESSAGE):
             batch = self._segments[start : start + DESCRIPTORS_PER_MESSAGE]
             regions = [replace(r, segment=i) for i, segment in enumerate(batch) for r in segment.regions]
@@ -769,7 +700,7 @@ class AgentServer:
         state, quiet_s = self._presence.state(time.monotonic())
         self._post(connection, messages.Attached(self.agent_id, state, quiet_s, self._presence.holder))
 
-    def _follow(self, connection: _Connection, follow: messages.Follow) -> None:
+    def _follow(self, connection: Connection, follow: messages.Follow) -> None:
         """Give the analytics of this node a journal; its connection shows that it is there."""
         self._check_version(follow.version)
         if (
@@ -810,56 +741,26 @@ class AgentServer:
 
     # Sending and dropping.
 
-    def _post(self, connection: _Connection, message: Message, descriptors: Sequence[int] = ()) -> None:
-        self._queue(connection, message, descriptors)
+    def _post(self, connection: Connection, message: Message, descriptors: Sequence[int] = ()) -> None:
+        connection.queue(message, descriptors)
         self._try_to_flush(connection)
 
-    @staticmethod
-    def _queue(connection: _Connection, message: Message, descriptors: Sequence[int]) -> None:
-        connection.outgoing.append((memoryview(messages.encode(message)), list(descriptors)))
-
-    def _try_to_flush(self, connection: _Connection) -> None:
-        """Send what is queued as far as the socket takes it; the rest goes when it is writable again."""
-        if connection not in self._connections:
-            return
-        outgoing = connection.outgoing
-        self._stuck.discard(connection)
+    def _try_to_flush(self, connection: Connection) -> None:
         try:
-            while outgoing:
-                data, descriptors = outgoing[0]
-                if descriptors:
-                    sent = socket.send_fds(connection.socket, [data], descriptors)
-                else:
-                    sent = connection.socket.send(data)
-                if sent < len(data):
-                    outgoing[0] = (data[sent:], [])
-                else:
-                    outgoing.popleft()
-        except (BrokenPipeError, ConnectionResetError):
-            outgoing.clear()  # a dead peer shows when it is read from
-        except BlockingIOError:
-            pass
+            self._connections.flush(connection)
         except OSError as error:
-            if error.errno not in PASSING:
-                self._drop(connection, f"nothing could be sent to it ({error})")
-                return
-            self._stuck.add(connection)  # it may look writable all the time: once in every round is enough
-        waits = outgoing and connection not in self._stuck
-        wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if waits else 0)
-        self._selector.modify(connection.socket, wanted, connection)
+            self._drop(connection, f"nothing could be sent to it ({error})")
 
-    def _fail(self, connection: _Connection, error: DeisaError) -> None:
+    def _fail(self, connection: Connection, error: DeisaError) -> None:
         if not connection.closed:
             # One that has not read what came before will not read this either: nobody waits for it.
             self._post(connection, messages.Fail(type(error).__name__, messages.shorten(error)))
         self._drop(connection, messages.shorten(error))
 
-    def _drop(self, connection: _Connection, reason: str) -> None:
+    def _drop(self, connection: Connection, reason: str) -> None:
         if connection not in self._connections:
             return
-        self._connections.discard(connection)
-        self._stuck.discard(connection)
-        self._hang_up(connection)
+        self._connections.hang_up(connection)
         self._newcomers.pop(connection, None)
         if connection is self._driver:
             self._driver = None
@@ -873,35 +774,9 @@ class AgentServer:
         if bridge_id is not None and self._bridges.get(bridge_id) is connection and not connection.closed:
             self._lost.append((bridge_id, reason))
 
-    def _hang_up(self, connection: _Connection) -> None:
-        self._selector.unregister(connection.socket)
-        connection.socket.close()
-        if connection.process is not None:
-            self._selector.unregister(connection.process)
-            os.close(connection.process)
-            connection.process = None
-
-    def close_in_child(self) -> None:
-        """Close a forked child's copies of the sockets: peers see when this process ends, and others may listen.
-
-        The selector's own table is the parent's: nothing may be unregistered here.
-        """
-        for connection in self._connections:
-            connection.socket.close()
-            if connection.process is not None:
-                os.close(connection.process)
-        if self._listener is not None:
-            self._listener.socket.close()
-
     def _shut(self) -> None:
         with self._lock:
-            for connection in list(self._connections):
-                self._hang_up(connection)
-            self._connections.clear()
-            if self._listener is not None:
-                self._listener.close()
-            self._selector.close()
-            os.close(self._wake)
+            self._connections.close()
             for segment in self._segments:
                 os.close(segment.descriptor)
             self._segments.clear()
@@ -919,7 +794,7 @@ def _known_dtypes(plan: StartPlan, without: Boxes) -> dict[str, np.dtype]:
     return {name: dtype for name, dtype in plan.dtypes.items() if dtype is not None and name not in without}
 
 
-def _descriptors_of(connection: _Connection, plan: StartPlan, boxes: Boxes) -> int:
+def _descriptors_of(connection: Connection, plan: StartPlan, boxes: Boxes) -> int:
     """What will be opened for a bridge: its outbox, one segment, and one more for each dtype that comes late."""
     wanted = [name for name, array in connection.arrays.items() if array.chunks and name in plan.slots]
     late = sum(plan.dtypes[name] is None for name in wanted)
