@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from deisa.ray import DeisaArray, Settings, WindowSpec
-from deisa.ray.errors import ComputationLostError
+from deisa.ray.errors import MEMORY_MONITOR, ComputationLostError
 from tests.e2e.parties import Parties, Party
 from tests.scheduler.simulation import run
 from tests.support.mpi import Mpi
@@ -308,6 +308,8 @@ def test_the_agent_is_killed(parties: Parties) -> None:
     )
     for rank in ranks:
         assert rank.ended().startswith("AnalyticsLostError: the agent of session ")
+        assert MEMORY_MONITOR in rank.ended()  # it ends agents in the same way
+    assert MEMORY_MONITOR in analytics.ended()
     assert seconds_until(ranks[1], killed) < SOON_S
 
 

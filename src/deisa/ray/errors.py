@@ -53,6 +53,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+MEMORY_MONITOR = (
+    "Ray's memory monitor ends processes of a node whose memory is nearly full, whoever fills it: the simulation and "
+    "its chunk memory count, too. RAY_memory_usage_threshold (0.95) says from which part on, and "
+    "RAY_memory_monitor_refresh_ms=0 switches it off; `ray start` reads both"
+)
+
 
 class DeisaError(Exception):
     """Base of every error that deisa-ray raises on purpose."""

@@ -17,10 +17,11 @@ from functools import partial
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from deisa.ray._engine.ray_cluster import node_cpus
+from deisa.ray._engine.ray_losses import explain_loss
 from deisa.ray._graph.leaves import AgentAddress
 from deisa.ray._state.events import AgentLost, Event
 from deisa.ray._state.plan import Boxes, StartPlan
@@ -43,6 +44,7 @@ LOOK_AGAIN_S = 0.25  # whether the analytics that has the session has gone
 LINGER_S = 2.0  # that an agent which has ended stays for a last answer, if anyone asked
 OPEN_TIMEOUT_S = 120.0
 CLOSE_TIMEOUT_S = 15.0
+ASK_WHY_S = 3.0
 POSITIONS_TIMEOUT_S = 5.0
 
 
@@ -281,7 +283,7 @@ class RayAgents:
                 raise exc.cause from None
             raise
         except RayError as exc:
-            raise AgentLostError(f"an agent did not answer: {exc}") from exc
+            raise AgentLostError(f"an agent did not answer: {explain_loss(exc)}") from exc
 
     def _listen(self) -> None:
         try:
@@ -327,12 +329,22 @@ class RayAgents:
             events: list[Event] = pickle.loads(answer.result())
         except Exception as exc:
             if not self._closing.is_set():
-                reason = "its process died" if isinstance(exc, RayActorError) else str(exc)
-                self._events.put([(node_id, AgentLost(reason))])
+                threading.Thread(target=self._report_loss, args=(node_id, actor, exc), daemon=True).start()
             return
         if events:
             self._events.put([(node_id, event) for event in events])
         self._answered.put(node_id)
+
+    def _report_loss(self, node_id: str, actor: Any, error: Exception) -> None:
+        """Say that an agent has gone; what a first call says is often that a connection has ended, a second one why."""
+        if isinstance(error, RayActorError):
+            try:
+                ray.get(actor.driver_presence.remote(), timeout=ASK_WHY_S)
+            except RayError as later:
+                if not isinstance(later, GetTimeoutError):
+                    error = later
+        reason = f"its process died ({explain_loss(error)})" if isinstance(error, RayError) else str(error)
+        self._events.put([(node_id, AgentLost(reason))])
 
     def events(self, timeout_s: float) -> list[tuple[str, Event]]:
         """Wait for events of any node; returns all that have come."""

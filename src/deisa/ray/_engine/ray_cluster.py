@@ -33,6 +33,8 @@ from deisa.ray.errors import ClusterError, cause_chain
 logger = logging.getLogger("deisa.ray")
 
 TRY_AGAIN_S = 0.5
+OOM_RETRIES = "RAY_task_oom_retries"
+RETRIES_AFTER_OOM = 3
 TRIES = 3  # of Ray, to join a cluster; about a second each where it is refused
 SOCKET_PATH_BYTES = 107  # the longest path of a Unix socket
 
@@ -200,7 +202,7 @@ def _find_token() -> None:
 def _join(address: str, at: str) -> None:
     """Join the cluster at an address that answers; `at` says which that is."""
     try:
-        with _few_tries():
+        with _few_tries(), _few_retries():
             ray.init(address=address, logging_level=logging.WARNING)
     except (RayError, OSError, RuntimeError, ValueError, AssertionError) as exc:
         ray.shutdown()
@@ -211,6 +213,19 @@ def _join(address: str, at: str) -> None:
                 "(a token in ~/.ray/auth_token is used without them only where RAY_AUTH_MODE=token is set)"
             ) from exc
         raise ClusterError(f"cannot connect to the Ray cluster{at or f' at {address}'}: {exc}") from exc
+
+
+@contextmanager
+def _few_retries() -> Iterator[None]:
+    """Have Ray give up tasks that its memory monitor ends again and again; by default it never does."""
+    if OOM_RETRIES in os.environ:
+        yield
+        return
+    os.environ[OOM_RETRIES] = str(RETRIES_AFTER_OOM)
+    try:
+        yield
+    finally:
+        os.environ.pop(OOM_RETRIES, None)
 
 
 @contextmanager
@@ -243,7 +258,7 @@ def _start_local() -> None:
         ray.init(address="local", include_dashboard=False, logging_level=logging.WARNING, **more)
 
     try:
-        with no_rank():
+        with no_rank(), _few_retries():
             _in_lasting_thread(start)
     except (RayError, OSError, RuntimeError, ValueError, AssertionError) as exc:
         ray.shutdown()

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from ray.exceptions import ObjectStoreFullError, OutOfDiskError, OutOfMemoryError, RayError, RayTaskError
-
-from deisa.ray.errors import ComputationLostError, DeisaError, StoreFullError
-
-MEMORY_MONITOR = (
-    "Ray's memory monitor kills processes of a node whose memory is nearly full, by whomever: chunk memory and the "
-    "simulation's own count, too. RAY_memory_usage_threshold (0.95) says from which part on, and "
-    "RAY_memory_monitor_refresh_ms=0 switches it off; `ray start` reads both"
+from ray.exceptions import (
+    ObjectStoreFullError,
+    OutOfDiskError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
 )
+
+from deisa.ray.errors import MEMORY_MONITOR, ComputationLostError, DeisaError, StoreFullError
+
 _SHOWN_CHARACTERS = 600
-
-
-def by_memory_monitor(error: BaseException) -> bool:
-    """Whether it was Ray's memory monitor that ended a process."""
-    text = str(error).lower()
-    return isinstance(error, OutOfMemoryError) or "memory monitor" in text or "out of memory" in text
+_DETAILS = "\nObject store memory usage"  # what follows is for those who debug Ray
 
 
 def explain_loss(error: BaseException) -> str:
-    """What Ray says of a process that has gone, and what it means if its memory monitor was at work."""
-    said = f"{type(error).__name__}: {str(error).strip():.{_SHOWN_CHARACTERS}}"
-    return f"{MEMORY_MONITOR}. {said}" if by_memory_monitor(error) else said
+    """What Ray says of something that has gone, with what its memory monitor is where that may have been at work."""
+    text = " ".join(str(error).partition(_DETAILS)[0].split())
+    said = f"{type(error).__name__}: {text:.{_SHOWN_CHARACTERS}}"
+    if isinstance(error, OutOfMemoryError) or "running low on memory" in text:
+        return f"{MEMORY_MONITOR}. It says: {text:.{_SHOWN_CHARACTERS}}"
+    if isinstance(error, (RayActorError, WorkerCrashedError)):
+        return f"{said} (if the node's memory is nearly full: {MEMORY_MONITOR})"
+    return said
 
 
 def loss_error(error: RayError, retries: int) -> DeisaError:

@@ -33,6 +33,7 @@ from deisa.ray._transport.pages import Fence, OutboxWriter, TallyRow, map_words
 from deisa.ray._transport.peers import has_ended, open_process
 from deisa.ray.config import Settings
 from deisa.ray.errors import (
+    MEMORY_MONITOR,
     AnalyticsLostError,
     ClosedError,
     ConfigurationError,
@@ -448,7 +449,8 @@ class RankChannel:
 
     def _lost(self) -> DeisaError:
         error = AnalyticsLostError(
-            f"the agent of session {self._settings.session!r} on this host has gone; the analytics has ended or died"
+            f"the agent of session {self._settings.session!r} on this host has gone; the analytics has ended or died, "
+            f"or the node's memory is nearly full ({MEMORY_MONITOR})"
         )
         if self._orphaned:
             error = AnalyticsLostError(f"{self._orphaned}; then its agent on this host has ended as well")
