@@ -227,6 +227,20 @@ def test_every_setting_is_in_the_table() -> None:
             assert table[name] == (default if isinstance(default, str) else f"{default:g}")
 
 
+# Every page.
+
+WIDEST = 115  # columns of code that a window of 1,280 pixels shows
+
+
+def test_code_fits_into_a_window() -> None:
+    fence = re.compile(r"^```(?:python|console|bash)\n(.*?)^```$", re.M | re.S)
+    pages = [ROOT / "README.md", *DOCS.glob("*.md")]
+    code = {page.name: "".join(fence.findall(page.read_text())) for page in pages}
+    code["quick_start.rst"] = "".join(re.findall("^   .*\n", (DOCS / "quick_start.rst").read_text(), re.M))
+    wide = [(name, line) for name, text in code.items() for line in text.splitlines() if len(line) > WIDEST]
+    assert wide == []
+
+
 # The page on the design.
 
 
