@@ -67,8 +67,8 @@ class AgentMemory:
                 case messages.Attached(agent_id):
                     if agent_id != self._agent_id:
                         raise SessionEndedError(
-                            "the agent that held this chunk has been replaced by another one; compute or persist what is "
-                            "to outlive its run"
+                            "the agent that held this chunk has been replaced by another one; compute or persist what "
+                            "is to outlive its run"
                         )
                     return
                 case messages.Fail(_, text):
