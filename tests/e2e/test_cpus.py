@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import threading
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -13,6 +15,7 @@ import pytest
 from deisa.ray import DeisaArray, Settings
 from deisa.ray.errors import NoFreeCpusError
 from tests.e2e.simulation import QUICK_TO_GIVE_UP, Site, ranks
+from tests.support.patience import PATIENCE_S, wait_until
 
 pytestmark = pytest.mark.ray
 
@@ -32,7 +35,7 @@ def send_large(site: Site, rank: int, timesteps: int) -> None:
             bridge.send("x", np.full(2**18, float(timestep)), timestep)
 
 
-def hold_cpus(count: int, name: str) -> Any:
+def hold_cpus(count: float, name: str) -> Any:
     """An actor that holds CPUs until it is killed."""
     import ray
 
@@ -42,7 +45,7 @@ def hold_cpus(count: int, name: str) -> Any:
             return True
 
     holder = Holder.options(name=name).remote()
-    assert ray.get(holder.there.remote(), timeout=60)
+    assert ray.get(holder.there.remote(), timeout=PATIENCE_S)
     return holder
 
 
@@ -73,33 +76,49 @@ def slowly(block: np.ndarray) -> np.ndarray:
     return block
 
 
-def test_where_no_cpu_is_free_the_holder_is_named(
+def test_where_no_cpu_is_free_the_holders_are_named(
     ray_site: Site, session_name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The run goes on with the next timestep, once there is a CPU again; the one that failed keeps no slot."""
     import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
 
-    deisa = ray_site.deisa(cpu_timeout_s=1.0, warn_every_s=0.2)
-    holder = hold_cpus(2, session_name)
+    @ray.remote(num_cpus=1)
+    def like_a_rank() -> None:
+        threading.Event().wait(PATIENCE_S)
+
+    deisa = ray_site.deisa(cpu_timeout_s=3.0, warn_every_s=0.2)
+    actor = hold_cpus(0.5, session_name)
+    group = placement_group([{"CPU": 0.5}], name=session_name)
+    assert group.wait(PATIENCE_S)
+    task = like_a_rank.remote()
+    wait_until(lambda: ray.available_resources().get("CPU", 0) == 0, "no CPU is free")
     errors: list[Exception] = []
     seen = []
 
     def note(error: Exception) -> None:
         errors.append(error)
-        ray.kill(holder)
+        ray.cancel(task, force=True)
 
     def add_up(x: list[DeisaArray]) -> None:
         seen.append(x[-1].sum().compute())
 
     deisa.register_callback(add_up, "x", exception_handler=note)
-    with ranks(partial(ray_site.send_rows, 0, 1, range(6))):
-        deisa.execute_callbacks()
+    try:
+        with ranks(partial(ray_site.send_rows, 0, 1, range(6))):
+            deisa.execute_callbacks()
+    finally:
+        ray.cancel(task, force=True)
+        ray.kill(actor)
+        remove_placement_group(group)
     (error,) = errors
     assert isinstance(error, NoFreeCpusError)
-    named = f"are held by actor '{session_name}' of class Holder (pid "
-    assert "no CPU for a computation within 1 s (DEISA_RAY_CPU_TIMEOUT_S sets how long): all 2 CPUs" in str(
-        error
+    text = str(error)
+    assert text.startswith(
+        "no CPU for a computation within 3 s (DEISA_RAY_CPU_TIMEOUT_S sets how long): all 2 CPUs"
     )
-    assert named in str(error)
-    assert any("waits for a CPU: all 2 CPUs" in line and named in line for line in caplog.messages)
+    assert f"actor '{session_name}' of class Holder (pid " in text
+    assert f"placement group '{session_name}', 0.5 CPU" in text
+    assert re.search(r"task \S*like_a_rank \(pid \d+\), 1 CPU", text)
+    assert any("waits for a CPU: all 2 CPUs" in line for line in caplog.messages)
     assert len(seen) == 5

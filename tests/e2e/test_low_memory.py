@@ -18,6 +18,17 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 PROGRAM = Path(__file__).parent / "programs/low_memory.py"
 
+FILL = """
+import dask.array as da
+import numpy as np
+from deisa.ray import deisa_ray_get
+
+def large(block):
+    return np.zeros(2**24)
+
+da.zeros(1, chunks=1).map_blocks(large, chunks=(2**24,), meta=np.array(())).compute(scheduler=deisa_ray_get)
+"""
+
 
 def test_the_memory_monitor_is_named(
     short_dir: Path, session_name: str, monkeypatch: pytest.MonkeyPatch
@@ -47,3 +58,22 @@ def test_the_memory_monitor_is_named(
     assert told["analytics"].startswith("analytics AgentLostError "), stdout + stderr
     for line in told.values():
         assert MEMORY_MONITOR in line or line.startswith("rank NoAnalyticsError "), line
+
+
+def test_a_full_disk_has_words_of_its_own(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A result that is larger than the object store, and a disk of which one percent may be in use."""
+    monkeypatch.setenv("RAY_local_fs_capacity_threshold", "0.01")
+    node = RayNode.start(short_dir, object_store_bytes=80_000_000)
+    try:
+        node.wait_started()
+        done = subprocess.run(
+            [sys.executable, "-c", FILL],
+            env=os.environ | {"RAY_ADDRESS": node.address},
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+        )
+    finally:
+        node.stop()
+    assert done.returncode == 1
+    assert "deisa.ray.errors.StoreFullError: the disk is full to which Ray writes" in done.stderr

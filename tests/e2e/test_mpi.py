@@ -105,7 +105,7 @@ def run_mpmd(
 @pytest.mark.slow
 def test_one_mpiexec_for_both(mpi: Mpi, session_name: str, short_dir: Path) -> None:
     status, stdout, stderr = run_mpmd(mpi, session_name, str(short_dir), split="yes")
-    assert "rank 2 of 3 saw [804.0, 884.0]" in stdout, stderr
+    assert "rank 2 of 3 saw [804.0, 884.0, 964.0, 1044.0]" in stdout, stderr
     assert status == 0, stderr
 
 

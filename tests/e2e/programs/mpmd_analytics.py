@@ -28,4 +28,4 @@ def use_mpi_in_tasks(x):
 
 deisa.execute_callbacks()
 print(f"rank {MPI.COMM_WORLD.rank} of {MPI.COMM_WORLD.size} saw {seen}", flush=True)
-sys.exit(seen != [8 * (100 + 10.0 * t) + 4 for t in range(2)])
+sys.exit(seen != [8 * (100 + 10.0 * t) + 4 for t in range(4)])

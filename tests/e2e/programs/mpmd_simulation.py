@@ -10,5 +10,5 @@ from deisa.ray.bridge import Bridge
 comm = MPI.COMM_WORLD.Split(color=0) if os.environ["SPLIT"] == "yes" else MPI.COMM_WORLD
 described = {"chunk_shape": (4,), "nb_chunks_per_dim": (comm.size,), "chunk_position": (comm.rank,)}
 with Bridge(comm=comm, arrays_metadata={"x": {**described, "dtype": "float64"}}) as bridge:
-    for t in range(2):
+    for t in range(4):
         bridge.send("x", np.full(4, 10.0 * t + comm.rank), t)
