@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.patience import PATIENCE_S
+
 RANKS = 4
-RUN_TIMEOUT_S = 60.0
+RUN_TIMEOUT_S = 2 * PATIENCE_S  # programs start, connect to Ray, compute and end
 
 
 @contextmanager
