@@ -183,6 +183,28 @@ def test_dtypes_and_strides(site: Site) -> None:
         np.testing.assert_array_equal(seen[name][0], array)
 
 
+@pytest.mark.parametrize("fields", [["x", "id"], ["id", "kind"]], ids=["out of order", "with a gap"])
+def test_fields_that_were_picked(site: Site, fields: list[str]) -> None:
+    text = np.dtype("S3", metadata={"h5py_encoding": "utf-8"})
+    particles = np.zeros(8, [("id", "i4"), ("x", "f8"), ("kind", text)])
+    particles["id"], particles["x"], particles["kind"] = range(8), np.arange(8) / 2, b"gas"
+    deisa = site.deisa()
+    seen = wholes(deisa)
+    sums: list[float] = []
+    deisa.register_callback(lambda window: sums.append(float(window[-1][fields[0]].sum().compute())), "x")
+
+    def rank(number: int) -> None:
+        own = particles[4 * number : 4 * number + 4][fields]
+        with site.bridge(number, 2, {"x": rows(number, 2, dtype=own.dtype)}) as bridge:
+            for timestep in range(3):
+                bridge.send("x", own, timestep)
+
+    with ranks(partial(rank, 0), partial(rank, 1)):
+        deisa.execute_callbacks()
+    assert [whole.tolist() for whole in seen.values()] == [particles[fields].tolist()] * 3
+    assert sums == [particles[fields[0]].sum()] * 3
+
+
 def test_a_rank_may_overwrite_its_buffer_and_leave(site: Site) -> None:
     """What was sent belongs to the agent: the callback runs when the rank is gone and its buffer full of NaN."""
 
@@ -821,6 +843,22 @@ def test_a_run_needs_a_callback(site: Site) -> None:
     deisa = site.deisa()
     with pytest.raises(NoCallbacksError, match=r"call register_callback\(\) before execute_callbacks\(\)"):
         deisa.execute_callbacks()
+
+
+def test_ranks_that_never_close(site: Site) -> None:
+    """Their bridges close when nobody has them any more."""
+    deisa = site.deisa()
+    seen = wholes(deisa)
+
+    def rank(number: int) -> None:
+        bridge = site.bridge(number, 2, {"x": rows(number, 2)})
+        for timestep in range(3):
+            bridge.send("x", values((8,), timestep)[4 * number : 4 * number + 4], timestep)
+
+    with ranks(partial(rank, 0), partial(rank, 1)):
+        report = deisa.execute_callbacks()
+    assert_fields(seen, (8,), [0, 1, 2])
+    assert sum(stats.chunks for stats in report.bridges.values()) == 6
 
 
 def test_a_bridge_is_closed_once_and_for_all(site: Site) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ from deisa.ray.errors import (
     DescriptionError,
     DeviceMemoryError,
     DuplicateChunkError,
+    ForkedProcessError,
     TimestepError,
     UnknownArrayError,
 )
@@ -274,6 +276,14 @@ def test_advance_says_that_nothing_older_comes(agent: Agent, bridge: Bridge) -> 
     bridge.close()
     with pytest.raises(ClosedError):
         bridge.advance(10)
+
+
+def test_a_bridge_is_not_for_another_process(bridge: Bridge) -> None:
+    """As an argument of one that `multiprocessing` spawns, for example."""
+    with pytest.raises(
+        ForkedProcessError, match="bridge 0 belongs to this process and cannot be pickled; create a"
+    ):
+        pickle.dumps({"bridge": bridge})
 
 
 def test_leaving_the_block_closes(agent: Agent, bridge: Bridge) -> None:

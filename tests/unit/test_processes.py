@@ -164,6 +164,26 @@ input()
         assert [descriptors() - before - board_and_tally] == counted
 
 
+def test_a_rank_that_may_not_have_so_much_address_space(agent: Agent) -> None:
+    lines = """
+import resource
+pages = int(open("/proc/self/statm").read().split()[0])
+_, hard = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 100 * 2**20, hard))
+large = {"chunk_shape": (2**25,), "global_shape": (2**25,), "offset": (0,), "dtype": "f8"}
+try:
+    Bridge(bridge_id=0, arrays_metadata={"a": large}, system_metadata={"world_size": 1})
+except MemoryBoundError as error:
+    say(error)
+"""
+    with program(lines, agent.settings.session) as rank:
+        agent.wait(BridgeJoined)
+        agent.start({"a": 1})
+        said = rank.line()
+        assert said.startswith("this process may not map 256.0 MiB of chunk memory; raise the limit"), said
+        assert agent.wait(BridgeLost).reason == f"deisa.ray.errors.MemoryBoundError: {said}"
+
+
 # Forked children.
 
 

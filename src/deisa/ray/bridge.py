@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Never, Protocol
 
 import numpy as np
 
@@ -36,8 +36,10 @@ from deisa.ray.errors import (
     DescriptionError,
     DeviceMemoryError,
     DuplicateChunkError,
+    ForkedProcessError,
     LayoutError,
     LostError,
+    MemoryBoundError,
     TimestepError,
     UnknownArrayError,
 )
@@ -222,8 +224,8 @@ class Bridge:
                 raise
             self._go_on_alone(error)
             return
-        except BaseException:
-            self._channel.abort()
+        except BaseException as error:
+            self._channel.abort(reason_of(error) if isinstance(error, MemoryBoundError) else "")
             raise
         for name, outlets in self._channel.take_outlets().items():
             for own, outlet in zip(self._own[name], outlets, strict=True):
@@ -509,6 +511,12 @@ class Bridge:
             self.close()
         except DeisaError as error:
             logger.warning("bridge %d: %s", self._id, error)
+
+    def __reduce__(self) -> Never:
+        """Refuse to be sent to another process, as an argument of one, for example."""
+        raise ForkedProcessError(
+            f"bridge {self._id} belongs to this process and cannot be pickled; create a Bridge in the other process"
+        )
 
     def __enter__(self) -> Bridge:
         if not self._switched_off:

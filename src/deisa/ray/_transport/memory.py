@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import math
 import mmap
@@ -89,12 +90,22 @@ def map_segment(descriptor: int, nbytes: int, *, writable: bool) -> mmap.mmap:
     ------
     ProtocolError
         When the segment is smaller than announced: touching it would kill the process.
+    MemoryBoundError
+        When the process may not have so much address space.
     """
     actual = os.fstat(descriptor).st_size
     if actual < nbytes:
         raise ProtocolError(f"a memory segment has {actual} bytes, {nbytes} were announced")
     protection = mmap.PROT_READ | mmap.PROT_WRITE if writable else mmap.PROT_READ
-    return mmap.mmap(descriptor, nbytes, flags=mmap.MAP_SHARED, prot=protection, **WITHOUT_DESCRIPTOR)
+    try:
+        return mmap.mmap(descriptor, nbytes, flags=mmap.MAP_SHARED, prot=protection, **WITHOUT_DESCRIPTOR)
+    except OSError as exc:
+        if exc.errno != errno.ENOMEM:
+            raise
+        raise MemoryBoundError(
+            f"this process may not map {human_bytes(nbytes)} of chunk memory; raise the limit on its address space "
+            "(ulimit -v), or use smaller windows or a smaller max_simulation_ahead"
+        ) from exc
 
 
 def map_segments(descriptors: Sequence[int], sizes: Sequence[int], *, writable: bool) -> list[mmap.mmap]:
