@@ -149,8 +149,8 @@ class AgentServer:
         with self._lock:
             if driver_id != self._presence.driver_id:
                 raise SessionInUseError(
-                    f"session {self._settings.session!r} has been taken over by {self._presence.holder}, since this "
-                    "analytics had not been heard of"
+                    f"session {self._settings.session!r} has been taken over by {self._presence.holder}, because this "
+                    "analytics did not answer"
                 )
             if method != "close":
                 return getattr(self, method)(*arguments)
@@ -725,7 +725,7 @@ class AgentServer:
 
     def _check_driver(self) -> None:
         now, session = time.monotonic(), self._settings.session
-        if self._presence.fall_silent(f"the analytics of session {session!r} has not been heard of", now):
+        if self._presence.fall_silent(f"the analytics of session {session!r} does not answer", now):
             self._tell_orphaned()
         quiet_s = self._presence.quiet_s(now)
         if self._dismissed is not None and self._presence.reason:
