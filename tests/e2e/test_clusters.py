@@ -24,6 +24,32 @@ NOBODY = 65534
 TIMEOUT_S = 90.0
 
 
+TWO_AT_ONCE = """
+import sys, threading
+from deisa.ray import Deisa
+
+together = threading.Barrier(2)
+
+def open_and_close(number):
+    together.wait()
+    Deisa(session=f"{sys.argv[1]}-{number}").close()
+    print("well", flush=True)
+
+threads = [threading.Thread(target=open_and_close, args=(number,)) for number in range(2)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+
+
+def test_two_threads_connect_at_once(ray_cluster: str, session_name: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_AT_ONCE, session_name], capture_output=True, text=True, timeout=TIMEOUT_S
+    )
+    assert (done.returncode, done.stdout) == (0, "well\nwell\n"), done.stderr
+
+
 @pytest.mark.netns
 @pytest.mark.slow
 def test_a_cluster_of_somebody_else_is_let_be(short_dir: Path, session_name: str) -> None:

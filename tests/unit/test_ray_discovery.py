@@ -190,6 +190,15 @@ def test_a_host_that_is_no_node_of_the_cluster(
     assert "this host is no node of its cluster: run `ray start --address`" in refusal(at(listener))
 
 
+def test_whose_cluster_refuses_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, theirs = os.geteuid(), os.geteuid() + 1
+    found = [RayNodeHere("10.0.0.1:6379", theirs), RayNodeHere("10.0.0.1:7000", mine)]
+    monkeypatch.setattr(ray_cluster, "nodes_here", lambda: found)
+    assert ray_cluster._foreign_owner("head:6379") == theirs
+    assert ray_cluster._foreign_owner("head:7000") is None
+    assert ray_cluster._foreign_owner("elsewhere:8000") is None
+
+
 # A local one.
 
 

@@ -207,12 +207,25 @@ def _join(address: str, at: str) -> None:
     except (RayError, OSError, RuntimeError, ValueError, AssertionError) as exc:
         ray.shutdown()
         if _is_about_tokens(exc):
+            owner = _foreign_owner(address)
+            if owner is not None:
+                raise ClusterError(
+                    f"the Ray cluster{at} belongs to {user_name(owner)} and wants an authentication token: use a "
+                    "cluster of your own (without an address, one is found or started), or ask that user for the token"
+                ) from exc
             raise ClusterError(
                 f"the Ray cluster{at} wants an authentication token, and this process has none or another one: "
                 "set RAY_AUTH_MODE=token here, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH as on the head node "
                 "(a token in ~/.ray/auth_token is used without them only where RAY_AUTH_MODE=token is set)"
             ) from exc
         raise ClusterError(f"cannot connect to the Ray cluster{at or f' at {address}'}: {exc}") from exc
+
+
+def _foreign_owner(address: str) -> int | None:
+    """The user of the cluster at an address, as far as this host knows, if that is another one."""
+    place = split_address(address)
+    here = [node for node in nodes_here() if place and node.address.rpartition(":")[2] == str(place[1])]
+    return None if any(node.is_own for node in here) else next((node.uid for node in here), None)
 
 
 @contextmanager
