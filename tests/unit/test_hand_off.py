@@ -744,7 +744,7 @@ def test_a_process_maps_what_comes_late_and_nothing_twice(agent: Agent) -> None:
 
 def test_a_reader_that_comes_late_is_told(agent: Agent) -> None:
     settings, agent_id = agent.settings, agent.server.agent_id
-    with pytest.raises(SessionEndedError, match="replaced by that of another run"):
+    with pytest.raises(SessionEndedError, match="replaced by another one; compute or persist"):
         attach(agent_address(settings), "another run:node", 0)
     agent.close()
     with pytest.raises(SessionEndedError, match="is not on this host or is gone: chunks can be read while"):
