@@ -8,6 +8,7 @@ import math
 import re
 import threading
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -875,6 +876,16 @@ def test_a_bridge_is_closed_once_and_for_all(site: Site) -> None:
     with ranks(rank):
         deisa.execute_callbacks()
     assert_fields(seen, (4,), [0])
+
+
+def test_a_socket_path_where_nothing_can_listen_is_refused(site: Site, tmp_path: Path) -> None:
+    path = tmp_path / "kept"
+    path.write_text("kept")
+    with pytest.raises(ConfigurationError, match="is a file that is no socket, which stays as it is"):
+        site.deisa(socket_path=str(path))
+    assert path.read_text() == "kept"
+    with pytest.raises(ConfigurationError, match="there is no folder"):
+        site.deisa(socket_path=str(tmp_path / "folder" / "agent"))
 
 
 def test_an_unknown_engine_is_refused() -> None:

@@ -638,6 +638,9 @@ class RankChannel:
 
     def close_in_child(self) -> None:
         """Close a child's copies of the descriptors, and let go of the memory."""
+        self.account.words[Account.OPEN] = (
+            0  # where the kernel does not wipe it; the parent has words of its own
+        )
         self._drop_connection()
 
     def _drop_connection(self) -> None:

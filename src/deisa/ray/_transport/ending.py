@@ -72,8 +72,9 @@ class _Open:
             thread_before = threading.excepthook
 
             def thread_failed(what: threading.ExceptHookArgs) -> Any:
-                if what.exc_value is not None and not isinstance(what.exc_value, SystemExit):
-                    self.lose_all(what.exc_value, what.thread)
+                error, thread = what.exc_value, what.thread
+                if error is not None and thread is not None and not isinstance(error, SystemExit):
+                    self.lose_all(error, thread)
                 return thread_before(what)
 
             self._thread_hook = thread_failed, thread_before
