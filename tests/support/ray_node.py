@@ -23,6 +23,12 @@ from tests.support.processes import kill_session
 # Set explicitly, since the default depends on the machine: without RAY_AUTH_MODE, `ray start --head` demands
 # a token if ~/.ray/auth_token exists and starts an open cluster if not.
 AUTHENTICATION = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+ROOT = Path(__file__).parents[2]
+
+
+def search_path() -> str:
+    """A PYTHONPATH with which workers find the modules of the tests, wherever the driver was when it connected."""
+    return os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
 
 
 @dataclass
@@ -70,7 +76,7 @@ class RayNode:
         output = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by `stop`)
         process = subprocess.Popen(
             argv,
-            env=os.environ | AUTHENTICATION,
+            env=os.environ | AUTHENTICATION | {"PYTHONPATH": search_path()},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
