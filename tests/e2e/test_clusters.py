@@ -26,20 +26,23 @@ TIMEOUT_S = 90.0
 
 TWO_AT_ONCE = """
 import sys, threading
-from deisa.ray import Deisa
+import dask.array as da
+import deisa.ray._engine.ray_engine  # else the first one is alone while the second one imports
+from deisa.ray import Deisa, deisa_ray_get
 
 together = threading.Barrier(2)
 
-def open_and_close(number):
+def compute():
     together.wait()
-    Deisa(session=f"{sys.argv[1]}-{number}").close()
+    assert da.ones(4, chunks=4).sum().compute(scheduler=deisa_ray_get) == 4
     print("well", flush=True)
 
-threads = [threading.Thread(target=open_and_close, args=(number,)) for number in range(2)]
-for thread in threads:
-    thread.start()
-for thread in threads:
-    thread.join()
+computing = threading.Thread(target=compute)
+computing.start()
+together.wait()
+Deisa(session=sys.argv[1]).close()
+print("well", flush=True)
+computing.join()
 """
 
 
