@@ -56,7 +56,7 @@ class Deisa:
     """Analytics of a running simulation.
 
     Connects to Ray when it is created: the Ray that this process is connected to, else
-    ``RAY_ADDRESS``, else a cluster that runs on this host, else a new local one. Bridges can
+    ``DEISA_RAY_ADDRESS`` or ``RAY_ADDRESS``, else a cluster of this user on this host, else a new local one. Bridges can
     register from then on; they start sending when `execute_callbacks` runs.
 
     Parameters
@@ -77,7 +77,7 @@ class Deisa:
     Raises
     ------
     ClusterError
-        When there is no Ray at ``RAY_ADDRESS``, or the cluster refuses this process.
+        When no Ray comes up at the address that is given, or the cluster refuses this process.
     SessionInUseError
         When another analytics has a session of this name on one of the nodes, or one that runs in this process. An
         earlier one of this process that does not run makes way.
