@@ -56,8 +56,8 @@ class Deisa:
     """Analytics of a running simulation.
 
     Connects to Ray when it is created: the Ray that this process is connected to, else
-    ``DEISA_RAY_ADDRESS`` or ``RAY_ADDRESS``, else a cluster of this user on this host, else a new local one. Bridges can
-    register from then on; they start sending when `execute_callbacks` runs.
+    ``DEISA_RAY_ADDRESS`` or ``RAY_ADDRESS``, else a cluster of this user on this host, else a new
+    local one. Bridges can register from then on; they start sending when `execute_callbacks` runs.
 
     Parameters
     ----------
