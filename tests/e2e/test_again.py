@@ -10,10 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.parties import Parties, Party
-from tests.e2e.simulation import wait_until
+from tests.support.patience import PATIENCE_S, wait_until
 from tests.support.ray_processes import agent_of
-
-pytestmark = pytest.mark.timeout(240)
 
 STEPS = 20
 
@@ -41,7 +39,7 @@ def interrupt_and_terminate(analytics: Party, ranks: Sequence[Party]) -> None:
     for rank in ranks:
         rank.kill(signal.SIGTERM)
     for party in (analytics, *ranks):
-        party.process.wait(60)
+        party.process.wait(PATIENCE_S)
 
 
 def a_run_that_is_ended(parties: Parties, engine: str, end: object = kill_all) -> None:
@@ -78,7 +76,7 @@ def test_the_second_run_works(parties: Parties, engine: str, end: object, first:
         ranks = parties.ranks(2, STEPS)
     else:
         ranks = parties.ranks(2, STEPS, warn_every_s=0.5)
-        wait_until(lambda: all("waiting for the" in said(rank) for rank in ranks), "the ranks wait", 60)
+        wait_until(lambda: all("waiting for the" in said(rank) for rank in ranks), "the ranks wait")
         analytics = parties.analytics(*again)
     assert_whole(analytics, ranks)
     if engine == "ray":
@@ -120,7 +118,7 @@ def test_the_agent_was_killed_between_two_analytics(parties: Parties, engine: st
     os.kill(agent, signal.SIGKILL)
     assert {rank.ended().split(":")[0] for rank in ranks} == {"AnalyticsLostError"}
     second = parties.analytics(warn_every_s=0.5)
-    wait_until(lambda: "waiting for the first bridge of session" in said(second), "it waits", 60)
+    wait_until(lambda: "waiting for the first bridge of session" in said(second), "it waits")
     assert_whole(second, parties.ranks(2, STEPS))
 
 
@@ -135,7 +133,7 @@ def test_a_new_simulation_waits_until_the_last_one_is_handled(parties: Parties, 
     first.reached("done 1")
     first.kill()
     new = parties.ranks(2, STEPS, warn_every_s=0.5)
-    wait_until(lambda: all("still handles what the last" in said(rank) for rank in new), "the ranks wait", 60)
+    wait_until(lambda: all("still handles what the last" in said(rank) for rank in new), "the ranks wait")
     second = parties.analytics("--ahead=30")
     assert second.ended() == "well"
     assert sorted({*first.numbers("done"), *second.numbers("done")}) == list(range(STEPS))

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import skip_or_fail
-from tests.e2e.simulation import wait_until
 from tests.support.netns import reason_unavailable
+from tests.support.patience import PATIENCE_S, wait_until
 from tests.support.processes import kill_tree
 from tests.support.ray_node import RayNode
 
@@ -21,7 +21,6 @@ pytestmark = pytest.mark.ray
 
 PROGRAM = Path(__file__).parent / "programs/lone_analytics.py"
 NOBODY = 65534
-TIMEOUT_S = 90.0
 
 
 TWO_AT_ONCE = """
@@ -48,7 +47,10 @@ computing.join()
 
 def test_two_threads_connect_at_once(ray_cluster: str, session_name: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", TWO_AT_ONCE, session_name], capture_output=True, text=True, timeout=TIMEOUT_S
+        [sys.executable, "-c", TWO_AT_ONCE, session_name],
+        capture_output=True,
+        text=True,
+        timeout=2 * PATIENCE_S,
     )
     assert (done.returncode, done.stdout) == (0, "well\nwell\n"), done.stderr
 
@@ -77,7 +79,7 @@ def test_a_cluster_of_somebody_else_is_let_be(short_dir: Path, session_name: str
         text=True,
     ) as analytics:
         try:
-            stdout, stderr = analytics.communicate(timeout=TIMEOUT_S)
+            stdout, stderr = analytics.communicate(timeout=2 * PATIENCE_S)
         finally:
             kill_tree(analytics)
     assert analytics.returncode == 0, stderr
@@ -110,9 +112,9 @@ def test_a_cluster_that_comes_up_later_is_waited_for(short_dir: Path, session_na
     node = None
     try:
         waiting = f"waiting for Ray at 127.0.0.1:{port} (DEISA_RAY_ADDRESS): "
-        wait_until(lambda: waiting in log.read_text(), "the analytics waits", TIMEOUT_S)
+        wait_until(lambda: waiting in log.read_text(), "the analytics waits", 2 * PATIENCE_S)
         node = RayNode.start(short_dir / "ray", port=port)
-        stdout, _ = analytics.communicate(timeout=TIMEOUT_S)
+        stdout, _ = analytics.communicate(timeout=2 * PATIENCE_S)
         assert (analytics.returncode, stdout) == (0, "1\n"), log.read_text()
     finally:
         kill_tree(analytics)

@@ -11,6 +11,7 @@ import pytest
 import zarr
 from PIL import Image
 
+from tests.support.patience import PATIENCE_S
 from tests.support.processes import kill_tree
 
 pytestmark = [pytest.mark.mpi, pytest.mark.ray]
@@ -41,7 +42,7 @@ def test_the_demo_leaves_pictures_and_data(
         text=True,
     ) as demo:
         try:
-            output, _ = demo.communicate(timeout=100)
+            output, _ = demo.communicate(timeout=2 * PATIENCE_S)
         finally:
             kill_tree(demo)
     assert demo.returncode == 0, output

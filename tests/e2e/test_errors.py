@@ -288,8 +288,8 @@ def test_a_rank_that_is_refused_says_so_to_all(
     site: Site, bridge_id: int, metadata: Any, expected: type[DeisaError], text: str
 ) -> None:
     """Nobody waits for it: the timeout to start is a minute."""
-    deisa, _ = sums(site, start_timeout_s=60.0)
-    waits = Ranks([partial(site.bridge, 0, 2, {"x": rows(0, 2)}, start_timeout_s=60.0)])
+    deisa, _ = sums(site, start_timeout_s=PATIENCE_S)
+    waits = Ranks([partial(site.bridge, 0, 2, {"x": rows(0, 2)}, start_timeout_s=PATIENCE_S)])
 
     def refused() -> None:
         wait_until(lambda: deisa._session._joined, "the other bridge has joined")
@@ -336,8 +336,8 @@ def test_a_script_that_forgets_to_run_its_callbacks(
         text=True,
     )
     site = Site("local", Settings(session=session_name, **QUICK_TO_GIVE_UP))
-    simulation = Ranks([partial(site.bridge, 0, 1, {"x": rows(0, 1)}, start_timeout_s=60.0)])
-    _, said = script.communicate(timeout=60)
+    simulation = Ranks([partial(site.bridge, 0, 1, {"x": rows(0, 1)}, start_timeout_s=PATIENCE_S)])
+    _, said = script.communicate(timeout=PATIENCE_S)
     assert script.returncode == status
     assert f"session {session_name!r} ends without execute_callbacks(): its 1 callbacks never ran" in said
     (error,) = simulation.errors()

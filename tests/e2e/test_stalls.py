@@ -12,7 +12,8 @@ import pytest
 
 from deisa.ray import DeisaArray
 from deisa.ray.errors import DeisaError, KeptArraysError, WaitTimeoutError
-from tests.e2e.simulation import Ranks, Site, ranks, rows, values, wait_until
+from tests.e2e.simulation import Ranks, Site, ranks, rows, values
+from tests.support.patience import PATIENCE_S, wait_until
 
 
 def running_mean(deisa, keep):  # type: ignore[no-untyped-def]
@@ -99,7 +100,7 @@ def mesh_once(site: Site, ended: threading.Event) -> None:
     """A rank that sends its array once, and neither advances nor closes."""
     bridge = site.bridge(2, 3, {"mesh": rows(0, 1)})
     bridge.send("mesh", np.ones(4), 0)
-    ended.wait(60)
+    ended.wait(PATIENCE_S)
     with suppress(DeisaError):
         bridge.close()
 
@@ -143,7 +144,7 @@ def test_a_rank_that_is_slow_is_named(site: Site, caplog: pytest.LogCaptureFixtu
     def slow() -> None:
         with site.bridge(1, 2, {"x": rows(1, 2)}) as bridge:
             bridge.send("x", np.ones(4), 0)
-            goes_on.wait(60)
+            goes_on.wait(PATIENCE_S)
             for timestep in range(1, 5):
                 bridge.send("x", np.ones(4), timestep)
 
@@ -168,7 +169,7 @@ def test_a_stall_beside_an_array_that_goes_on(site: Site, caplog: pytest.LogCapt
     def mesh() -> None:
         with site.bridge(1, 3, {"mesh": rows(0, 1)}) as bridge:
             bridge.send("mesh", np.ones(4), 0)
-            named.wait(60)
+            named.wait(PATIENCE_S)
 
     def flowing() -> None:
         with site.bridge(2, 3, {"p": rows(0, 1)}) as bridge:

@@ -12,7 +12,8 @@ import pytest
 
 from deisa.ray import Deisa, DeisaArray
 from deisa.ray.errors import AnalyticsLostError, AnalyticsStoppedError
-from tests.e2e.simulation import Ranks, Site, rows, values, wait_until
+from tests.e2e.simulation import Ranks, Site, rows, values
+from tests.support.patience import wait_until
 
 LAST = 3  # the timestep at which the analytics has seen enough
 MANY = 10**6

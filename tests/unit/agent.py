@@ -120,13 +120,6 @@ class Agent:
         self._readers += [t for t in threading.enumerate() if t.name == "deisa-reader" and t not in before]
         return chunks
 
-    def until(self, condition: Callable[[], bool]) -> None:
-        """Wait for something that no event tells."""
-        deadline = time.monotonic() + PATIENCE_S
-        while not condition():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-
     def forget(self) -> None:
         """Hold no bridge any more."""
         self._opening.clear()

@@ -147,6 +147,6 @@ def test_an_analytics_that_dies_after_it_has_ended_the_run() -> None:
         with pytest.raises(AnalyticsStoppedError, match="it has seen enough"):
             bridge.send("a", np.zeros(4), 0)
         late = agent.open_bridge(0, 1, METADATA, settings_with(agent, connect_timeout_s=0.5))
-        assert "is just ending its run, and no other analytics" in str(late.exception(20))
+        assert "is just ending its run, and no other analytics" in str(late.exception(PATIENCE_S))
         line.close()
-        assert agent.server.closed.wait(20)
+        assert agent.server.closed.wait(PATIENCE_S)

@@ -18,7 +18,8 @@ from deisa.ray._transport.client import Outlet, RankChannel
 from deisa.ray._transport.pages import OutboxWriter, TallyRow
 from deisa.ray.bridge import Bridge
 from deisa.ray.errors import ClosedError, DuplicateChunkError
-from tests.unit.agent import PATIENCE_S, Agent, running, whole
+from tests.support.patience import PATIENCE_S, wait_until
+from tests.unit.agent import Agent, running, whole
 
 STEPS = (Outlet.put, client._HandOver.note, OutboxWriter.add, TallyRow.is_last)
 
@@ -112,7 +113,7 @@ def test_an_error_in_the_block_ends_the_wait_of_another_thread(agent: Agent) -> 
     (bridge,) = agent.bridges({"a": whole((4,))}, slots={"a": 1})
     bridge.send("a", np.zeros(4), 0)
     waiting = agent.in_thread(bridge.send, "a", np.zeros(4), 1)
-    agent.until(lambda: bool(agent.server._held_up["a"]))
+    wait_until(lambda: agent.server._held_up["a"], "the rank waits for a slot")
     with pytest.raises(KeyboardInterrupt), bridge:
         raise KeyboardInterrupt
     with pytest.raises(ClosedError, match="another thread has ended the bridge: KeyboardInterrupt"):

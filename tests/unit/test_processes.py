@@ -21,9 +21,8 @@ from deisa.ray._transport.pages import DESCRIPTORS_PER_PAGE
 from deisa.ray._transport.server import StartPlan
 from deisa.ray.bridge import Bridge
 from deisa.ray.errors import AnalyticsLostError, SessionInUseError
-from tests.unit.agent import PATIENCE_S, Agent, descriptors, new_settings, running, whole
-
-pytestmark = pytest.mark.timeout(90)
+from tests.support.patience import PATIENCE_S, wait_until
+from tests.unit.agent import Agent, descriptors, new_settings, running, whole
 
 PREAMBLE = """
 import ctypes, multiprocessing, os, sys, threading, time
@@ -397,7 +396,7 @@ def test_a_child_of_the_analytics_does_not_keep_the_session(agent: Agent, way: s
         assert agent.server.driver_presence[0] == "here"
         analytics.process.kill()
         analytics.process.wait()
-        agent.until(lambda: agent.server.driver_presence[0] == "gone")
+        wait_until(lambda: agent.server.driver_presence[0] == "gone", "the agent has noticed")
 
 
 ANALYTICS = """
