@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -19,6 +20,9 @@ from tests.support.ray_node import AUTHENTICATION, RayNode
 
 # Ray reads these once, when it is imported: too early for a fixture.
 os.environ |= AUTHENTICATION
+
+# A shell has what it starts in the background ignore interrupts, and all its children too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def skip_or_fail(reason: str) -> NoReturn:
