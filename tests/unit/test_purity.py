@@ -52,12 +52,12 @@ def shown(thing: object) -> str:
 
 @pytest.mark.parametrize("thing", PURE, ids=shown)
 def test_pure(thing: Any) -> None:
-    assert pack(thing)[1]
+    assert pack(thing).pure
 
 
 @pytest.mark.parametrize("thing", NOT_PURE, ids=shown)
 def test_not_pure(thing: Any) -> None:
-    assert not pack(thing)[1]
+    assert not pack(thing).pure
 
 
 def impure_name(block: np.ndarray) -> np.ndarray:
@@ -68,7 +68,7 @@ impure_name.__module__ = "numpy"  # as functools.wraps makes it
 
 
 def test_a_function_that_only_says_it_is_numpys() -> None:
-    assert not pack(impure_name)[1]
+    assert not pack(impure_name).pure
 
 
 X = da.ones((20, 20), chunks=5)
@@ -94,13 +94,13 @@ X = da.ones((20, 20), chunks=5)
 def test_graphs(lazy: da.Array, pure: bool) -> None:
     with dask.config.set({"optimization.fuse.active": False}):
         graph = dict(dask.optimize(lazy)[0].__dask_graph__())
-    assert pack(tuple(graph.values()))[1] == pure
+    assert pack(tuple(graph.values())).pure == pure
 
 
 def test_a_vectorized_function_can_be_packed_after_it_was_called() -> None:
     function = np.vectorize(lambda value: value + 1, otypes=[float])
     function(np.zeros(2))
-    packed, _ = pack(function)
+    packed = pack(function).data
     import pickle
 
     np.testing.assert_array_equal(pickle.loads(packed)(np.zeros(2)), np.ones(2))

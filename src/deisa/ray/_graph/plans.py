@@ -17,7 +17,6 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import cloudpickle
 import dask
 from dask._expr import HLGExpr
 from dask._task_spec import Task, TaskRef
@@ -26,6 +25,8 @@ from dask.highlevelgraph import HighLevelGraph, Layer, MaterializedLayer
 from deisa.ray._graph.assemble import StepLayer
 from deisa.ray._graph.bundles import Partition
 from deisa.ray._graph.leaves import StepSlots, fetch_kept, step_of
+from deisa.ray._graph.purity import WatchingPickler
+from deisa.ray._graph.script_modules import states_of
 
 Key = Hashable
 PLANS_KEPT = 32
@@ -103,7 +104,7 @@ class _NotAlikeError(Exception):
     """The graph holds something that belongs to one timestep only."""
 
 
-class _Pickler(cloudpickle.Pickler):
+class _Pickler(WatchingPickler):
     """Writes tasks down by what they do, without what Dask derives from that, and without the slots of a timestep.
 
     Attributes
@@ -113,7 +114,7 @@ class _Pickler(cloudpickle.Pickler):
     """
 
     def __init__(self, buffer: io.BytesIO) -> None:
-        super().__init__(buffer, protocol=5)
+        super().__init__(buffer)
         self.steps: dict[str, StepSlots] = {}
 
     def reducer_override(self, obj: Any) -> Any:
@@ -170,8 +171,10 @@ def structure_of(dsk: Any, wanted: Sequence[Key]) -> Structure | None:
     steps |= pickler.steps
     if not steps:
         return None
-    digest = hashlib.blake2b(_number_tokens(buffer.getvalue(), layers)).digest()
-    return Structure(digest, tuple(steps), tuple(steps.values()))
+    digest = hashlib.blake2b(_number_tokens(buffer.getvalue(), layers))
+    for module in states_of(pickler.modules):
+        digest.update(module.values + module.code)
+    return Structure(digest.digest(), tuple(steps), tuple(steps.values()))
 
 
 def _graphs(dsk: Any) -> list[tuple[HighLevelGraph, Any]] | None:

@@ -18,6 +18,7 @@ import functools
 import io
 import sys
 import types
+from dataclasses import dataclass
 from typing import Any
 
 import cloudpickle
@@ -124,21 +125,45 @@ def _is_special(function: np.ufunc) -> bool:
     return special is not None and getattr(special, function.__name__, None) is function
 
 
-class _Packer(cloudpickle.Pickler):
-    """Pickles, and looks at everything on the way but plain containers, numbers and strings."""
+class WatchingPickler(cloudpickle.Pickler):
+    """Pickles, and looks at everything on the way but plain containers, numbers and strings.
 
-    pure = True
+    Attributes
+    ----------
+    pure : bool
+        Whether all of it is.
+    modules : set of str
+        Those that what is not pure comes from.
+    """
+
+    def __init__(self, buffer: io.BytesIO) -> None:
+        super().__init__(buffer, protocol=5)
+        self.pure = True
+        self.modules: set[str] = set()
 
     def reducer_override(self, obj: Any) -> Any:
-        if self.pure and not is_pure(obj):
+        if not is_pure(obj):
             self.pure = False
+            if isinstance(obj, types.ModuleType):
+                self.modules.add(obj.__name__)
+            elif isinstance(obj, (type, *_FUNCTIONS)):
+                self.modules.add(str(obj.__module__))
         if type(obj) is np.vectorize:  # it keeps a ufunc of the last call, which cannot be pickled
             return copyreg.__newobj__, (np.vectorize,), vars(obj) | {"_ufunc": {}}  # type: ignore[attr-defined]
         return super().reducer_override(obj)
 
 
-def pack(value: Any) -> tuple[bytes, bool]:
-    """Pickle a value with everything it refers to; returns whether that is pure, too.
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A pickled value, and what a `WatchingPickler` has seen."""
+
+    data: bytes
+    pure: bool
+    modules: frozenset[str]
+
+
+def pack(value: Any) -> Packed:
+    """Pickle a value with everything it refers to.
 
     Raises
     ------
@@ -146,6 +171,6 @@ def pack(value: Any) -> tuple[bytes, bool]:
         Whatever the pickling of some object raises.
     """
     buffer = io.BytesIO()
-    packer = _Packer(buffer, protocol=5)
-    packer.dump(value)
-    return buffer.getvalue(), packer.pure
+    pickler = WatchingPickler(buffer)
+    pickler.dump(value)
+    return Packed(buffer.getvalue(), pickler.pure, frozenset(pickler.modules))

@@ -26,6 +26,7 @@ from deisa.ray._graph.execute import Picks, pick, run_bundle
 from deisa.ray._graph.failures import Failure
 from deisa.ray._graph.leaves import StepSlots
 from deisa.ray._graph.purity import pack
+from deisa.ray._graph.script_modules import ModuleState, bring_up_to_date, states_of
 from deisa.ray._graph.unpicklable import explain, unpicklable
 from deisa.ray.errors import NotPicklableError
 
@@ -60,12 +61,15 @@ class PackedWork:
         One item, the bytes or whatever `fetch` makes them from: in a list Ray leaves a reference as it is.
     pure : bool
         Whether it may be kept unpacked, and run in any process.
+    modules : tuple of ModuleState
+        What the script holds of its own modules, where tasks use them.
     """
 
     uid: str
     nbytes: int
     packed: Sequence[Any]
     pure: bool
+    modules: tuple[ModuleState, ...]
 
     def unpack(self, fetch: Callable[[Any], bytes]) -> Work:
         """Return the work: new objects, but where it is pure and this process has done it before."""
@@ -82,8 +86,9 @@ class PackedWork:
 
     def _load(self, fetch: Callable[[Any], bytes]) -> Work:
         (packed,) = self.packed
+        data = packed if isinstance(packed, bytes) else fetch(packed)
         try:
-            return pickle.loads(packed if isinstance(packed, bytes) else fetch(packed))
+            return pickle.loads(data)
         except ImportError as error:
             error.add_note(
                 "a worker process imports what tasks use by name: packages that are installed there, and modules in "
@@ -109,13 +114,14 @@ def pack_work(work: Work) -> PackedWork:
     UnpicklableTasksError
     """
     try:
-        packed, pure = pack(work)
+        packed = pack(work)
     except Exception as exc:  # whatever a foreign __reduce__ raises
         culprits = list(unpicklable(work.tasks))
         if not culprits:
             raise
         raise UnpicklableTasksError([task.key for task, _ in culprits], explain(*culprits[0])) from exc
-    return PackedWork(f"{_PROCESS}-{next(_numbers)}", len(packed), [packed], pure)
+    modules = states_of(packed.modules)
+    return PackedWork(f"{_PROCESS}-{next(_numbers)}", len(packed.data), [packed.data], packed.pure, modules)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,11 +167,14 @@ def do_work_for_others(
     fetch: Callable[[Any], bytes],
     most_threads: int | None = None,
 ) -> tuple[Any, ...]:
-    """Run a bundle as `do_work` does; what a task raises, also one of an earlier bundle, is returned in every place."""
+    """Run a bundle in a worker; what a task raises, also one of an earlier bundle, is returned in every place."""
     for group in groups:
         if isinstance(group, Failure):
             return (group,) * returns
     try:
+        if work.modules:
+            work.unpack(fetch)  # imports them
+            bring_up_to_date(work.modules)
         return do_work(work, steps, groups, fetch, most_threads)
     except BaseException as error:  # sys.exit() in a task is no reason for a worker to end
         return (Failure.of(error),) * returns
