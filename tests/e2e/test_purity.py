@@ -16,6 +16,7 @@ import pytest
 
 from deisa.ray import DeisaArray
 from deisa.ray.errors import NotPicklableError
+from tests.e2e import own_module
 from tests.e2e.simulation import Site
 from tests.e2e.squares import run_squares, square
 
@@ -104,6 +105,26 @@ def test_relative_paths_mean_the_directory_of_the_analytics(
     )
     assert (tmp_path / "seen.txt").read_text().split() == [str(tmp_path)] * STEPS
     assert Path.cwd() == tmp_path
+
+
+def test_what_the_script_has_set_in_its_own_modules(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also later on, when plans are reused; and what a task leaves there is gone at the next timestep."""
+    monkeypatch.setattr(own_module, "ALPHA", 10.0)
+    monkeypatch.setattr(own_module, "TABLE", {"beta": [0.0]})
+    monkeypatch.setattr(own_module, "SEEN", [])
+
+    def use(x: DeisaArray) -> tuple[float, float]:
+        own_module.TABLE["beta"][0] = float(x.t // 3)
+        if site.engine == "local":  # where the module is the script's
+            own_module.SEEN.clear()
+        by_value = x.dask.map_blocks(
+            lambda b: 0 * b + own_module.ALPHA + own_module.TABLE["beta"][0], dtype=float, meta=META
+        )
+        by_name = x.dask.map_blocks(own_module.shift, dtype=float, meta=META)
+        return float(by_value.max().compute()), float(by_name.max().compute())
+
+    found = each_timestep(site, use, grid=(1, 1))
+    assert found == [(10.0 + t // 3, 10.0 + t // 3) for t in range(STEPS)]
 
 
 # Targets in the script.
@@ -395,6 +416,24 @@ def test_other_schedulers_get_the_values_of_their_timestep(site: Site, scheduler
     for t, persisted, block in kept:
         np.testing.assert_array_equal(persisted.compute(scheduler="sync"), square(t))
         np.testing.assert_array_equal(block, square(t)[8:, :8])
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_scheduler_by_itself_on_either_engine(site: Site) -> None:
+    from deisa.ray import deisa_ray_get
+
+    def compute(x: DeisaArray) -> None:
+        doubled = x.dask.map_blocks(lambda b: 2 * b, dtype=float, meta=META)
+        np.testing.assert_array_equal(doubled.compute(scheduler=deisa_ray_get), 2 * square(x.t))
+        kept.append((x.t, x.dask.persist(scheduler=deisa_ray_get)))
+        total = (x.dask + kept[0][1]).sum().compute(scheduler=deisa_ray_get)
+        assert total == (square(x.t) + square(0)).sum()
+
+    kept: list[tuple[int, Any]] = []
+    each_timestep(site, compute)
+    for t, persisted in kept:
+        np.testing.assert_array_equal(persisted.compute(scheduler=deisa_ray_get), square(t))
 
 
 def test_a_thread_of_the_user_may_compute_while_the_run_ends(site: Site) -> None:

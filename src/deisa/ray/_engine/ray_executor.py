@@ -28,6 +28,8 @@ from ray.exceptions import GetTimeoutError, ObjectStoreFullError, OutOfDiskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from deisa.ray._engine.cpus import CpuShares, CpuWait, available_cpus, holders
+from deisa.ray._engine.local import NODE_ID as LOCAL
+from deisa.ray._engine.local import LocalBundle, LocalExecutor
 from deisa.ray._engine.mpi_job import forget_rank
 from deisa.ray._engine.ray_cluster import connect, node_cpus
 from deisa.ray._engine.ray_losses import loss_error
@@ -172,6 +174,7 @@ class RayExecutor:
             Any, str | None
         ] = {}  # bundles that are Ray tasks: what they return last, their nodes
         self._directory = os.getcwd()
+        self._local = LocalExecutor(settings)  # for chunks of the local engine, which no worker can read
         self.stats = BundleStats()
 
     def nodes(self) -> Sequence[str | None]:
@@ -213,13 +216,15 @@ class RayExecutor:
             enable_task_events=False,  # Ray's head would keep a record of every bundle
         )
 
-    def prepare(self, bundle: Bundle, picks: Sequence[Picks]) -> PreparedBundle:
+    def prepare(self, bundle: Bundle, picks: Sequence[Picks]) -> PreparedBundle | LocalBundle:
         """Decide how many threads a bundle gets, and pack what it does.
 
         Raises
         ------
         UnpicklableTasksError
         """
+        if bundle.node_id == LOCAL:
+            return self._local.prepare(bundle, picks)
         found = self._node_cpus()
         cpus = found.get(bundle.node_id, 1) if bundle.node_id is not None else max(found.values(), default=1)
         limit = self._settings.threads_per_bundle or max(1, cpus)
@@ -237,9 +242,14 @@ class RayExecutor:
         return PreparedBundle(bundle.node_id, call, work, threads, crossings, may_run_here)
 
     def submit(
-        self, prepared: PreparedBundle, groups: Sequence[Handle], steps: Mapping[Hashable, StepSlots]
+        self,
+        prepared: PreparedBundle | LocalBundle,
+        groups: Sequence[Handle],
+        steps: Mapping[Hashable, StepSlots],
     ) -> list[Handle]:
         """Start a bundle once its inputs are there; the leases of `steps` are held until it has ended."""
+        if isinstance(prepared, LocalBundle):
+            return self._local.submit(prepared, groups, steps)
         here = {key: step.on(prepared.node_id) for key, step in steps.items()}
         returns = len(prepared.crossings) + 1
         threads = self._threads_now(prepared)
@@ -298,8 +308,10 @@ class RayExecutor:
             error = result_error(exc)
         raise error
 
-    def runs_here(self, prepared: PreparedBundle) -> bool:
+    def runs_here(self, prepared: PreparedBundle | LocalBundle) -> bool:
         """Whether a bundle that only the caller waits for is too short to be worth a Ray call."""
+        if isinstance(prepared, LocalBundle):
+            return False
         return prepared.may_run_here and prepared.run_s <= HERE_S and prepared.taken_bytes <= HERE_BYTES
 
     def run_here(

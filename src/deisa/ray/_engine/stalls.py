@@ -127,6 +127,9 @@ class Stalls:
         kept = sorted(self._leases.live() - set(windows))
         names = {name for name, _ in kept}
         if any(event.array in names for event in waiting.values()):
+            if self._computing():  # what is under way lets go of them, as persist() does
+                self._stuck_since = None
+                return
             self._tell(f"the analytics, which keeps arrays of earlier timesteps alive: {_shown(kept)}")
             self._warn(
                 now,

@@ -96,7 +96,14 @@ def listen(settings: Settings, run_id: str) -> Listener | None:
             raise SessionInUseError(_in_use(settings, address, other.holder if other is not None else None))
         if now - said > settings.warn_every_s:
             said = now
-            logger.warning("waiting until the agent of an earlier run ends (%s)", shown(address))
+            logger.warning(
+                "waiting until the agent of an earlier run of session %r ends (%.0f s so far): its data is kept "
+                "for %g s (DEISA_RAY_DRIVER_TIMEOUT_S); another session name need not wait (%s)",
+                settings.session,
+                now - started,
+                settings.driver_timeout_s,
+                shown(address),
+            )
         time.sleep(LOOK_AGAIN_S)  # its analytics has died; it will end itself
 
 
