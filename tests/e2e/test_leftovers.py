@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from deisa.ray import DeisaArray, Settings
+from deisa.ray.errors import AnalyticsLostError
 from tests.e2e.simulation import QUICK_TO_GIVE_UP, Ranks, Site, ranks
 from tests.support.patience import wait_until
 
@@ -129,3 +130,31 @@ def test_four_sessions_side_by_side(engine: str, session_name: str) -> None:
     sites = [Site(engine, Settings(session=f"{session_name}-{n}", **QUICK_TO_GIVE_UP)) for n in range(4)]
     Ranks([partial(short_run, site) for site in sites]).check()
     assert_nothing_left(engine, session_name)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_agents_that_nobody_has_opened_hide_no_other(session_name: str) -> None:
+    """An analytics that was killed while it started leaves such an agent, beside those that have data."""
+    import ray
+
+    from deisa.ray._engine.ray_agents import RayAgents
+    from deisa.ray._engine.ray_cluster import connect
+
+    settings = Settings(session=session_name, **QUICK_TO_GIVE_UP)
+    connect(settings)
+    first, second = RayAgents(settings), RayAgents(settings)
+    first.open()
+    (node_id,) = first.cpus()
+    unopened = []
+    try:
+        for _ in range(4):
+            killed = RayAgents(settings)
+            unopened.append(killed._start_agent(node_id))
+        first.abandon(AnalyticsLostError("it has ended"))
+        second.open()
+        assert list(second.left) == [node_id]
+    finally:
+        for actor in unopened:
+            ray.kill(actor)
+        second.close(None)

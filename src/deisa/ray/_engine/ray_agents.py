@@ -179,9 +179,10 @@ class RayAgents:
         """The agents, by node, of an earlier analytics of this session that has gone; waits until that is certain."""
         started, said = time.monotonic(), -math.inf
         while True:
-            found = self._agents_of_session()
-            presence = _answers({node: actor.driver_presence.remote() for node, actor in found.items()})
-            found = {node: found[node] for node in presence}  # those that have just ended give no answer
+            named = self._agents_of_session()
+            presence = _answers({name: actor.driver_presence.remote() for name, actor in named.items()})
+            # Those that have just ended give no answer, nor do those whose analytics died before it had opened them.
+            found = {_node_of(name): named[name] for name in presence}
             now = time.monotonic()
             verdict = judge_presence([(state, quiet) for state, quiet, _ in presence.values()], now - started)
             if verdict == "gone":
@@ -199,12 +200,13 @@ class RayAgents:
             time.sleep(LOOK_AGAIN_S)
 
     def _agents_of_session(self) -> dict[str, Any]:
+        """The agents by name; a node may have several, if an analytics died while it started."""
         found = {}
         for named in ray.util.list_named_actors(all_namespaces=True):
-            session, _, rest = named["name"].partition(":")
+            session, _, _ = named["name"].partition(":")
             if named["namespace"] == NAMESPACE and session == self._settings.session:
                 with suppress(ValueError):  # it has just ended
-                    found[rest.partition(":")[0]] = ray.get_actor(named["name"], NAMESPACE)
+                    found[named["name"]] = ray.get_actor(named["name"], NAMESPACE)
         return found
 
     def _take_over(self, found: Mapping[str, Any]) -> None:
@@ -447,6 +449,11 @@ class RayAgents:
 
     def _kill_all(self) -> None:
         self._kill(self._actors)
+
+
+def _node_of(name: str) -> str:
+    """The node that an agent of that name serves."""
+    return name.split(":")[1]
 
 
 def _answers(calls: Mapping[str, Any], timeout_s: float = OPEN_TIMEOUT_S) -> dict[str, Any]:
