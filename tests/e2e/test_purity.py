@@ -369,6 +369,16 @@ def test_exceptions_keep_type_attributes_and_notes(
         assert {name: getattr(error, name) for name in attributes} == attributes
 
 
+def test_a_task_that_changes_its_block_is_told_to_copy_it(site: Site) -> None:
+    def change(block: np.ndarray) -> np.ndarray:
+        block += 1
+        return block
+
+    for error in raised_by(site, lambda x: x.dask.map_blocks(change, dtype=float, meta=META).compute()):
+        assert isinstance(error, ValueError)
+        assert "block = block.copy()" in error.__notes__[0]
+
+
 # Graphs that Dask has worked on.
 
 

@@ -51,12 +51,19 @@ def run_bundle(
     wanted = {key for group in outputs for key in group}
     pending = Counter(key for task in tasks for key in task.dependencies)
     values = dict(given)
-    if threads > 1:
-        _run_in_threads(tasks, values, pending, wanted, threads)
-    else:
-        for task in tasks:
-            values[task.key] = task({key: values[key] for key in task.dependencies})
-            _drop_used(task, values, pending, wanted)
+    try:
+        if threads > 1:
+            _run_in_threads(tasks, values, pending, wanted, threads)
+        else:
+            for task in tasks:
+                values[task.key] = task({key: values[key] for key in task.dependencies})
+                _drop_used(task, values, pending, wanted)
+    except ValueError as error:
+        if "read-only" in str(error):
+            error.add_note(
+                "blocks of a DeisaArray are read-only; let the function begin with block = block.copy()"
+            )
+        raise
     return [[values[key] for key in group] for group in outputs]
 
 
