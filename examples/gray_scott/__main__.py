@@ -61,17 +61,19 @@ def main() -> int:
     logs = {name: options.output / f"{name}.log" for name in ("analytics", "simulation")}
     print(f"starting Ray, the analytics and {options.ranks} ranks; logs in {options.output}/", flush=True)
     programs: dict[str, subprocess.Popen[bytes]] = {}
-    own = {"DEISA_RAY_SESSION": os.environ.get("DEISA_RAY_SESSION", f"gray-scott-{os.getpid()}")}
+    own = {"DEISA_RAY_SESSION": f"gray-scott-{os.getpid()}"} | dict(os.environ)
+    if not {"RAY_ADDRESS", "DEISA_RAY_ADDRESS"} & own.keys():
+        own["RAY_ADDRESS"] = "local"  # whatever else runs on this host
     with logs["analytics"].open("wb") as analytics_log, logs["simulation"].open("wb") as simulation_log:
         try:
             # The analytics keeps the terminal for its progress bar.
-            programs["analytics"] = subprocess.Popen(analytics, stderr=analytics_log, env=os.environ | own)
+            programs["analytics"] = subprocess.Popen(analytics, stderr=analytics_log, env=own)
             programs["simulation"] = subprocess.Popen(
                 simulation,
                 stdin=subprocess.DEVNULL,
                 stdout=simulation_log,
                 stderr=subprocess.STDOUT,
-                env=os.environ | own | {"OMP_NUM_THREADS": "1"},
+                env=own | {"OMP_NUM_THREADS": "1"},
             )
             failed = wait_both(programs)
         except KeyboardInterrupt:

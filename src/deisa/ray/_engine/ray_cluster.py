@@ -216,7 +216,8 @@ def _join(address: str, at: str) -> None:
             raise ClusterError(
                 f"the Ray cluster{at} wants an authentication token, and this process has none or another one: "
                 "set RAY_AUTH_MODE=token here, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH as on the head node "
-                "(a token in ~/.ray/auth_token is used without them only where RAY_AUTH_MODE=token is set)"
+                "(a token in ~/.ray/auth_token is used without them only where RAY_AUTH_MODE=token is set); or set "
+                "RAY_ADDRESS=local to use a Ray of this process's own"
             ) from exc
         raise ClusterError(f"cannot connect to the Ray cluster{at or f' at {address}'}: {exc}") from exc
 
