@@ -41,6 +41,7 @@ from deisa.ray.errors import (
     NoCallbacksError,
     RegistrationError,
     SessionInUseError,
+    WindowError,
 )
 from deisa.ray.report import ComputationFigures, Report, failures_of
 
@@ -301,11 +302,12 @@ class Deisa:
                 self._run(run)
             finally:
                 self._running = False
-        except DeisaError as error:
-            self.close(error)
-            raise
-        except BaseException as error:  # another analytics may do better
-            self._end(self._session.abandon, AnalyticsLostError(f"the analytics has ended: {error!r}"))
+        except BaseException as error:
+            # Where callbacks or windows are at fault, another analytics may do better.
+            if isinstance(error, DeisaError) and not run.in_callback and not isinstance(error, WindowError):
+                self.close(error)
+            else:
+                self._end(self._session.abandon, AnalyticsLostError(f"the analytics has ended: {error!r}"))
             raise
         finally:
             self._runs = None
@@ -328,8 +330,10 @@ class Deisa:
 
         def deliver(firing: Firing, windows: Windows) -> None:
             calls = runnable[firing.callback]
+            run.in_callback = True
             with watchdog.watching(calls.registration.name, firing.timestep):
                 calls.call(firing.timestep, windows)
+            run.in_callback = False
 
         try:
             with dask_computes_with(self._scheduler), watchdog.on_guard():
@@ -450,6 +454,7 @@ class _Run:
 
     callbacks: Sequence[Calls]
     wall_s: float = 0.0
+    in_callback: bool = False  # one runs, or has ended the run
 
 
 def _make_engine(name: str, settings: Settings) -> Engine:
