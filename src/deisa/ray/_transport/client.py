@@ -250,6 +250,7 @@ class RankChannel:
         self._outbox: OutboxWriter | None = None
         self.held_up_s = 0.0
         self._welcomed = False
+        self._sent_away = False
         self._progress = ""  # whom the analytics waits for
         self._later = ""  # why this rank has to look again
         self._orphaned = ""
@@ -294,6 +295,9 @@ class RankChannel:
                 now = time.monotonic()
                 if self._welcomed:
                     raise
+                if self._sent_away:  # after it had waited there
+                    self._sent_away = False
+                    deadline = now + self._settings.connect_timeout_s
                 if now > deadline:
                     raise self._no_analytics() from None
                 if self._later and now - said >= self._settings.warn_every_s:
@@ -465,7 +469,8 @@ class RankChannel:
             case messages.Progress(text):
                 self._welcomed, self._progress = True, text
             case messages.Later(text):
-                self._later = text
+                self._sent_away = self._welcomed
+                self._later, self._welcomed, self._orphaned = text, False, ""
                 raise AnalyticsLostError(text)
             case messages.Orphaned(text):
                 self._hear_orphaned(text)

@@ -69,6 +69,7 @@ def listen(settings: Settings, run_id: str) -> Listener | None:
     if settings.socket_path:
         check_socket_path(address)
     started = said = time.monotonic()
+    unanswered_since: float | None = None
     while True:
         try:
             return Listener(address)
@@ -91,8 +92,12 @@ def listen(settings: Settings, run_id: str) -> Listener | None:
         if other is not None and other.agent_id.split(":")[0] == run_id:
             return None  # another node of this cluster is on this host and serves its ranks
         now = time.monotonic()
-        state, quiet_s = (other.analytics, other.quiet_s) if other is not None else ("here", 0.0)
-        if is_certain(state, quiet_s, now - started, settings.driver_timeout_s):
+        if other is not None:
+            state, quiet_s, waited_s, unanswered_since = other.analytics, other.quiet_s, now - started, None
+        else:  # it may be ending
+            unanswered_since = unanswered_since or now
+            state, quiet_s, waited_s = "here", 0.0, now - unanswered_since
+        if is_certain(state, quiet_s, waited_s, settings.driver_timeout_s):
             raise SessionInUseError(_in_use(settings, address, other.holder if other is not None else None))
         if now - said > settings.warn_every_s:
             said = now

@@ -699,6 +699,17 @@ class AgentServer:
             self._post(connection, messages.Slots(sizes, tuple(regions)), [s.descriptor for s in batch])
         state, quiet_s = self._presence.state(time.monotonic())
         self._post(connection, messages.Attached(self.agent_id, state, quiet_s, self._presence.holder))
+        if (
+            self._plan is None and state == "gone"
+        ):  # nobody reads yet: it is another agent, which wants the address
+            self._step_aside()
+
+    def _step_aside(self) -> None:
+        """End in favour of another agent; there is no data yet, and the ranks look for that one."""
+        text = f"the analytics of session {self._settings.session!r} has ended before the start"
+        for connection in [c for c in self._connections if c.bridge_id is not None or c in self._newcomers]:
+            self._post(connection, messages.Later(text))
+        self.close()
 
     def _follow(self, connection: Connection, follow: messages.Follow) -> None:
         """Give the analytics of this node a journal; its connection shows that it is there."""
