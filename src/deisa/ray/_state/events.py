@@ -40,7 +40,7 @@ class BridgeJoined:
 
 
 @dataclass(frozen=True, slots=True)
-class DtypeLearned:
+class DtypeDeclared:
     """A bridge that announced no dtype for an array has sent its first chunk."""
 
     bridge_id: int
@@ -75,12 +75,11 @@ class StepTorn:
 
 
 @dataclass(frozen=True, slots=True)
-class SendHeldUp:
-    """A rank waits for a free slot."""
+class SendersBlocked:
+    """Bridges of this node wait for a free slot of `array`: all that do now, each with the timestep that waits."""
 
-    bridge_id: int
     array: str
-    timestep: int
+    timesteps: dict[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +108,11 @@ class AgentLost:
 
 Event = (
     BridgeJoined
-    | DtypeLearned
+    | DtypeDeclared
     | StepComplete
     | OwnersPassed
     | StepTorn
-    | SendHeldUp
+    | SendersBlocked
     | BridgeClosed
     | BridgeLost
     | AgentLost

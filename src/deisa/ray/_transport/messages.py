@@ -1,62 +1,60 @@
-"""The messages between rank and agent, and how they become bytes.
+"""The messages between an agent and the processes of its node, and how they become bytes.
 
-On the wire a message is a little-endian 32-bit length and a msgpack array: a message code and the
-fields in the order of the class. File descriptors travel beside the first byte of the message that
-counts them. Nothing received is ever unpickled; every field is checked before it is used, so a
-message that has been decoded is valid in form.
+A message on the wire is its *length* (32 bits, of what follows), its *code* (16 bits), and the fields of its
+class in order, as `codec` writes them. File descriptors travel beside the first byte of the message that counts
+them. ``docs/protocol.md`` says what each side may assume.
 
 ::
 
-    rank -> agent                         agent -> rank
-    -------------                         -------------
-    Hello      who, and which chunks      Progress   still waiting, for whom
-    Learned    dtype of an array          Slots      regions of memory, with descriptors
-    Look       chunks lie in their slots  Start      the arrays asked for, with shared pages
-    HeldUp     no slot free               Free       a slot, for a rank that was held up
-    Advance    nothing older will come    Orphaned   the analytics has gone, another may come
-    Close      the end                    Fail       the session is over, and why
-    Abort      the end, after an error    Later      look again, this run is over
+    rank -> agent                          agent -> rank
+    -------------                          -------------
+    Hello         who, and which chunks    Progress       still waiting, for whom
+    DeclareDtype  of an array              Slots          regions of memory, with descriptors
+    Notify        look at the pages        Start          the arrays asked for, with the pages
+    Ending        the process is ending    AnalyticsDown  it has gone, another one may come
+    Close         the end                  AnalyticsUp    it has come
+    Abort         the end, after an error  Fail           the session is over, and why
+                                           Later          look again, this run is over
+    reader -> agent                        agent -> reader
+    ---------------                        ---------------
+    Attach        map the chunk memory     Slots, then Attached
 
-    reader -> agent                       agent -> reader
-    ---------------                       ---------------
-    Attach     map the chunk memory       Slots, then Attached
-
-    analytics -> agent of its node        agent -> analytics
-    ------------------------------        ------------------
-    Follow     I am here until I hang up  Journal    memory for what has been handled
+    analytics -> agent of its node         agent -> analytics
+    ------------------------------         ------------------
+    Follow        I am here                Journal        memory for what has been handled
+    Release       leases have ended        Events         what has happened
 """
 
 from __future__ import annotations
 
-import dataclasses
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, ClassVar
 
-import msgpack
 import numpy as np
 
-from deisa.ray._state.dtypes import shareable
-from deisa.ray._state.events import BridgeStats
-from deisa.ray._state.layout import (
-    ArrayDescription,
-    ChunkDescription,
-    Shape,
-    check_place,
+from deisa.ray._state import events
+from deisa.ray._state.events import BridgeStats, Event
+from deisa.ray._state.layout import ArrayDescription, Shape, check_place
+from deisa.ray._transport.codec import (
+    Natural,
+    Numbers,
+    Reader,
+    check_when_read,
+    read_fields,
+    write_fields,
 )
 from deisa.ray._transport.limits import MemoryLimit
-from deisa.ray.errors import ProtocolError
+from deisa.ray.errors import LayoutError, ProtocolError
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 MAX_CALLBACKS = 100_000
 MAX_LIMITS = 64
 MAX_MESSAGE_BYTES = 16 * 2**20
-MAX_CHUNKS_PER_MESSAGE = 100_000
 MAX_TEXT = 2_000  # characters of an error that is passed on
 MAX_DIMENSIONS = 64  # NumPy's
-_LENGTH = struct.Struct("<I")
-_INT64 = range(-(2**63), 2**63)
+_LENGTH, _CODE = struct.Struct("<I"), struct.Struct("<H")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,39 +65,43 @@ class RegionSpec:
     `segment`, with the given strides (bytes): a chunk may lie inside a larger box.
     """
 
-    region: int
-    segment: int
-    base: int
-    slot_bytes: int
-    slots: int
-    shape: Shape
-    strides: Shape
+    region: Natural
+    segment: Natural
+    base: Natural
+    slot_bytes: Natural
+    slots: Natural
+    shape: tuple[Natural, ...]
+    strides: tuple[int, ...]
     dtype: np.dtype
+    itemsize: Natural
 
 
 @dataclass(frozen=True, slots=True)
 class WantedArray:
-    """An array that a callback asks for.
-
-    Its row on the board starts at 64-bit word `row`: the number of turns that have a slot, then the slot
-    of turn ``n`` at place ``n % slots``.
+    """An array that a callback asks for, and its places on the pages (`pages`), in words.
 
     Attributes
     ----------
+    name : str
     regions : tuple of int
         This bridge's chunks of the array.
-    row, slots : int
-    tally, bridges, own : int
-        The array's row on the tally starts at word `tally` and has one word for each of so many bridges;
-        `own` is this bridge's word.
+    slots : int
+        Of each chunk.
+    table_row : int
+        Where its row of the slot table starts.
+    counters_row, bridges : int
+        Where its row of the arrival counters starts, and how many bridges have an entry there.
+    entry : int
+        Where the entry of this bridge starts.
     """
 
-    regions: tuple[int, ...]
-    row: int
-    slots: int
-    tally: int
-    bridges: int
-    own: int
+    name: str
+    regions: tuple[Natural, ...]
+    slots: Natural
+    table_row: Natural
+    counters_row: Natural
+    bridges: Natural
+    entry: Natural
 
 
 class Message:
@@ -110,6 +112,8 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Hello(Message):
+    """A bridge says who it is, which chunks it owns, and which memory limits it is under."""
+
     code: ClassVar[int] = 1
     version: int
     session: str
@@ -120,7 +124,9 @@ class Hello(Message):
 
 
 @dataclass(frozen=True, slots=True)
-class Learned(Message):
+class DeclareDtype(Message):
+    """The dtype of an array that was described without one, with its first chunk."""
+
     code: ClassVar[int] = 2
     array: str
     dtype: np.dtype
@@ -128,37 +134,33 @@ class Learned(Message):
 
 
 @dataclass(frozen=True, slots=True)
-class Look(Message):
-    """There is something in the outboxes of this node: the rank was the last one to hand a timestep over."""
+class Notify(Message):
+    """The pages have changed so that the agent should look: a timestep is complete, or passed, on this node."""
 
     code: ClassVar[int] = 3
 
 
 @dataclass(frozen=True, slots=True)
-class HeldUp(Message):
-    code: ClassVar[int] = 4
-    region: int
-    timestep: int
-
-
-@dataclass(frozen=True, slots=True)
-class Advance(Message):
-    code: ClassVar[int] = 5
-    timestep: int
-
-
-@dataclass(frozen=True, slots=True)
 class Close(Message):
-    code: ClassVar[int] = 6
+    """The bridge sends nothing more."""
+
+    code: ClassVar[int] = 4
     stats: BridgeStats
 
 
 @dataclass(frozen=True, slots=True)
 class Abort(Message):
-    """The rank ends because of an error."""
+    """The bridge ends because of an error."""
 
-    code: ClassVar[int] = 8
+    code: ClassVar[int] = 5
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ending(Message):
+    """The rank's process is ending with the bridge still open; `Close` or `Abort` comes with its exit status."""
+
+    code: ClassVar[int] = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,21 +169,51 @@ class Attach(Message):
 
     code: ClassVar[int] = 7
     version: int
-    mapped: int
+    mapped: Natural
 
 
 @dataclass(frozen=True, slots=True)
 class Follow(Message):
-    """The analytics, which exists for as long as this connection does, wants a journal for so many callbacks."""
+    """The analytics, which exists for as long as this connection does, wants a journal, and perhaps events.
 
-    code: ClassVar[int] = 9
+    Attributes
+    ----------
+    version : int
+    driver_id : str
+    callbacks : int
+        That the journal has a word for.
+    listens : int
+        Whether events are to come on this connection from now on (1), and not in answers to polls (0).
+    """
+
+    code: ClassVar[int] = 8
     version: int
     driver_id: str
-    callbacks: int
+    callbacks: Natural
+    listens: Natural
+
+
+@dataclass(frozen=True, slots=True)
+class ReleasedStep:
+    """An array at a timestep."""
+
+    array: str
+    timestep: int
+
+
+@dataclass(frozen=True, slots=True)
+class Release(Message):
+    """The leases of a consumer have ended."""
+
+    code: ClassVar[int] = 9
+    consumer: str
+    steps: tuple[ReleasedStep, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Progress(Message):
+    """The rank still has to wait, as the text says: before the start, or for a slot."""
+
     code: ClassVar[int] = 16
     text: str
 
@@ -191,7 +223,7 @@ class Slots(Message):
     """Regions of memory; their `segment` numbers count the descriptors that come along, of the given sizes."""
 
     code: ClassVar[int] = 17
-    sizes: tuple[int, ...]
+    sizes: tuple[Natural, ...]
     regions: tuple[RegionSpec, ...]
 
 
@@ -202,45 +234,49 @@ class Start(Message):
     Attributes
     ----------
     pages : tuple of int
-        Sizes of the board, the tally and the bridge's outbox, whose descriptors come along; empty where no
-        callback asks for any of the bridge's arrays.
-    arrays : dict of str to WantedArray
+        Bytes of the slot table, the arrival counters and the bridge's submission ring, whose descriptors come
+        along; empty where no callback asks for any of the bridge's arrays.
+    capacity : int
+        Entries of the ring.
+    arrays : tuple of WantedArray
     """
 
     code: ClassVar[int] = 18
-    pages: tuple[int, ...]
-    arrays: dict[str, WantedArray]
-
-
-@dataclass(frozen=True, slots=True)
-class Free(Message):
-    """A rank that was held up can go on: one of the region's slots is marked free."""
-
-    code: ClassVar[int] = 19
-    region: int
+    pages: tuple[Natural, ...]
+    capacity: Natural
+    arrays: tuple[WantedArray, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Fail(Message):
-    code: ClassVar[int] = 20
+    """The session is over for this peer; `kind` names the class of the error to raise."""
+
+    code: ClassVar[int] = 19
     kind: str
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class Orphaned(Message):
-    """The analytics has gone, as the text says; without a text, there is one again."""
+class AnalyticsDown(Message):
+    """The analytics has gone, as the text says, and another one may come."""
 
-    code: ClassVar[int] = 22
+    code: ClassVar[int] = 20
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class Journal(Message):
-    """One 64-bit word for each callback, in memory of so many bytes whose descriptor comes along."""
+class AnalyticsUp(Message):
+    """There is an analytics again."""
 
-    code: ClassVar[int] = 23
-    nbytes: int
+    code: ClassVar[int] = 21
+
+
+@dataclass(frozen=True, slots=True)
+class Later(Message):
+    """The rank has to look again: as the text says, it does not belong to the run that this agent serves."""
+
+    code: ClassVar[int] = 22
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +293,7 @@ class Attached(Message):
         The analytics' process, in words.
     """
 
-    code: ClassVar[int] = 21
+    code: ClassVar[int] = 24
     agent_id: str
     analytics: str
     quiet_s: float
@@ -265,61 +301,84 @@ class Attached(Message):
 
 
 @dataclass(frozen=True, slots=True)
-class Later(Message):
-    """The rank has to look again: as the text says, it does not belong to the run that this agent serves."""
+class Journal(Message):
+    """One 64-bit word for each callback, in memory of so many bytes whose descriptor comes along."""
 
-    code: ClassVar[int] = 24
-    text: str
+    code: ClassVar[int] = 25
+    nbytes: Natural
+
+
+NumberedEvent = Annotated[
+    Event,
+    Numbers(
+        {
+            1: events.BridgeJoined,
+            2: events.DtypeDeclared,
+            3: events.StepComplete,
+            4: events.OwnersPassed,
+            5: events.StepTorn,
+            6: events.SendersBlocked,
+            7: events.BridgeClosed,
+            8: events.BridgeLost,
+            9: events.AgentLost,
+        }
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Events(Message):
+    """What has happened on the node since the last message of this kind, oldest first."""
+
+    code: ClassVar[int] = 26
+    events: tuple[NumberedEvent, ...]
 
 
 MESSAGES: dict[int, type[Message]] = {
     cls.code: cls
     for cls in (
-        Hello, Learned, Look, HeldUp, Advance, Close, Abort, Attach, Follow,
-        Progress, Slots, Start, Free, Fail, Attached, Orphaned, Journal, Later,
+        Hello, DeclareDtype, Notify, Close, Abort, Ending, Attach, Follow, Release,
+        Progress, Slots, Start, Fail, AnalyticsDown, AnalyticsUp, Later, Attached, Journal, Events,
     )
 }  # fmt: skip
 
 
 def encode(message: Message) -> bytes:
     """Turn a message into a frame: length, code, fields."""
-    fields = [_plain(getattr(message, f.name)) for f in dataclasses.fields(message)]  # type: ignore[arg-type]
-    body: bytes = msgpack.packb([message.code, *fields])
-    if len(body) > MAX_MESSAGE_BYTES:
+    frame = bytearray(_LENGTH.size)
+    frame += _CODE.pack(message.code)
+    write_fields(frame, message)
+    length = len(frame) - _LENGTH.size
+    if length > MAX_MESSAGE_BYTES:
         raise ProtocolError(
-            f"a message of {len(body)} bytes is larger than the limit of {MAX_MESSAGE_BYTES}; "
+            f"a message of {length} bytes is larger than the limit of {MAX_MESSAGE_BYTES}; "
             "the bridge describes too many chunks"
         )
-    return _LENGTH.pack(len(body)) + body
+    _LENGTH.pack_into(frame, 0, length)
+    return bytes(frame)
 
 
 def decode(body: bytes | memoryview) -> Message:
-    """Turn the bytes of one message into a checked message.
+    """Turn the bytes of one message, without their length, into a checked message.
 
     Raises
     ------
     ProtocolError
         For anything that is not exactly one well-formed message.
     """
+    reader = Reader(body)
     try:
-        count = _Counter()
-        payload = msgpack.unpackb(
-            body, use_list=True, raw=False, strict_map_key=True, list_hook=count, object_hook=count
-        )
-    except Exception as exc:  # msgpack raises many kinds; all of them mean the same here
-        raise ProtocolError(f"received bytes that are no message: {shorten(exc)}") from exc
-    if not isinstance(payload, list) or not payload or not isinstance(payload[0], int):
-        raise ProtocolError("received bytes that are no message: expected a code and fields")
-    cls = MESSAGES.get(payload[0])
+        code = reader.number(_CODE)
+    except ValueError as exc:
+        raise ProtocolError("received bytes that are no message: they are too few for a code") from exc
+    cls = MESSAGES.get(code)
     if cls is None:
-        raise ProtocolError(f"received a message with unknown code {payload[0]}")
-    names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
-    if len(payload) - 1 != len(names):
-        raise ProtocolError(f"{cls.__name__} has {len(names)} fields, received {len(payload) - 1}")
+        raise ProtocolError(f"received bytes that are no message: nothing has code {code}")
     try:
-        return cls(*[_READ[cls.__name__, n](v) for n, v in zip(names, payload[1:], strict=True)])
-    except Exception as exc:  # NumPy, too, raises many kinds, for descriptions of dtypes
+        message: Message = read_fields(cls, reader)
+    except (ValueError, LayoutError) as exc:
         raise ProtocolError(f"received a malformed {cls.__name__}: {shorten(exc)}") from exc
+    return message
 
 
 def shorten(text: object) -> str:
@@ -328,29 +387,20 @@ def shorten(text: object) -> str:
     return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} ..."
 
 
-class _Counter:
-    """Counts the lists and maps of a message: empty ones take a byte each there, and seventy here."""
-
-    __slots__ = ("_left",)
-
-    def __init__(self) -> None:
-        self._left = 8 * MAX_CHUNKS_PER_MESSAGE
-
-    def __call__(self, container: Any) -> Any:
-        self._left -= 1
-        if self._left < 0:
-            raise ValueError("it has too many lists")
-        return container
-
-
 class FrameBuffer:
-    """Cuts a stream of bytes into messages, holding at most one unfinished message."""
+    """Cuts received bytes into messages.
+
+    Raises
+    ------
+    ProtocolError
+        From `feed`, as soon as a length exceeds the limit, or for anything `decode` refuses.
+    """
 
     def __init__(self) -> None:
         self._pending = bytearray()
 
     def feed(self, data: bytes) -> Iterator[Message]:
-        """Add received bytes and yield every message that is whole."""
+        """Add received bytes and yield the messages that are complete now."""
         self._pending += data
         start = 0
         try:
@@ -358,7 +408,7 @@ class FrameBuffer:
                 (length,) = _LENGTH.unpack_from(self._pending, start)
                 if length > MAX_MESSAGE_BYTES:
                     raise ProtocolError(
-                        f"a message of {length} bytes exceeds the limit of {MAX_MESSAGE_BYTES}"
+                        f"a message of {length} bytes was announced, which exceeds the limit of {MAX_MESSAGE_BYTES}"
                     )
                 end = start + _LENGTH.size + length
                 if len(self._pending) < end:
@@ -370,194 +420,65 @@ class FrameBuffer:
             del self._pending[:start]
 
 
-# Writing: dataclasses become lists of their fields, dtypes their NumPy description.
+# What the types of fields do not say.
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.dtype):
-        return _plain(np.lib.format.dtype_to_descr(value))
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if dataclasses.is_dataclass(value):
-        return [_plain(getattr(value, f.name)) for f in dataclasses.fields(value)]
-    return value
-
-
-# Reading: one small function for each kind of field.
-
-
-def _integer(value: Any) -> int:
-    if type(value) is not int or value not in _INT64:
-        raise TypeError(f"expected an integer, got {value!r:.60}")
-    return value
-
-
-def _natural(value: Any) -> int:
-    if _integer(value) < 0:
-        raise ValueError(f"expected a number of at least 0, got {value}")
-    return value
-
-
-def _callbacks(value: Any) -> int:
-    if _natural(value) > MAX_CALLBACKS:
-        raise ValueError(f"expected at most {MAX_CALLBACKS} callbacks, got {value}")
-    return value
-
-
-def _seconds(value: Any) -> float:
-    if type(value) is not float or not value >= 0:
-        raise TypeError(f"expected seconds, got {value!r:.60}")
-    return value
-
-
-def _text(value: Any) -> str:
-    if type(value) is not str:
-        raise TypeError(f"expected a string, got {value!r:.60}")
-    return value
-
-
-def _items(value: Any) -> list[Any]:
-    if type(value) is not list or len(value) > MAX_CHUNKS_PER_MESSAGE:
-        raise TypeError(f"expected a list of at most {MAX_CHUNKS_PER_MESSAGE} items")
-    return value
-
-
-def _naturals(value: Any) -> tuple[int, ...]:
-    return tuple(map(_natural, _items(value)))
-
-
-def _integers(value: Any) -> tuple[int, ...]:
-    return tuple(map(_integer, _items(value)))
-
-
-def _fields(value: Any, count: int) -> list[Any]:
-    if len(_items(value)) != count:
-        raise ValueError(f"expected {count} fields, got {len(value)}")
-    return value
-
-
-def _dtype(value: Any) -> np.dtype:
-    return shareable("received", np.lib.format.descr_to_dtype(_descr(value, depth=0)))
-
-
-def _descr(value: Any, depth: int) -> Any:
-    """Give a dtype's description back the tuples that msgpack turned into lists."""
-    if type(value) is str:
-        return value
-    if depth > 8:
-        raise ValueError("a dtype is nested too deeply")
-    items = _items(value)
-    if len(items) == 2 and type(items[1]) is list and all(type(n) is int for n in items[1]):
-        return (_descr(items[0], depth + 1), tuple(map(_natural, items[1])))  # a subarray
-    described = []
-    for item in items:
-        name, *rest = _items(item)
-        title = tuple(map(_text, name)) if type(name) is list else _text(name)
-        if not 1 <= len(rest) <= 2:
-            raise ValueError("a dtype's field needs a name, a type and perhaps a shape")
-        described.append((title, _descr(rest[0], depth + 1), *(_naturals(s) for s in rest[1:])))
-    return described
-
-
-def _optional(read: Any) -> Any:
-    return lambda value: None if value is None else read(value)
-
-
-def _chunk(value: Any) -> ChunkDescription:
-    shape, position, offset = _fields(value, 3)
-    return ChunkDescription(_naturals(shape), _optional(_naturals)(position), _optional(_naturals)(offset))
-
-
-def _array(value: Any) -> ArrayDescription:
-    name, dtype, global_shape, grid, chunks = _fields(value, 5)
-    described = ArrayDescription(
-        _text(name),
-        _optional(_dtype)(dtype),
-        _optional(_naturals)(global_shape),
-        _optional(_naturals)(grid),
-        tuple(map(_chunk, _items(chunks))),
-    )
-    for chunk in described.chunks:
+def _check_array(array: ArrayDescription) -> None:
+    for chunk in array.chunks:
         if len(chunk.shape) > MAX_DIMENSIONS:
             raise ValueError(f"a chunk has {len(chunk.shape)} dimensions, NumPy {MAX_DIMENSIONS} at most")
         placed = [p for p in (chunk.position, chunk.offset) if p is not None]
-        shapes = [s for s in (described.global_shape, described.grid, *placed) if s is not None]
-        if 0 in chunk.shape or any(len(s) != len(chunk.shape) for s in shapes):
-            raise ValueError(f"array {described.name!r:.60}: a chunk's position does not fit its shape")
-        check_place(described.name, chunk, described.global_shape, described.grid)
-    return described
+        shapes: list[Shape] = [s for s in (array.global_shape, array.grid, *placed) if s is not None]
+        if min(chunk.shape, default=1) < 1 or any(
+            len(s) != len(chunk.shape) or min(s, default=0) < 0 for s in shapes
+        ):
+            raise ValueError(f"array {array.name!r:.60}: a chunk's position does not fit its shape")
+        check_place(array.name, chunk, array.global_shape, array.grid)
 
 
-def _region(value: Any) -> RegionSpec:
-    region, segment, base, slot_bytes, slots, shape, strides, dtype = _fields(value, 8)
-    return RegionSpec(
-        _natural(region), _natural(segment), _natural(base), _natural(slot_bytes), _natural(slots),
-        _naturals(shape), _integers(strides), _dtype(dtype),
-    )  # fmt: skip
+def _check_region(region: RegionSpec) -> None:
+    if len(region.strides) != len(region.shape) or region.itemsize != region.dtype.itemsize:
+        raise ValueError("a region's strides or itemsize do not fit its shape and dtype")
 
 
-def _limits(value: Any) -> tuple[MemoryLimit, ...]:
-    if len(_items(value)) > MAX_LIMITS:
-        raise ValueError(f"expected at most {MAX_LIMITS} memory limits, got {len(value)}")
-    return tuple(map(_limit, value))
+def _check_hello(hello: Hello) -> None:
+    _check_limits(hello.limits)
 
 
-def _limit(value: Any) -> MemoryLimit:
-    group, path, limit, available = _fields(value, 4)
-    return MemoryLimit(_natural(group), shorten(_text(path)), _natural(limit), _natural(available))
+def _check_dtype(declared: DeclareDtype) -> None:
+    _check_limits(declared.limits)
 
 
-def _stats(value: Any) -> BridgeStats:
-    chunks, handed_over, held_up_s = _fields(value, 3)
-    return BridgeStats(_natural(chunks), _natural(handed_over), _seconds(held_up_s))
+def _check_limits(limits: tuple[MemoryLimit, ...]) -> None:
+    if len(limits) > MAX_LIMITS:
+        raise ValueError(f"expected at most {MAX_LIMITS} memory limits, got {len(limits)}")
 
 
-def _wanted_arrays(value: Any) -> dict[str, WantedArray]:
-    if type(value) is not dict:
-        raise TypeError("expected a map of arrays")
-    return {_text(name): _wanted(fields) for name, fields in value.items()}
+def _check_limit(limit: MemoryLimit) -> None:
+    if min(limit.group, limit.limit, limit.available) < 0 or len(limit.path) > MAX_TEXT:
+        raise ValueError("a memory limit makes no sense")
 
 
-def _wanted(value: Any) -> WantedArray:
-    regions, *places = _fields(value, 6)
-    return WantedArray(_naturals(regions), *map(_natural, places))
+def _check_stats(stats: BridgeStats) -> None:
+    if min(stats.chunks, stats.bytes_handed_over) < 0 or not stats.held_up_s >= 0:
+        raise ValueError("a bridge's figures make no sense")
 
 
-_READ: dict[tuple[str, str], Any] = {
-    ("Hello", "version"): _integer,
-    ("Hello", "session"): _text,
-    ("Hello", "bridge_id"): _integer,
-    ("Hello", "world_size"): _integer,
-    ("Hello", "arrays"): lambda value: tuple(map(_array, _items(value))),
-    ("Hello", "limits"): _limits,
-    ("Learned", "array"): _text,
-    ("Learned", "dtype"): _dtype,
-    ("Learned", "limits"): _limits,
-    ("HeldUp", "region"): _natural,
-    ("HeldUp", "timestep"): _integer,
-    ("Advance", "timestep"): _integer,
-    ("Close", "stats"): _stats,
-    ("Abort", "reason"): _text,
-    ("Attach", "version"): _integer,
-    ("Attach", "mapped"): _natural,
-    ("Follow", "version"): _integer,
-    ("Follow", "driver_id"): _text,
-    ("Follow", "callbacks"): _callbacks,
-    ("Progress", "text"): _text,
-    ("Slots", "sizes"): _naturals,
-    ("Slots", "regions"): lambda value: tuple(map(_region, _items(value))),
-    ("Start", "pages"): _naturals,
-    ("Start", "arrays"): _wanted_arrays,
-    ("Free", "region"): _natural,
-    ("Fail", "kind"): _text,
-    ("Fail", "text"): _text,
-    ("Orphaned", "text"): _text,
-    ("Journal", "nbytes"): _natural,
-    ("Attached", "agent_id"): _text,
-    ("Attached", "analytics"): _text,
-    ("Attached", "quiet_s"): _seconds,
-    ("Attached", "holder"): _text,
-    ("Later", "text"): _text,
-}
+def _check_attached(attached: Attached) -> None:
+    if not attached.quiet_s >= 0:
+        raise ValueError(f"expected seconds, got {attached.quiet_s}")
+
+
+def _check_follow(follow: Follow) -> None:
+    if follow.callbacks > MAX_CALLBACKS:
+        raise ValueError(f"expected at most {MAX_CALLBACKS} callbacks, got {follow.callbacks}")
+
+
+check_when_read(ArrayDescription, _check_array)
+check_when_read(RegionSpec, _check_region)
+check_when_read(Hello, _check_hello)
+check_when_read(DeclareDtype, _check_dtype)
+check_when_read(MemoryLimit, _check_limit)
+check_when_read(BridgeStats, _check_stats)
+check_when_read(Attached, _check_attached)
+check_when_read(Follow, _check_follow)
