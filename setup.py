@@ -3,14 +3,32 @@
 import numpy
 from setuptools import Extension, setup
 
+from pathlib import Path
+
+HANDOFF = Path("src/deisa/ray/_handoff")
+
 setup(
     ext_modules=[
         Extension(
-            f"deisa.ray._transport.{name}",
-            [f"src/deisa/ray/_transport/{name}.c"],
+            "deisa.ray._handoff._native",
+            sorted(map(str, HANDOFF.glob("*.c"))),
             include_dirs=[numpy.get_include()],
-            optional=True,
-        )
-        for name in ("_lane", "_ending")
+            extra_compile_args=[
+                "-std=gnu11",
+                "-Wall",
+                "-Wextra",
+                "-Wno-unused-parameter",
+                "-fvisibility=hidden",
+            ],
+        ),
+        *(
+            Extension(
+                f"deisa.ray._transport.{name}",
+                [f"src/deisa/ray/_transport/{name}.c"],
+                include_dirs=[numpy.get_include()],
+                optional=True,
+            )
+            for name in ("_lane", "_ending")
+        ),
     ]
 )
