@@ -42,7 +42,8 @@ from deisa.ray.errors import (
     TimestepError,
     UnknownArrayError,
 )
-from tests.oracle.client import ChunkWriter, RankChannel
+from tests.oracle.client import RankChannel
+from tests.oracle.writer import ChunkWriter
 
 logger = logging.getLogger("deisa.ray.bridge")
 
