@@ -1,0 +1,28 @@
+/* Numbers of the protocol. Written by `python -m deisa.ray._transport.header`; do not edit. */
+
+#ifndef DEISA_HANDOFF_PROTOCOL_H
+#define DEISA_HANDOFF_PROTOCOL_H
+
+#define PROTOCOL_VERSION 6
+#define PROTOCOL_MAX_MESSAGE_BYTES 16777216
+#define PROTOCOL_MAX_ITEMS 100000
+#define PROTOCOL_MAX_TEXT 2000
+#define PROTOCOL_MAX_LIMITS 64
+
+enum {
+    MESSAGE_HELLO = 1,
+    MESSAGE_DECLARE_DTYPE = 2,
+    MESSAGE_NOTIFY = 3,
+    MESSAGE_CLOSE = 4,
+    MESSAGE_ABORT = 5,
+    MESSAGE_ENDING = 6,
+    MESSAGE_PROGRESS = 16,
+    MESSAGE_SLOTS = 17,
+    MESSAGE_START = 18,
+    MESSAGE_FAIL = 19,
+    MESSAGE_ANALYTICS_DOWN = 20,
+    MESSAGE_ANALYTICS_UP = 21,
+    MESSAGE_LATER = 22,
+};
+
+#endif
