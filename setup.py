@@ -21,14 +21,6 @@ setup(
                 "-fvisibility=hidden",
             ],
         ),
-        *(
-            Extension(
-                f"deisa.ray._transport.{name}",
-                [f"src/deisa/ray/_transport/{name}.c"],
-                include_dirs=[numpy.get_include()],
-                optional=True,
-            )
-            for name in ("_lane", "_ending")
-        ),
+        Extension("deisa.ray._transport._ending", ["src/deisa/ray/_transport/_ending.c"], optional=True),
     ]
 )

@@ -18,7 +18,6 @@ import pytest
 
 from deisa.ray import Bridge, DeisaArray, Settings
 from deisa.ray._engine import session
-from deisa.ray._transport.client import RankChannel
 from deisa.ray.errors import (
     AnalyticsLostError,
     BridgeIdError,
@@ -38,6 +37,7 @@ from deisa.ray.errors import (
     WorldSizeError,
 )
 from tests.e2e.simulation import QUICK_TO_GIVE_UP, Ranks, Site, ranks, rows, values
+from tests.oracle.client import RankChannel
 from tests.support.patience import PATIENCE_S, wait_until
 from tests.support.processes import kill_tree
 from tests.support.ray_node import AUTHENTICATION

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -23,8 +23,12 @@ from deisa.ray._transport.server import AgentServer
 from deisa.ray.bridge import Bridge
 from deisa.ray.config import Settings
 from deisa.ray.errors import DeisaError
+from tests.oracle.bridge import OracleBridge
 from tests.support.patience import PATIENCE_S
 
+Client = type[Bridge]
+CLIENTS: dict[str, Client] = {"native": Bridge, "oracle": cast("Client", OracleBridge)}
+_client: Client = Bridge
 CONSUMER = "test"
 ANALYTICS = "the analytics"
 E = TypeVar("E")
@@ -35,6 +39,17 @@ def new_settings(**change: Any) -> Settings:
     """Settings of a session of the test's own, which gives up soon."""
     patience = dict.fromkeys(("connect_timeout_s", "start_timeout_s", "send_timeout_s"), PATIENCE_S)
     return Settings(**{"session": f"unit-{os.getpid()}-{time.monotonic_ns()}", **patience, **change})
+
+
+@contextmanager
+def use_client(name: str) -> Iterator[Client]:
+    """Have agents open bridges of one of the `CLIENTS`."""
+    global _client
+    before, _client = _client, CLIENTS[name]
+    try:
+        yield _client
+    finally:
+        _client = before
 
 
 class Agent:
@@ -60,12 +75,17 @@ class Agent:
         return self._threads.submit(function, *arguments, **named)
 
     def open_bridge(
-        self, number: int, world_size: int, metadata: Mapping[str, Any], settings: Settings | None = None
+        self,
+        number: int,
+        world_size: int,
+        metadata: Mapping[str, Any],
+        settings: Settings | None = None,
+        client: Client | None = None,
     ) -> Future[Bridge]:
         """Create a bridge in a thread: it waits until `start`."""
         self._opening.append(
             self.in_thread(
-                Bridge,
+                client or _client,
                 bridge_id=number,
                 arrays_metadata=metadata,
                 system_metadata={"world_size": world_size},
@@ -131,7 +151,7 @@ class Agent:
         self.server.close(error)
         for opening in self._opening:
             if opening.exception(PATIENCE_S) is None:
-                opening.result()._channel.abort()
+                opening.result().lose("")
         self._opening.clear()
         self._threads.shutdown()
         for thread in self._readers:

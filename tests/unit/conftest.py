@@ -1,4 +1,4 @@
-"""Settings of the tests that need neither Ray nor a cluster, and the two ways in which a rank hands over."""
+"""Settings of the tests that need neither Ray nor a cluster, and the two clients that a rank can have."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
-from deisa.ray._transport import client
-from tests.conftest import skip_or_fail
+from tests.unit.agent import CLIENTS, Client, use_client
 
 settings.register_profile(
     "unit",
@@ -32,11 +31,8 @@ def no_collector() -> Iterator[None]:
     gc.enable()
 
 
-@pytest.fixture(params=["compiled", "interpreted"])
-def lane(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Run a test with the compiled short cut of `Bridge.send`, and without it."""
-    if request.param == "interpreted":
-        monkeypatch.setattr(client, "Lane", None)
-    elif client.Lane is None:
-        skip_or_fail("deisa.ray was installed without a C compiler")
-    return request.param
+@pytest.fixture(params=CLIENTS)
+def client(request: pytest.FixtureRequest) -> Iterator[Client]:
+    """Run a test with the client in C, and with the one in Python that says what it has to do."""
+    with use_client(request.param) as client:
+        yield client

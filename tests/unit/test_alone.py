@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import socket
 from typing import Any
 
 import numpy as np
@@ -12,15 +11,31 @@ import pytest
 from deisa.ray._state.events import BridgeClosed, BridgeJoined
 from deisa.ray.bridge import Bridge
 from deisa.ray.config import Settings, disabled_by_environment
-from deisa.ray.errors import AnalyticsLostError, AnalyticsStoppedError, ClosedError, ConfigurationError
+from deisa.ray.errors import (
+    AnalyticsLostError,
+    AnalyticsStoppedError,
+    ClosedError,
+    ConfigurationError,
+    NoAnalyticsError,
+)
 from tests.support.patience import PATIENCE_S
-from tests.unit.agent import CONSUMER, Agent, running, settings_with
+from tests.unit.agent import CONSUMER, Agent, Client, descriptors, new_settings, running, settings_with
 
 METADATA = {"a": {"chunk_shape": (4,), "nb_chunks_per_dim": (1,), "chunk_position": (0,), "dtype": float}}
 
 
-def disabled(**more: Any) -> Bridge:
-    return Bridge(bridge_id=0, arrays_metadata=METADATA, system_metadata={"world_size": 1}, **more)
+pytestmark = pytest.mark.usefixtures("client")
+
+
+def without_analytics(client: Client, **more: Any) -> Bridge:
+    """Of a session that has none, so that a bridge which is not switched off fails."""
+    return client(
+        bridge_id=0,
+        arrays_metadata=METADATA,
+        system_metadata={"world_size": 1},
+        settings=new_settings(connect_timeout_s=0.01),
+        **more,
+    )
 
 
 def use(bridge: Bridge) -> None:
@@ -34,17 +49,11 @@ def use(bridge: Bridge) -> None:
         bridge.advance(timestep)
 
 
-@pytest.fixture
-def no_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*arguments: Any) -> None:
-        raise AssertionError("a bridge that is switched off opens no socket")
-
-    monkeypatch.setattr(socket, "socket", refuse)
-
-
-def test_switched_off(no_sockets: None) -> None:
-    with disabled(enabled=False) as bridge:
+def test_switched_off(client: Client) -> None:
+    before = descriptors()
+    with without_analytics(client, enabled=False) as bridge:
         use(bridge)
+        assert descriptors() == before
         assert bridge.slot("a", 7) is bridge.slot("a", 7)  # fresh memory at each timestep would be slow
         assert bridge.stats.chunks == 0
     with pytest.raises(ClosedError):
@@ -52,19 +61,17 @@ def test_switched_off(no_sockets: None) -> None:
 
 
 @pytest.mark.parametrize("text", ["1", "true", "ON"])
-def test_switched_off_by_the_environment(
-    no_sockets: None, monkeypatch: pytest.MonkeyPatch, text: str
-) -> None:
+def test_switched_off_by_the_environment(client: Client, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("DEISA_RAY_DISABLED", text)
-    bridge = disabled()
+    bridge = without_analytics(client)
     use(bridge)
     bridge.close(3)
 
 
-def test_the_argument_wins(no_sockets: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_argument_wins(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEISA_RAY_DISABLED", "1")
-    with pytest.raises(AssertionError, match="opens no socket"):
-        disabled(enabled=True)
+    with pytest.raises(NoAnalyticsError):
+        without_analytics(client, enabled=True)
 
 
 def test_the_switch_is_checked() -> None:

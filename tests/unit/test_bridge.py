@@ -30,9 +30,9 @@ from deisa.ray.errors import (
     UnknownArrayError,
 )
 from tests.support.patience import PATIENCE_S
-from tests.unit.agent import Agent, running, whole
+from tests.unit.agent import Agent, Client, running, whole
 
-pytestmark = pytest.mark.usefixtures("lane")
+pytestmark = pytest.mark.usefixtures("client")
 
 GOOD = np.arange(6.0).reshape(2, 3)
 
@@ -307,8 +307,8 @@ class Comm:
         return self.size
 
 
-def test_identity_from_a_communicator(agent: Agent) -> None:
-    opening = agent.in_thread(Bridge, Comm(0, 1), {"a": whole((2,))}, settings=agent.settings)
+def test_identity_from_a_communicator(agent: Agent, client: Client) -> None:
+    opening = agent.in_thread(client, Comm(0, 1), {"a": whole((2,))}, settings=agent.settings)
     joined = agent.wait(BridgeJoined)
     assert (joined.bridge_id, joined.world_size) == (0, 1)
     agent.start({})
@@ -343,6 +343,8 @@ def test_identity_from_a_communicator(agent: Agent) -> None:
     ],
     ids=str,
 )
-def test_refused_before_anything_is_sent(arguments: Any, error: type[Exception], message: str) -> None:
+def test_refused_before_anything_is_sent(
+    client: Client, arguments: Any, error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
-        Bridge(**{"arrays_metadata": {}, **arguments})
+        client(**{"arrays_metadata": {}, **arguments})

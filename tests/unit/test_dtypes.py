@@ -44,7 +44,7 @@ WITH_METADATA = {
 @pytest.mark.parametrize("declared", [True, False], ids=["declared", "learned"])
 @pytest.mark.parametrize("sent", [*(PARTICLES[names] for names in PICKED.values()), *WITH_METADATA.values()],
                          ids=[*PICKED, *WITH_METADATA])  # fmt: skip
-@pytest.mark.usefixtures("lane")
+@pytest.mark.usefixtures("client")
 def test_it_arrives(sent: np.ndarray, declared: bool) -> None:
     with running() as agent, warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -13,25 +13,24 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-import msgpack
 import numpy as np
 import pytest
 
+from deisa.ray._handoff._native import store
 from deisa.ray._state.events import (
     AgentLost,
     BridgeClosed,
     BridgeJoined,
     BridgeLost,
     BridgeStats,
-    DtypeLearned,
+    DtypeDeclared,
     OwnersPassed,
-    SendHeldUp,
+    SendersBlocked,
     StepComplete,
 )
 from deisa.ray._state.plan import StartPlan
 from deisa.ray._transport import memory, messages, reader, server
 from deisa.ray._transport.address import agent_address, check_same_user, shown
-from deisa.ray._transport.pages import OutboxWriter
 from deisa.ray._transport.reader import attach, probe
 from deisa.ray._transport.server import AgentServer
 from deisa.ray.bridge import Bridge
@@ -47,10 +46,21 @@ from deisa.ray.errors import (
     SessionInUseError,
     WaitTimeoutError,
 )
+from tests.oracle.pages import NOTIFIED, SUBMITTED, RingWriter
 from tests.support.patience import PATIENCE_S, wait_until
-from tests.unit.agent import Agent, descriptors, mappings, new_settings, running, settings_with, whole
+from tests.unit.agent import (
+    CLIENTS,
+    Agent,
+    Client,
+    descriptors,
+    mappings,
+    new_settings,
+    running,
+    settings_with,
+    whole,
+)
 
-pytestmark = pytest.mark.usefixtures("lane")
+pytestmark = pytest.mark.usefixtures("client")
 
 
 SESSION = f"unit-{os.getpid()}-hand-off"
@@ -141,7 +151,7 @@ def test_any_strides(agent: Agent, make: Any) -> None:
      [("x", "<f4"), ("n", ">i2", (2,))], np.dtype([("a", "i1"), ("b", "f8")], align=True)],
     ids=str,
 )  # fmt: skip
-@pytest.mark.parametrize("declared", [True, False], ids=["declared", "learned"])
+@pytest.mark.parametrize("declared", [True, False], ids=["declared", "with the chunk"])
 def test_every_fixed_size_dtype(agent: Agent, dtype: Any, declared: bool) -> None:
     dtype = np.dtype(dtype)
     raw_bytes = np.arange(6 * dtype.itemsize, dtype="u1") % 2
@@ -156,12 +166,12 @@ def test_every_fixed_size_dtype(agent: Agent, dtype: Any, declared: bool) -> Non
     np.testing.assert_array_equal(chunk, sent)
 
 
-def test_a_dtype_is_learned_from_the_first_chunk(agent: Agent) -> None:
+def test_a_dtype_is_that_of_the_first_chunk(agent: Agent) -> None:
     said = [whole((8,), dtype=None) | {"chunk_shape": (4,), "offset": (4 * i,)} for i in range(2)]
     (bridge,) = agent.bridges({"a": said}, slots={"a": 1}, a=None)
     assert not agent.server._segments
     bridge.send("a", np.arange(4, dtype="i2"), 0, chunk_index=1)
-    assert agent.wait(DtypeLearned) == DtypeLearned(0, "a", np.dtype("i2"))
+    assert agent.wait(DtypeDeclared) == DtypeDeclared(0, "a", np.dtype("i2"))
     bridge.send("a", np.zeros(4, dtype="i2"), 0, chunk_index=0)
     zeros, numbers = agent.chunks(agent.wait(StepComplete))
     assert zeros.tolist() == [0] * 4
@@ -228,7 +238,7 @@ def test_send_waits_when_every_slot_is_in_use(agent: Agent, slots: int) -> None:
         bridge.send("a", np.full(4, t, float), t)
         agent.wait(StepComplete)
     late = agent.in_thread(bridge.send, "a", np.full(4, 99.0, float), slots)
-    assert agent.wait(SendHeldUp) == SendHeldUp(0, "a", slots)
+    assert agent.wait(SendersBlocked) == SendersBlocked("a", {0: slots})
     assert not late.done()
     agent.release(("a", 0))
     late.result(PATIENCE_S)
@@ -288,7 +298,7 @@ def test_leases_of_several_consumers(agent: Agent) -> None:
     (bridge,) = [future.result(PATIENCE_S) for future in opening]
     bridge.send("a", np.zeros(4), 0)
     late = agent.in_thread(bridge.send, "a", np.ones(4), 1)
-    agent.wait(SendHeldUp)
+    agent.wait(SendersBlocked)
     agent.server.release("one", [("a", 0)])
     assert not late.done()
     agent.server.release("two", [("a", 0)])
@@ -318,10 +328,10 @@ def test_one_session_after_the_other() -> None:
             assert agent.chunks(agent.wait(StepComplete))[0].tolist() == [t] * 2
 
 
-def test_no_analytics() -> None:
+def test_no_analytics(client: Client) -> None:
     settings = new_settings(connect_timeout_s=0.03)
     with pytest.raises(NoAnalyticsError) as caught:
-        Bridge(bridge_id=0, arrays_metadata={}, system_metadata={"world_size": 1}, settings=settings)
+        client(bridge_id=0, arrays_metadata={}, system_metadata={"world_size": 1}, settings=settings)
     assert str(caught.value).startswith(
         f"no analytics on this host for session {settings.session!r}: is Ray running here and the analytics started? "
         f"(tried {shown(agent_address(settings))} for 0.03 s; DEISA_RAY_CONNECT_TIMEOUT_S sets how long)"
@@ -340,13 +350,13 @@ def test_the_rank_may_come_first() -> None:
             agent.wait(BridgeClosed)
 
 
-def test_nobody_starts_the_session(agent: Agent, caplog: pytest.LogCaptureFixture) -> None:
+def test_nobody_starts_the_session(agent: Agent, client: Client, caplog: pytest.LogCaptureFixture) -> None:
     agent.server.report_progress("waiting for bridge 7 of 8")
     with (
         caplog.at_level(logging.WARNING, "deisa.ray.bridge"),
         pytest.raises(WaitTimeoutError, match=r"waiting for bridge 7 of 8; gave up after 0\.5 s"),
     ):
-        Bridge(
+        client(
             bridge_id=0,
             arrays_metadata={},
             system_metadata={"world_size": 8},
@@ -379,11 +389,11 @@ def test_an_id_that_is_taken(agent: Agent) -> None:
     assert agent.wait(StepComplete).timestep == 0
 
 
-def test_a_bridge_that_comes_late(agent: Agent) -> None:
+def test_a_bridge_that_comes_late(agent: Agent, client: Client) -> None:
     agent.bridges({"a": whole((2,))}, slots={"a": 1})
     line = agent.follow()
     with pytest.raises(BridgeIdError) as refused:
-        Bridge(bridge_id=0, arrays_metadata={}, system_metadata={"world_size": 2}, settings=agent.settings)
+        client(bridge_id=0, arrays_metadata={}, system_metadata={"world_size": 2}, settings=agent.settings)
     line.close()
     text = str(refused.value)
     pid, host, session = os.getpid(), socket.gethostname(), agent.settings.session
@@ -438,7 +448,7 @@ def test_the_bound_on_memory(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> N
     assert not agent.server._segments
 
 
-def test_the_bound_on_memory_of_an_array_whose_dtype_is_learned(
+def test_the_bound_on_memory_of_an_array_whose_dtype_comes_late(
     agent: Agent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (bridge,) = agent.bridges({"a": whole((1024, 1024), dtype=None)}, slots={"a": 3}, a=None)
@@ -478,7 +488,7 @@ def test_an_agent_that_ends_tells_its_ranks_why(agent: Agent, action: str) -> No
     late: Future[Any] | None = None
     if action == "waiting":
         late = agent.in_thread(bridge.send, "a", np.zeros(4), 1)
-        agent.wait(SendHeldUp)
+        agent.wait(SendersBlocked)
     else:
         agent.wait(StepComplete)
         agent.release(("a", 0))
@@ -523,9 +533,8 @@ def test_an_agent_that_is_being_asked_does_not_end() -> None:
 # Peers that do not behave.
 
 
-def frame(payload: list[Any]) -> bytes:
-    body = msgpack.packb(payload)
-    return struct.pack("<I", len(body)) + body
+def frame(code: int, fields: bytes) -> bytes:
+    return struct.pack("<IH", 2 + len(fields), code) + fields
 
 
 HELLO = messages.encode(messages.Hello(messages.PROTOCOL_VERSION, SESSION, 9, 10, (), ()))
@@ -537,17 +546,17 @@ HELLO = messages.encode(messages.Hello(messages.PROTOCOL_VERSION, SESSION, 9, 10
         (b"GET / HTTP/1.1\r\n\r\n", "exceeds the limit"),
         (b"\x05\0\0\0hello", "no message"),
         (struct.pack("<I", 2**32 - 1), "exceeds the limit"),
-        (messages.encode(messages.Look()), "a Look is out of place here"),
-        (messages.encode(messages.Learned("a", np.dtype("f8"), ())), "a Learned is out of place"),
+        (messages.encode(messages.Notify()), "a Notify is out of place here"),
+        (messages.encode(messages.DeclareDtype("a", np.dtype("f8"), ())), "a DeclareDtype is out of place"),
         (messages.encode(messages.Progress("hi")), "a Progress is out of place"),
-        (frame([2, "a", "(,)f8", []]), "malformed Learned"),
+        (frame(2, b"\1\0\0\0a\5\0\0\0(,)f8\0\0\0\0"), "malformed DeclareDtype"),
         (
             messages.encode(messages.Hello(99, SESSION, 0, 1, (), ())),
-            "speaks protocol version 99, this agent 5",
+            "speaks protocol version 99, this agent 6",
         ),
         (messages.encode(messages.Attach(99, 0)), "speaks protocol version 99"),
     ],
-    ids=["http", "garbage", "huge", "look", "learned", "progress", "dtype", "version", "reader"],
+    ids=["http", "garbage", "huge", "notify", "declare dtype", "progress", "dtype", "version", "reader"],
 )
 def test_a_peer_that_does_not_behave_disturbs_nobody(agent: Agent, said: bytes, message: str) -> None:
     (bridge,) = agent.bridges({"a": whole((4,))}, slots={"a": 2})
@@ -572,12 +581,9 @@ def test_a_peer_that_says_half_a_message_and_leaves(agent: Agent) -> None:
 @pytest.mark.parametrize(
     "foul",
     [
-        messages.HeldUp(1, 0),
-        messages.HeldUp(77, 0),
-        messages.HeldUp(2, 0),  # of an array that nobody asks for
-        messages.Learned("a", np.dtype("f8"), ()),
-        messages.Learned("no such array", np.dtype("f8"), ()),
-        messages.Free(0),
+        messages.DeclareDtype("a", np.dtype("f8"), ()),
+        messages.DeclareDtype("no such array", np.dtype("f8"), ()),
+        messages.AnalyticsUp(),
         messages.Hello(messages.PROTOCOL_VERSION, SESSION, 0, 2, (), ()),
     ],
     ids=lambda message: repr(message).replace(SESSION, ""),
@@ -585,14 +591,7 @@ def test_a_peer_that_says_half_a_message_and_leaves(agent: Agent) -> None:
 def test_a_bridge_that_breaks_the_protocol_is_lost_and_the_others_go_on(
     agent: Agent, foul: messages.Message
 ) -> None:
-    # Opened one after the other, so that the numbers of the regions are known.
-    said = [{"a": whole((4,))}, {"b": whole((4,)), "unwanted": whole((4,))}]
-    opening = []
-    for number, metadata in enumerate(said):
-        opening.append(agent.open_bridge(number, 2, metadata))
-        agent.wait(BridgeJoined)
-    agent.start({"a": 1, "b": 1})
-    bad, good = [future.result(PATIENCE_S) for future in opening]
+    bad, good = open_one_after_the_other(agent, {"a": whole((4,))}, {"b": whole((4,))})
     bad._channel._send(messages.encode(foul))
     lost = agent.wait(BridgeLost)
     assert lost.bridge_id == 0
@@ -603,52 +602,107 @@ def test_a_bridge_that_breaks_the_protocol_is_lost_and_the_others_go_on(
     good.close()
 
 
-def add_foreign_region(outbox: OutboxWriter) -> None:
-    outbox.add(1, 0)
+def open_one_after_the_other(agent: Agent, *said: dict[str, Any]) -> list[Bridge]:
+    """So that the numbers of the regions are known; the first bridge is the oracle, which can break the rules."""
+    opening = []
+    for number, metadata in enumerate(said):
+        opening.append(
+            agent.open_bridge(number, len(said), metadata, client=None if number else CLIENTS["oracle"])
+        )
+        agent.wait(BridgeJoined)
+    agent.start({"a": 2, "b": 2})
+    return [future.result(PATIENCE_S) for future in opening]
 
 
-def add_unknown_region(outbox: OutboxWriter) -> None:
-    outbox.add(77, 0)
+def submit_foreign_region(ring: RingWriter) -> None:
+    ring.submit(2, 0)
 
 
-def add_too_much(outbox: OutboxWriter) -> None:
+def submit_what_nobody_asks_for(ring: RingWriter) -> None:
+    ring.submit(1, 0)
+
+
+def submit_unknown_region(ring: RingWriter) -> None:
+    ring.submit(77, 0)
+
+
+def submit_too_much(ring: RingWriter) -> None:
+    for timestep in range(3):
+        ring.submit(0, timestep)
+
+
+def submit_twice(ring: RingWriter) -> None:
     for _ in range(2):
-        outbox.add(0, 0)
+        ring.submit(0, 0)
 
 
-def take_back(outbox: OutboxWriter) -> None:
-    outbox.words[0] = -1
+def submit_older(ring: RingWriter) -> None:
+    for timestep in (1, 0):
+        ring.submit(0, timestep)
 
 
-@pytest.mark.parametrize("foul", [add_foreign_region, add_unknown_region, add_too_much, take_back])
-def test_a_bridge_that_spoils_its_outbox_is_lost_and_the_others_go_on(
-    agent: Agent, foul: Callable[[OutboxWriter], None]
+def take_back(ring: RingWriter) -> None:
+    store(ring._words, SUBMITTED, -1)
+
+
+def block_foreign_region(ring: RingWriter) -> None:
+    ring.block(2)
+
+
+def block_what_nobody_asks_for(ring: RingWriter) -> None:
+    ring.block(1)
+
+
+def block_unknown_region(ring: RingWriter) -> None:
+    ring.block(77)
+
+
+@pytest.mark.parametrize(
+    "foul",
+    [
+        submit_foreign_region,
+        submit_what_nobody_asks_for,
+        submit_unknown_region,
+        submit_too_much,
+        submit_twice,
+        submit_older,
+        take_back,
+        block_foreign_region,
+        block_what_nobody_asks_for,
+        block_unknown_region,
+    ],
+)
+def test_a_bridge_that_spoils_its_ring_is_lost_and_the_others_go_on(
+    agent: Agent, foul: Callable[[RingWriter], None]
 ) -> None:
-    bad, good = agent.bridges({"a": whole((4,))}, {"b": whole((4,))}, slots={"a": 1, "b": 1})
-    if agent.regions["a"] != [0]:
-        bad, good = good, bad
-    (array,) = (name for name, regions in agent.regions.items() if regions == [1])
-    foul(bad._channel.outbox)
-    assert agent.wait(BridgeLost).bridge_id == bad.bridge_id
-    good.send(array, np.zeros(4), 0)
-    assert agent.wait(StepComplete).array == array
+    bad, good = open_one_after_the_other(
+        agent, {"a": whole((4,)), "unwanted": whole((4,))}, {"b": whole((4,))}
+    )
+    foul(bad._channel.ring)
+    assert agent.wait(BridgeLost).bridge_id == 0
+    with pytest.raises(ProtocolError):
+        bad.advance(9)
+    good.send("b", np.zeros(4), 0)
+    while agent.wait(StepComplete).array != "b":
+        pass
 
 
-def test_a_spoilt_tally_delays_and_loses_nothing(agent: Agent) -> None:
+@pytest.mark.parametrize("word", [0, -5, 2**62, -(2**63), 2**63 - 1])
+def test_spoilt_counters_delay_and_lose_nothing(agent: Agent, word: int) -> None:
     said = [{"a": whole((2,)) | {"chunk_shape": (1,), "offset": (i,)}} for i in range(2)]
-    one, two = agent.bridges(*said, slots={"a": 2})
-    outlet = one._own["a"][0].outlet
-    assert outlet is not None
+    one, two = open_one_after_the_other(agent, *said)
+    counters = one._channel._counters
     for timestep in range(6):
         one.send("a", [1.0], timestep)
-        outlet._tally._row[0] = outlet._tally._row[1] = -5
+        for at in range(NOTIFIED, len(counters)):
+            store(counters, at, word)
         two.send("a", [2.0], timestep)
         assert agent.wait(StepComplete).timestep == timestep
         agent.release(("a", timestep))
 
 
 def test_chunks_may_overtake_the_messages_before_them(agent: Agent) -> None:
-    """An outbox is read as a whole: also what was handed over after the message that is being handled."""
+    """A ring is read as a whole: also what was handed over after the message that is being handled."""
     said = [{"a": whole((2,)) | {"chunk_shape": (1,), "offset": (i,)}} for i in range(2)]
     bridges = agent.bridges(*said, slots={"a": 3})
     with agent.server._lock:  # it handles nothing meanwhile
@@ -666,7 +720,7 @@ def test_what_a_rank_handed_over_before_it_died_counts(agent: Agent) -> None:
     dying, other = agent.bridges(*said, slots={"a": 2})
     with agent.server._lock:  # it sees the chunk and the end of the connection at once
         dying.send("a", np.zeros(1), 7)
-        dying._channel.abort()
+        dying.lose("")
     lost = agent.wait(BridgeLost)
     assert (lost.bridge_id, lost.last_timestep) == (dying.bridge_id, 7)
     other.send("a", np.ones(1), 7)
@@ -695,10 +749,10 @@ def test_only_the_last_rank_of_a_node_wakes_the_agent(agent: Agent, monkeypatch:
         for number in others:
             bridges[number].send("a", np.zeros(1), timestep)
         have_all_handled(agent)
-        assert woken == [messages.Look()] * timestep
+        assert woken == [messages.Notify()] * timestep
         bridges[last].send("a", np.zeros(1), timestep)
         have_all_handled(agent)
-        assert woken == [messages.Look()] * (timestep + 1)
+        assert woken == [messages.Notify()] * (timestep + 1)
         assert agent.wait(StepComplete).timestep == timestep
 
 
@@ -790,16 +844,16 @@ def test_a_message_that_cannot_be_sent_at_once_is_not_lost(
 
 
 def test_a_dtype_is_told_once_though_the_answer_is_late(agent: Agent) -> None:
-    opening = agent.open_bridge(0, 1, {"a": whole((4,), dtype=None)})
+    impatient = settings_with(agent, start_timeout_s=2)
+    opening = agent.open_bridge(0, 1, {"a": whole((4,), dtype=None)}, impatient)
     agent.regions["a"] = list(agent.wait(BridgeJoined).regions["a"])
     agent.start({"a": 1}, a=None)
     bridge = opening.result(PATIENCE_S)
-    with agent.server._lock:  # it cannot answer
-        bridge._channel._settings = settings_with(agent, start_timeout_s=0.05)
-        for _ in range(3):
-            with pytest.raises(WaitTimeoutError, match="waiting for the memory of array 'a'"):
-                bridge.send("a", np.ones(4), 0)
-    bridge._channel._settings = agent.settings
+    with (
+        agent.server._lock,  # it cannot answer
+        pytest.raises(WaitTimeoutError, match="waiting for the memory of array 'a'"),
+    ):
+        bridge.send("a", np.ones(4), 0)
     bridge.send("a", np.ones(4), 0)
     assert agent.chunks(agent.wait(StepComplete))[0].tolist() == [1.0] * 4
     bridge.close()
@@ -828,7 +882,7 @@ def test_nothing_is_left_open() -> None:
             peer.sendall(b"garbage that is long enough")
             answers(peer)
         one.close()
-        two._channel.abort()
+        two.lose("")
         agent.wait(BridgeLost)
         del chunks
     assert agent.server.agent_id not in reader._attached

@@ -2,44 +2,43 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
-from types import CodeType, FrameType
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
 import pytest
 
-from deisa.ray._state.events import BridgeClosed, BridgeLost, OwnersPassed, StepComplete
-from deisa.ray._transport import client
-from deisa.ray._transport.client import Outlet, RankChannel
-from deisa.ray._transport.pages import OutboxWriter, TallyRow
-from deisa.ray.bridge import Bridge
+import tests.oracle
+from deisa.ray import bridge as native
+from deisa.ray._state.events import BridgeClosed, BridgeLost, OwnersPassed, SendersBlocked, StepComplete
 from deisa.ray.errors import ClosedError, DuplicateChunkError
-from tests.support.patience import PATIENCE_S, wait_until
+from tests.support.patience import PATIENCE_S
 from tests.unit.agent import Agent, running, whole
 
-STEPS = (Outlet.put, client._HandOver.note, OutboxWriter.add, TallyRow.is_last)
+FILES = {native.__file__, *map(str, Path(tests.oracle.__file__).parent.glob("*.py"))}
+
+pytestmark = pytest.mark.usefixtures("client")
 
 
 @pytest.fixture
-def agent(monkeypatch: pytest.MonkeyPatch) -> Iterator[Agent]:
-    """Its ranks hand over without the compiled short cut, which no signal interrupts."""
-    monkeypatch.setattr(client, "Lane", None)
+def agent() -> Iterator[Agent]:
     with running() as agent:
         yield agent
 
 
-def interrupted(act: Callable[[], Any], inside: tuple[Callable[..., Any], ...], line: int) -> bool:
-    """Whether `KeyboardInterrupt` came at the line-th line that `act` runs of some functions."""
-    codes: set[CodeType] = {function.__code__ for function in inside}
+def interrupted(act: Callable[[], Any], line: int) -> bool:
+    """Whether `KeyboardInterrupt` came at the line-th line that `act` runs of a client's Python code."""
     left = line
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
         nonlocal left
-        if frame.f_code not in codes:
+        if frame.f_code.co_filename not in FILES:
             return None
         if event == "line":
             left -= 1
@@ -59,8 +58,9 @@ def interrupted(act: Callable[[], Any], inside: tuple[Callable[..., Any], ...], 
     return False
 
 
+@pytest.mark.parametrize("given", [False, True], ids=["copied", "in a slot"])
 @pytest.mark.parametrize("chunks", [1, 2])
-def test_an_interrupt_at_any_line_of_a_hand_over(agent: Agent, chunks: int) -> None:
+def test_an_interrupt_at_any_line_of_a_hand_over(agent: Agent, chunks: int, given: bool) -> None:
     parts = [
         whole((4,)) | {"chunk_shape": (4 // chunks,), "offset": (i * 4 // chunks,)} for i in range(chunks)
     ]
@@ -68,10 +68,15 @@ def test_an_interrupt_at_any_line_of_a_hand_over(agent: Agent, chunks: int) -> N
     retried = duplicates = 0
 
     def send(index: int) -> None:
-        bridge.send("a", np.full(4 // chunks, 10.0 * line + index), line, chunk_index=index)
+        chunk = np.full(4 // chunks, 10.0 * line + index)
+        if given:
+            slot = bridge.slot("a", line, chunk_index=index)
+            slot[...] = chunk
+            chunk = slot
+        bridge.send("a", chunk, line, chunk_index=index)
 
     for line in range(1000):
-        at_line = interrupted(lambda: send(chunks - 1), STEPS, line)
+        at_line = interrupted(lambda: send(chunks - 1), line)
         if at_line:
             try:
                 send(chunks - 1)
@@ -84,28 +89,46 @@ def test_an_interrupt_at_any_line_of_a_hand_over(agent: Agent, chunks: int) -> N
         assert step.timestep == line
         assert [chunk[0] for chunk in agent.chunks(step)] == [10.0 * line + index for index in range(chunks)]
         assert bridge.stats.chunks == chunks * (line + 1)
-        assert bridge._channel.outbox.added == chunks * (line + 1)
-        assert bridge._own["a"][0].outlet._tally.words[0] == line + 1  # type: ignore[union-attr]
+        assert bridge.stats.bytes_handed_over == 32 * (line + 1)
         agent.release(("a", line))
         if not at_line:
             break
-    assert retried > 10
-    assert duplicates > 5
+    assert retried
+    assert duplicates
     bridge.close()
-    assert agent.wait(BridgeClosed)
+    assert agent.wait(BridgeClosed).stats.chunks == chunks * (line + 1)
 
 
 def test_an_interrupt_at_any_line_of_advance(agent: Agent) -> None:
     (bridge,) = agent.bridges({"a": whole((4,))}, slots={"a": 2})
     for line in range(1000):
-        at_line = interrupted(partial(bridge.advance, line), (Bridge._advance, RankChannel.advance), line)
+        at_line = interrupted(partial(bridge.advance, line), line)
         bridge.advance(line)
         assert agent.wait(OwnersPassed).timestep == line
         if not at_line:
             break
-    assert line > 4
+    assert line > 1
     bridge.close()
     assert agent.wait(BridgeClosed)
+
+
+def test_a_signal_ends_a_wait_for_a_slot(agent: Agent) -> None:
+    (bridge,) = agent.bridges({"a": whole((4,))}, slots={"a": 1})
+    bridge.send("a", np.zeros(4), 0)
+
+    def interrupt() -> None:
+        agent.wait(SendersBlocked)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    interrupting = agent.in_thread(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        bridge.send("a", np.ones(4), 1)
+    interrupting.result(PATIENCE_S)
+    assert bridge.stats.chunks == 1
+    agent.release(("a", 0))
+    bridge.send("a", np.full(4, 2.0), 1)
+    step = agent.wait(StepComplete)
+    assert (step.timestep, agent.chunks(step)[0].tolist()) == (1, [2.0] * 4)
 
 
 def test_an_error_in_the_block_ends_the_wait_of_another_thread(agent: Agent) -> None:
@@ -113,7 +136,7 @@ def test_an_error_in_the_block_ends_the_wait_of_another_thread(agent: Agent) -> 
     (bridge,) = agent.bridges({"a": whole((4,))}, slots={"a": 1})
     bridge.send("a", np.zeros(4), 0)
     waiting = agent.in_thread(bridge.send, "a", np.zeros(4), 1)
-    wait_until(lambda: agent.server._held_up["a"], "the rank waits for a slot")
+    agent.wait(SendersBlocked)
     with pytest.raises(KeyboardInterrupt), bridge:
         raise KeyboardInterrupt
     with pytest.raises(ClosedError, match="another thread has ended the bridge: KeyboardInterrupt"):

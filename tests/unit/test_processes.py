@@ -22,17 +22,15 @@ from deisa.ray._transport.server import StartPlan
 from deisa.ray.bridge import Bridge
 from deisa.ray.errors import AnalyticsLostError, SessionInUseError
 from tests.support.patience import PATIENCE_S, wait_until
-from tests.unit.agent import Agent, descriptors, new_settings, running, whole
+from tests.unit.agent import CLIENTS, Agent, descriptors, new_settings, running, whole
 
 PREAMBLE = """
 import ctypes, multiprocessing, os, sys, threading, time
 import numpy as np
-from deisa.ray._transport import client
-from deisa.ray.bridge import Bridge
 from deisa.ray.errors import *
+from tests.unit.agent import CLIENTS
 
-if os.environ["LANE"] == "interpreted":
-    client.Lane = None
+Bridge = CLIENTS[os.environ["CLIENT"]]
 
 def opened():
     return Bridge(
@@ -92,14 +90,14 @@ class Program:
 
 
 @contextmanager
-def program(lines: str, session: str, lane: str = "compiled", **variables: str) -> Iterator[Program]:
+def program(lines: str, session: str, client: str = "native", **variables: str) -> Iterator[Program]:
     process = subprocess.Popen(
         [sys.executable, "-c", PREAMBLE + lines],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "DEISA_RAY_SESSION": session, "LANE": lane, **variables},
+        env={**os.environ, "DEISA_RAY_SESSION": session, "CLIENT": client, **variables},
     )
     with process:
         try:
@@ -117,9 +115,9 @@ def killed_at_the_end(pid: int) -> Iterator[None]:
 
 
 @contextmanager
-def one_rank(agent: Agent, lines: str, lane: str = "compiled") -> Iterator[Program]:
+def one_rank(agent: Agent, lines: str, client: str = "native") -> Iterator[Program]:
     """A rank that owns the array "a", in a session that starts as soon as it has joined."""
-    with program(lines, agent.settings.session, lane) as rank:
+    with program(lines, agent.settings.session, client) as rank:
         agent.regions["a"] = list(agent.wait(BridgeJoined).regions["a"])
         agent.start({"a": 8})
         yield rank
@@ -159,8 +157,8 @@ input()
         agent.server.start(plan, {})
         while agent.wait(OwnersPassed).timestep != 1:
             pass
-        board_and_tally = 2 * DESCRIPTORS_PER_PAGE
-        assert [descriptors() - before - board_and_tally] == counted
+        table_and_counters = 2 * DESCRIPTORS_PER_PAGE
+        assert [descriptors() - before - table_and_counters] == counted
 
 
 def test_a_rank_that_may_not_have_so_much_address_space(agent: Agent) -> None:
@@ -240,10 +238,10 @@ bridge.close()
 """
 
 
-@pytest.mark.parametrize("lane", ["compiled", "interpreted"])
+@pytest.mark.parametrize("client", CLIENTS)
 @pytest.mark.parametrize("way", ["python", "c"])
-def test_what_a_child_calls_is_refused_and_touches_nothing(agent: Agent, lane: str, way: str) -> None:
-    with one_rank(agent, CALLS.replace("WAY", repr(way)), lane) as rank:
+def test_what_a_child_calls_is_refused_and_touches_nothing(agent: Agent, client: str, way: str) -> None:
+    with one_rank(agent, CALLS.replace("WAY", repr(way)), client) as rank:
         for _ in range(7):
             said = rank.line()
             assert said.startswith(f"bridge 0 belongs to process {rank.process.pid}; this is process "), said
@@ -549,7 +547,7 @@ def test_hooks_are_put_back(agent: Agent) -> None:
 # A bridge that is dropped.
 
 
-@pytest.mark.usefixtures("lane")
+@pytest.mark.usefixtures("client")
 @pytest.mark.parametrize("used", ["sent", "failed", "slot"])
 def test_a_bridge_that_is_dropped_closes(
     agent: Agent, used: str, caplog: pytest.LogCaptureFixture, no_collector: None

@@ -10,7 +10,7 @@ import math
 import operator
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from types import TracebackType
@@ -21,7 +21,7 @@ import numpy as np
 from deisa.ray._state.dtypes import conversion, same_values, shareable
 from deisa.ray._state.events import BridgeStats
 from deisa.ray._state.layout import ArrayDescription, Shape, describe_arrays
-from deisa.ray._transport.client import Account, Outlet, RankChannel
+from deisa.ray._transport.client import ChunkWriter, RankChannel
 from deisa.ray._transport.ending import forget, is_orderly_end, program_has_left, reason_of, watch
 from deisa.ray._transport.fork import OwnProcess
 from deisa.ray.config import OnAnalyticsLost, Settings, disabled_by_environment
@@ -62,16 +62,16 @@ class Communicator(Protocol):
 class _OwnChunk:
     """One chunk that this bridge owns."""
 
-    __slots__ = ("_lent", "_scratch", "array", "dtype", "index", "outlet", "passed_over", "shape")
+    __slots__ = ("_scratch", "array", "dtype", "index", "lent", "passed_over", "shape", "writer")
 
     def __init__(self, array: str, index: int, shape: Shape, dtype: np.dtype | None) -> None:
         self.array = array
         self.index = index
         self.shape = shape
         self.dtype = dtype
-        self.outlet: Outlet | None = None  # where no callback asks for the array
+        self.writer: ChunkWriter | None = None  # where no callback asks for the array
         self.passed_over: int | None = None  # there, the last timestep
-        self._lent: np.ndarray | None = None
+        self.lent: np.ndarray | None = None  # the slot that was given out and has not come back
         self._scratch: np.ndarray | None = None
 
     def scratch(self) -> np.ndarray:
@@ -81,23 +81,10 @@ class _OwnChunk:
             self._scratch = np.empty(self.shape, self.dtype)
         return self._scratch
 
-    @property
-    def lent(self) -> np.ndarray | None:
-        """The slot that was given out and has not come back."""
-        lane = self.outlet.lane if self.outlet is not None else None
-        return self._lent if lane is None else lane.lent
-
-    @lent.setter
-    def lent(self, slot: np.ndarray | None) -> None:
-        if self.outlet is not None and self.outlet.lane is not None:
-            self.outlet.lane.lent = slot
-        else:
-            self._lent = slot
-
     def has_sent(self, timestep: int) -> bool:
         """Whether it was handed over for `timestep`, the newest one."""
-        if self.outlet is not None:
-            return self.outlet.has_sent(timestep)
+        if self.writer is not None:
+            return self.writer.has_sent(timestep)
         return self.passed_over == timestep
 
 
@@ -205,10 +192,7 @@ class Bridge:
         self._switched_off = self._alone
         self._process = OwnProcess()
         self._opened_by = weakref.ref(threading.current_thread())
-        self._unsaid = False  # that the rank has advanced to its timestep
         self._lock = threading.Lock()
-        self._account = self._channel.account.words
-        self._lanes: dict[tuple[str, int | None], Callable[[Any, Any], bool | None]] = {}
         if not self._alone:
             self._start(arrays)
         self._open = True
@@ -227,12 +211,9 @@ class Bridge:
         except BaseException as error:
             self._channel.abort(reason_of(error) if isinstance(error, MemoryBoundError) else "")
             raise
-        for name, outlets in self._channel.take_outlets().items():
-            for own, outlet in zip(self._own[name], outlets, strict=True):
-                own.outlet = outlet
-        self._account = self._channel.account.words
-        self._open_lanes()
-        self._account[Account.OPEN] = 1
+        for name, writers in self._channel.take_writers().items():
+            for own, writer in zip(self._own[name], writers, strict=True):
+                own.writer = writer
 
     @property
     def bridge_id(self) -> int:
@@ -242,25 +223,17 @@ class Bridge:
     @property
     def stats(self) -> BridgeStats:
         """Chunks and bytes handed over so far, and the time spent waiting for free slots."""
-        chunks, nbytes = self._account[Account.CHUNKS], self._account[Account.BYTES]
-        return BridgeStats(chunks, nbytes, self._channel.held_up_s)
+        state = self._channel.state
+        return BridgeStats(state.chunks, state.nbytes, self._channel.held_up_s)
 
     @property
     def _timestep(self) -> int | None:
         """The newest timestep that anything was sent for, or that this rank has advanced to."""
-        newest = self._account[Account.NEWEST]
-        return None if newest == Account.NOTHING_YET else newest
-
-    def _open_lanes(self) -> None:
-        for name, chunks in self._own.items():
-            for own in chunks:
-                if own.outlet is not None and own.outlet.lane is not None and own.dtype is not None:
-                    index = own.index if len(chunks) > 1 else None
-                    self._lanes[name, index] = own.outlet.lane.send
+        return self._channel.state.timestep
 
     @contextmanager
     def _exclusively(self) -> Iterator[None]:
-        """Keep other threads out; those that take a lane as well.
+        """Keep other threads out.
 
         A loss after which the bridge goes on alone ends the block, and no exception leaves it.
 
@@ -273,18 +246,13 @@ class Bridge:
                 f"bridge {self._id}"
             )  # before the lock, which another thread of the parent may hold
         with self._lock:
-            self._account[Account.OPEN] = 0
             self._channel.settle()
             try:
                 yield
             except LostError as error:
-                self._lanes.clear()  # they would not know
                 if not self._goes_on:
                     raise
                 self._go_on_alone(error)
-            finally:
-                ready = self._open and not self._alone and self._channel.under_way is None
-                self._account[Account.OPEN] = ready
 
     def _go_on_alone(self, error: LostError) -> None:
         """From now on nothing goes anywhere."""
@@ -326,16 +294,6 @@ class Bridge:
         AnalyticsLostError
             When the analytics has ended.
         """
-        lane = self._lanes.get((array_name, chunk_index))
-        if lane is not None:
-            done = lane(chunk, timestep)
-            if done:
-                return
-            if done is None:
-                with self._exclusively():
-                    self._channel.hear()
-                    self._channel.have_agent_look()
-                return
         with self._exclusively():
             if self._alone and self._open:
                 return
@@ -355,19 +313,19 @@ class Bridge:
                     f"bridge {self._id}, array {array_name!r}, timestep {timestep}: declared dtype {own.dtype}, "
                     f"got {data.dtype}; {f'send {convert} or ' if convert else ''}declare the other dtype"
                 )
-            outlet = own.outlet
-            if outlet is None:
-                self._advance(timestep)
+            writer = own.writer
+            self._channel.advance(timestep)
+            if writer is None:
+                self._channel.hear()
                 own.passed_over = timestep
                 return
-            self._account[Account.NEWEST] = timestep  # the agent may have been told: nothing older may come
             lent = own.lent
             if lent is not chunk:
-                outlet.free_slot(timestep)[...] = data
+                writer.free_slot(timestep)[...] = data
             if lent is not None:  # whoever still has it must not write into what is handed over
                 lent.flags.writeable = False
                 own.lent = None
-            outlet.put(timestep, data.nbytes)
+            writer.put(timestep, data.nbytes)
 
     def slot(self, array_name: str, timestep: int, *, chunk_index: int | None = None) -> np.ndarray:
         """Give out the memory that the next `send` of a chunk will hand over, to compute into directly.
@@ -394,9 +352,10 @@ class Bridge:
                 raise ChunkDtypeError(
                     f"bridge {self._id}, array {array_name!r}: a slot needs the dtype; declare it in arrays_metadata"
                 )
-            if own.outlet is not None:
-                self._advance(timestep)
-                own.lent = lent = own.outlet.free_slot(timestep).view()
+            if own.writer is not None:
+                self._channel.advance(timestep)
+                self._channel.hear()
+                own.lent = lent = own.writer.free_slot(timestep).view()
                 return lent
         # No callback asks for the array, or nobody is there any more: any memory will do.
         return own.scratch()
@@ -415,7 +374,8 @@ class Bridge:
         with self._exclusively():
             self._check_open()
             if not self._alone:
-                self._advance(self._check_timestep(timestep))
+                self._channel.advance(self._check_timestep(timestep))
+                self._channel.hear()
 
     def close(self, timestep: int | None = None) -> None:
         """Say that this rank sends nothing more. What it sent stays with the agent; closing twice is fine.
@@ -450,12 +410,10 @@ class Bridge:
 
     def _let_go(self) -> None:
         """Drop the slots: their memory is unmapped as soon as nobody else has a view of it."""
-        self._account[Account.OPEN] = 0
-        self._lanes.clear()
         for chunks in self._own.values():
             for own in chunks:
                 own.lent = None
-                own.outlet = None
+                own.writer = None
 
     def lose(self, reason: str) -> None:
         """End as a dying rank does; a thread that waits in a call gets an error. Not for users."""
@@ -608,30 +566,22 @@ class Bridge:
             dtype = shareable(own.array, data.dtype)
         except DescriptionError as exc:
             raise ChunkDtypeError(f"bridge {self._id}, {exc}") from exc
-        if own.outlet is not None:
-            if own.outlet.dtype is None:
-                outlets = [chunk.outlet for chunk in self._own[own.array] if chunk.outlet is not None]
-                self._channel.learn(own.array, outlets, dtype)
-            elif same_values(dtype, own.outlet.dtype):
-                dtype = own.outlet.dtype
+        if own.writer is not None:
+            if own.writer.dtype is None:
+                writers = [chunk.writer for chunk in self._own[own.array] if chunk.writer is not None]
+                self._channel.declare(own.array, writers, dtype)
+            elif same_values(dtype, own.writer.dtype):
+                dtype = own.writer.dtype
             else:
-                convert = conversion(sent, data, own.outlet.dtype)
+                convert = conversion(sent, data, own.writer.dtype)
                 raise ChunkDtypeError(
                     f"bridge {self._id}, array {own.array!r}, timestep {timestep}: other bridges declared dtype "
-                    f"{own.outlet.dtype}, this one declared none and sends {dtype}"
+                    f"{own.writer.dtype}, this one declared none and sends {dtype}"
                     f"{f'; send {convert}' if convert else ''}"
                 )
         for chunk in self._own[own.array]:
             chunk.dtype = dtype
-        self._open_lanes()
         return dtype
-
-    def _advance(self, timestep: int) -> None:
-        if timestep != self._timestep or self._unsaid:
-            self._unsaid = True
-            self._account[Account.NEWEST] = timestep  # the agent may have been told: nothing older may come
-            self._channel.advance(timestep)
-            self._unsaid = False
 
 
 def _identity(

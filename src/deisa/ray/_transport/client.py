@@ -25,12 +25,21 @@ from deisa.ray._transport.address import (
     shown,
 )
 from deisa.ray._transport.descriptors import receive_with_descriptors
-from deisa.ray._transport.fork import close_in_children, words_of_this_process
+from deisa.ray._transport.fork import close_in_children
 from deisa.ray._transport.limits import own_limits
 from deisa.ray._transport.memory import map_segments, prefer_huge_pages, slot_view, touch
 from deisa.ray._transport.messages import FrameBuffer, Message
-from deisa.ray._transport.pages import Fence, OutboxWriter, TallyRow, map_words
 from deisa.ray._transport.peers import has_ended, open_process
+from deisa.ray._transport.rank_pages import (
+    COUNTERS,
+    RING,
+    SLOT_TABLE,
+    CountersEntry,
+    RingWriter,
+    SlotTableRow,
+    map_page,
+    must_notify,
+)
 from deisa.ray.config import Settings
 from deisa.ray.errors import (
     MEMORY_MONITOR,
@@ -46,10 +55,6 @@ from deisa.ray.errors import (
 )
 
 try:
-    from deisa.ray._transport._lane import Lane
-except ImportError:  # installed without a C compiler
-    Lane = None  # type: ignore[assignment, misc]
-try:
     from deisa.ray._transport._ending import decide_by_exit_status
 except ImportError:
     decide_by_exit_status = None  # type: ignore[assignment]
@@ -59,127 +64,130 @@ logger = logging.getLogger("deisa.ray.bridge")
 MAX_REASON = 500  # characters
 FIRST_RETRY_S, LAST_RETRY_S = 0.01, 0.25
 REFUSAL_S = 2.0  # that a rank whose description is refused looks for somebody to tell
+LONGEST_WAIT_S = 0.5  # for a slot, before the rank looks at its connection again
 ANALYTICS_BUSY = "the analytics (slower than the simulation, or keeping arrays alive)"
-PAGES = 3  # that come along with a start: board, tally, outbox
-_LOOK = messages.encode(messages.Look())
+PAGES = (SLOT_TABLE, COUNTERS, RING)  # that come along with a start
+_NOTIFY = messages.encode(messages.Notify())
 
 
-class Account:
-    """What a bridge has handed over, as words that the compiled `Lane` reads and writes as well.
+class SendState:
+    """What a bridge has handed over.
 
     Attributes
     ----------
-    words : memoryview of int64
-        The newest timestep, chunks and bytes handed over, whether lanes may be taken (never in a child: all words
-        are 0 there); then for each array the chunks handed over for a timestep that is not whole yet, and for each
-        of its outlets the turn, which is the number of timesteps handed over, and the newest of them.
+    timestep : int or None
+        The newest timestep that anything was sent for, or that the rank has advanced to.
+    before : int or None
+        The timestep before that one.
+    moving : bool
+        Whether the agent has not been told yet that the rank has left `before`.
+    chunks, nbytes : int
+        Handed over.
     """
 
-    __slots__ = ("words",)
+    __slots__ = ("before", "chunks", "moving", "nbytes", "timestep")
 
-    NEWEST, CHUNKS, BYTES, OPEN, FIRST_ARRAY = range(5)
-    TURN, SENT, OUTLET_WORDS = range(3)
-    NOTHING_YET = -(2**63)
+    def __init__(self) -> None:
+        self.timestep: int | None = None
+        self.before: int | None = None
+        self.moving = False
+        self.chunks = 0
+        self.nbytes = 0
 
-    def __init__(self, chunks: Sequence[int]) -> None:
-        words = self.FIRST_ARRAY + sum(1 + self.OUTLET_WORDS * count for count in chunks)
-        self.words = words_of_this_process(words)
-        self.words[self.NEWEST] = self.NOTHING_YET
 
-    def handed_over(self, array: TallyRow) -> int:
-        """Chunks of an array handed over so far."""
-        first, words = array.within + 1 + self.TURN, self.OUTLET_WORDS * array.chunks
-        return sum(self.words[first : first + words : self.OUTLET_WORDS])
+class ArrayState:
+    """What a bridge has handed over of an array.
+
+    Attributes
+    ----------
+    chunks : int
+        That this bridge has of the array.
+    timestep : int or None
+        The newest timestep that a chunk was handed over for.
+    submitted : int
+        Chunks handed over for that timestep.
+    whole : int
+        Timesteps handed over whole.
+    """
+
+    __slots__ = ("chunks", "entry", "submitted", "timestep", "whole")
+
+    def __init__(self, chunks: int, entry: CountersEntry) -> None:
+        self.chunks = chunks
+        self.entry = entry
+        self.timestep: int | None = None
+        self.submitted = 0
+        self.whole = 0
+
+    def is_whole(self, timestep: int | None) -> bool:
+        """Whether all chunks were handed over for a timestep."""
+        return self.timestep == timestep and self.submitted == self.chunks
 
 
 @dataclass(frozen=True, slots=True)
 class _HandOver:
-    """What the account says once a chunk is handed over.
+    """What the states say once a chunk is handed over.
 
-    Noted before, so that an exception between any two steps of `Outlet.put`, such as Ctrl-C raises, leaves a
+    Noted before, so that an exception between any two steps of `ChunkWriter.put`, such as Ctrl-C raises, leaves a
     chunk that is handed over or one that is not, and nothing in between.
     """
 
-    number: int  # of the entry in the outbox
-    at: int
-    turn: int
+    submitted: int  # by the bridge, this chunk included
+    writer: ChunkWriter
+    sequence: int
     timestep: int
+    of_timestep: int
+    whole: int
     chunks: int
     nbytes: int
-    tally: TallyRow
 
-    def note(self, account: memoryview) -> None:
-        account[self.at + Account.TURN] = self.turn
-        account[self.at + Account.SENT] = account[Account.NEWEST] = self.timestep
-        account[Account.CHUNKS] = self.chunks
-        account[Account.BYTES] = self.nbytes
+    def note(self, state: SendState) -> None:
+        self.writer.sequence = self.sequence
+        self.writer.newest = self.timestep
+        array = self.writer.state
+        array.timestep = self.timestep
+        array.submitted = self.of_timestep
+        array.whole = self.whole
+        state.chunks = self.chunks
+        state.nbytes = self.nbytes
 
 
-class Outlet:
+class ChunkWriter:
     """Where one chunk of this rank is handed over, timestep after timestep.
 
     Attributes
     ----------
+    region : int
+    sequence : int
+        The next sequence number, which is the number of timesteps handed over.
+    newest : int or None
+        The last timestep handed over.
+    state : ArrayState
+        Shared by the chunks of an array.
     memory : tuple of numpy.ndarray or None
         By slot; None until the dtype of the array is known.
-    lane : Lane or None
-        The compiled short cut, where there is one.
     """
 
     def __init__(
-        self,
-        channel: RankChannel,
-        array: str,
-        index: int,
-        wanted: messages.WantedArray,
-        at: int,
-        tally: TallyRow,
+        self, channel: RankChannel, array: str, region: int, row: SlotTableRow, state: ArrayState
     ) -> None:
         self._channel = channel
         self._array = array
-        self.region = wanted.regions[index]
-        self._wanted = wanted
-        self._account = channel.account.words
-        self._turn = at + Account.TURN  # which word of the account it is
-        self._sent = at + Account.SENT
-        self._board = channel.board
-        self._tally = tally
+        self._row = row
+        self.region = region
+        self.sequence = 0
+        self.newest: int | None = None
+        self.state = state
         self.memory: tuple[np.ndarray, ...] | None = None
-        self.lane: Lane | None = None
-
-    def provide(self, memory: tuple[np.ndarray, ...]) -> None:
-        """Take the slots."""
-        self.memory = memory
-        wanted, outbox = self._wanted, self._channel.outbox
-        if Lane is not None:
-            self.lane = Lane(
-                account=self._account,
-                at=self._turn - Account.TURN,
-                within=self._tally.within,
-                chunks=self._tally.chunks,
-                board=self._board,
-                row=wanted.row,
-                slots=wanted.slots,
-                outbox=outbox.words,
-                capacity=outbox.capacity,
-                region=self.region,
-                tally=self._tally.words,
-                first=wanted.tally,
-                bridges=wanted.bridges,
-                own=wanted.own,
-                memory=memory,
-                fd=self._channel.fileno(),
-                look=_LOOK,
-            )
 
     @property
     def dtype(self) -> np.dtype | None:
-        """The dtype of the slots; None before `RankChannel.learn` where no bridge has declared it."""
+        """The dtype of the slots; None before `RankChannel.declare` where no bridge has declared it."""
         return self.memory[0].dtype if self.memory is not None else None
 
     def has_sent(self, timestep: int) -> bool:
         """Whether this was the last timestep handed over."""
-        return bool(self._account[self._turn]) and self._account[self._sent] == timestep
+        return self.newest == timestep
 
     def free_slot(self, timestep: int) -> np.ndarray:
         """Return the memory for the next chunk, waiting for it if need be; the same until `put`.
@@ -189,16 +197,14 @@ class Outlet:
         WaitTimeoutError, AnalyticsLostError
         """
         assert self.memory is not None
-        if not self._has_slot():
-            self._channel.wait_free(self.region, timestep, self._has_slot, self._describe_wait(timestep))
-        turn = self._account[self._turn]
-        return self.memory[self._board[self._wanted.row + 1 + turn % self._wanted.slots]]
-
-    def _has_slot(self) -> bool:
-        return self._account[self._turn] < self._board[self._wanted.row]
+        if not self._row.has_slot(self.sequence):
+            self._channel.wait_for_slot(self.region, self._row, self.sequence, self._describe_wait(timestep))
+        return self.memory[self._row.slot_of(self.sequence)]
 
     def _describe_wait(self, timestep: int) -> str:
-        return f"all {self._wanted.slots} slots of array {self._array!r} are in use: timestep {timestep} waits for"
+        return (
+            f"all {self._row.slots} slots of array {self._array!r} are in use: timestep {timestep} waits for"
+        )
 
     def put(self, timestep: int, nbytes: int) -> None:
         """Hand the filled slot over; wakes the agent only when every rank of its node has done so.
@@ -208,23 +214,62 @@ class Outlet:
         AnalyticsLostError, DeisaError
             When the agent has gone, or has said that the session is over.
         """
-        account, channel = self._account, self._channel
+        channel, array = self._channel, self.state
+        of_timestep = array.submitted + 1 if array.timestep == timestep else 1
         noted = channel.under_way = _HandOver(
-            number=channel.outbox.added + 1,
-            at=self._turn - Account.TURN,
-            turn=account[self._turn] + 1,
+            submitted=channel.ring.submitted + 1,
+            writer=self,
+            sequence=self.sequence + 1,
             timestep=timestep,
-            chunks=account[Account.CHUNKS] + 1,
-            nbytes=account[Account.BYTES] + nbytes,
-            tally=self._tally,
+            of_timestep=of_timestep,
+            whole=array.whole + (of_timestep == array.chunks),
+            chunks=channel.state.chunks + 1,
+            nbytes=channel.state.nbytes + nbytes,
         )
-        channel.outbox.add(self.region, timestep)  # from here on it is handed over
-        noted.note(account)
-        is_last = self._tally.is_last()
+        channel.ring.submit(self.region, timestep)  # from here on it is handed over
+        noted.note(channel.state)
+        is_last = array.is_whole(timestep) and array.entry.count_whole(array.whole)
         channel.under_way = None
         if is_last:
-            channel.have_agent_look()
+            channel.notify()
         channel.hear()
+
+
+class _Patience:
+    """Waits of a rank: warned of now and then, and ended after a while.
+
+    Parameters
+    ----------
+    settings : Settings
+    timeout_s : float
+    setting : str
+        The variable that sets it.
+    """
+
+    def __init__(self, settings: Settings, timeout_s: float, setting: str) -> None:
+        self._started = self._said = time.monotonic()
+        self._warn_every_s = settings.warn_every_s
+        self._timeout_s = timeout_s
+        self._setting = setting
+
+    def left(self, waiting: str, analytics_down: str) -> float:
+        """Return for how many seconds to wait before coming here again.
+
+        Raises
+        ------
+        WaitTimeoutError
+        """
+        now = time.monotonic()
+        waited = now - self._started
+        if waited >= self._timeout_s:
+            raise WaitTimeoutError(
+                f"{waiting}; gave up after {self._timeout_s:g} s ({self._setting} sets how long)"
+            )
+        if now - self._said >= self._warn_every_s:
+            self._said = now
+            down = f"; {analytics_down}, and no other has come yet" if analytics_down else ""
+            logger.warning("%s (%.0f s so far)%s", waiting, waited, down)
+        return min(self._timeout_s - waited, self._warn_every_s)
 
 
 class RankChannel:
@@ -238,22 +283,21 @@ class RankChannel:
         self._address = agent_address(settings)
         self._frames = FrameBuffer()
         self._descriptors: list[int] = []
-        self._memory: dict[int, tuple[np.ndarray, ...]] = {}  # slots by region, until their outlets are there
+        self._memory: dict[int, tuple[np.ndarray, ...]] = {}  # slots by region, until their writers are there
         self._started = False
-        self._outlets: dict[
-            str, tuple[Outlet, ...]
-        ] = {}  # until the bridge has taken them: they refer to this object
-        self._learning: set[str] = set()  # arrays whose dtype the agent has been told
+        self._writers: dict[str, tuple[ChunkWriter, ...]] = {}  # until the bridge has taken them
+        self._arrays: tuple[ArrayState, ...] = ()
+        self._declared: set[str] = set()  # arrays whose dtype the agent has been told
         self.under_way: _HandOver | None = None
-        self.account = Account(())
-        self.board = memoryview(b"")
-        self._outbox: OutboxWriter | None = None
+        self.state = SendState()
+        self._counters = memoryview(b"")
+        self._ring: RingWriter | None = None
         self.held_up_s = 0.0
         self._welcomed = False
         self._sent_away = False
         self._progress = ""  # whom the analytics waits for
         self._later = ""  # why this rank has to look again
-        self._orphaned = ""
+        self._analytics_down = ""  # why, while it is
         self._failure: DeisaError | None = None
         self._socket: socket.socket | None = None
         self._agent: int | None = None  # its process, see `open_process`
@@ -383,49 +427,35 @@ class RankChannel:
     def _wait_until_started(self) -> None:
         self._wait(
             lambda: self._started,
-            self._settings.start_timeout_s,
             lambda: self._progress or "waiting for the agent's answer",
-            "DEISA_RAY_START_TIMEOUT_S",
         )
 
-    def _wait(self, done, timeout_s: float, describe, setting: str) -> None:  # type: ignore[no-untyped-def]
-        started = said = time.monotonic()
+    def _wait(self, done: Callable[[], bool], describe: Callable[[], str]) -> None:
+        """Wait for messages."""
+        patience = _Patience(self._settings, self._settings.start_timeout_s, "DEISA_RAY_START_TIMEOUT_S")
         while not done():
-            now = time.monotonic()
-            if now - started >= timeout_s:
-                raise WaitTimeoutError(
-                    f"{describe()}; gave up after {timeout_s:g} s ({setting} sets how long)"
-                )
-            if now - said >= self._settings.warn_every_s:
-                said = now
-                orphaned = f"; {self._orphaned}, and no other has come yet" if self._orphaned else ""
-                logger.warning("%s (%.0f s so far)%s", describe(), now - started, orphaned)
-            self._poll.poll(1000 * min(timeout_s - (now - started), self._settings.warn_every_s))
+            self._poll.poll(1000 * patience.left(describe(), self._analytics_down))
             self.receive()
 
     @property
-    def outbox(self) -> OutboxWriter:
-        """Where chunks are noted, from the start on."""
-        assert self._outbox is not None
-        return self._outbox
+    def ring(self) -> RingWriter:
+        """Where chunks are submitted, from the start on."""
+        assert self._ring is not None
+        return self._ring
 
-    def fileno(self) -> int:
-        """Descriptor of the connection."""
-        assert self._socket is not None
-        return self._socket.fileno()
-
-    def take_outlets(self) -> dict[str, tuple[Outlet, ...]]:
+    def take_writers(self) -> dict[str, tuple[ChunkWriter, ...]]:
         """Where chunks are handed over, by array, for those that callbacks ask for; theirs who takes them."""
-        outlets, self._outlets = self._outlets, {}
-        return outlets
+        writers, self._writers = self._writers, {}
+        return writers
 
     def settle(self) -> None:
-        """Bring the account up to date after an exception in the middle of `Outlet.put`."""
+        """Bring the states and pages up to date after an exception in the middle of a call."""
         noted = self.under_way
         if noted is not None:
-            if self.outbox.added == noted.number:
-                noted.note(self.account.words)
-                noted.tally.count_again(self.account.handed_over(noted.tally))
+            if self.ring.submitted == noted.submitted:
+                noted.note(self.state)
+                array = noted.writer.state
+                array.entry.count_whole(array.whole)
             self.under_way = None
 
     def receive(self) -> None:
@@ -456,24 +486,27 @@ class RankChannel:
             f"the agent of session {self._settings.session!r} on this host has gone; the analytics has ended or died, "
             f"or the node's memory is nearly full ({MEMORY_MONITOR})"
         )
-        if self._orphaned:
-            error = AnalyticsLostError(f"{self._orphaned}; then its agent on this host has ended as well")
+        if self._analytics_down:
+            error = AnalyticsLostError(
+                f"{self._analytics_down}; then its agent on this host has ended as well"
+            )
         if self._welcomed:
             self._failure = AnalyticsLostError(str(error))
         return error
 
     def _handle(self, message: Message) -> None:
         match message:
-            case messages.Free():
-                pass  # it stands on the board
             case messages.Progress(text):
                 self._welcomed, self._progress = True, text
             case messages.Later(text):
                 self._sent_away = self._welcomed
-                self._later, self._welcomed, self._orphaned = text, False, ""
+                self._later, self._welcomed, self._analytics_down = text, False, ""
                 raise AnalyticsLostError(text)
-            case messages.Orphaned(text):
-                self._hear_orphaned(text)
+            case messages.AnalyticsDown(text):
+                self._miss_analytics(text)
+            case messages.AnalyticsUp():
+                self._analytics_down = ""
+                logger.warning("another analytics has taken over")
             case messages.Slots():
                 self._map(message)
             case messages.Start():
@@ -486,15 +519,12 @@ class RankChannel:
                     f"the agent sent a {type(message).__name__}, which a rank does not expect"
                 )
 
-    def _hear_orphaned(self, text: str) -> None:
-        """The analytics has gone; or, without a text, there is one again."""
-        self._orphaned = text
-        if text and self._settings.on_analytics_lost != "wait":
+    def _miss_analytics(self, text: str) -> None:
+        self._analytics_down = text
+        if self._settings.on_analytics_lost != "wait":
             self._failure = AnalyticsLostError(text)
             raise AnalyticsLostError(text)
-        logger.warning(
-            "%s", f"{text}; waiting for another one" if text else "another analytics has taken over"
-        )
+        logger.warning("%s; waiting for another one", text)
 
     def _map(self, message: messages.Slots) -> None:
         received = self._descriptors[: len(message.sizes)]
@@ -508,74 +538,75 @@ class RankChannel:
                 touch(slot)
             self._memory[spec.region] = slots
 
-    def _provide(self, outlets: Iterable[Outlet]) -> bool:
-        """Give outlets the slots that have come for them; whether all have theirs."""
-        for outlet in outlets:
-            if outlet.memory is None and outlet.region in self._memory:
-                outlet.provide(self._memory.pop(outlet.region))
-        return all(outlet.memory is not None for outlet in outlets)
+    def _provide(self, writers: Iterable[ChunkWriter]) -> bool:
+        """Give writers the slots that have come for them; whether all have theirs."""
+        for writer in writers:
+            if writer.memory is None and writer.region in self._memory:
+                writer.memory = self._memory.pop(writer.region)
+        return all(writer.memory is not None for writer in writers)
 
     def _begin(self, start: messages.Start) -> None:
         self._started = True
         self._progress = ""
-        if start.pages:
-            received, self._descriptors = self._descriptors[:PAGES], self._descriptors[PAGES:]
-            if len(received) != PAGES or len(start.pages) != PAGES:
-                for descriptor in received:
-                    os.close(descriptor)
-                raise ProtocolError(
-                    "the agent's pages did not all come along; is the limit on open files (ulimit -n) too small?"
-                )
-            self.board, tally, outbox = (
-                map_words(descriptor, nbytes, writable=writable)
-                for descriptor, nbytes, writable in zip(
-                    received, start.pages, (False, True, True), strict=True
-                )
+        if not start.pages:
+            return
+        table, self._counters, ring = self._map_pages(start.pages)
+        self._ring = RingWriter(ring, start.capacity)
+        arrays = []
+        for wanted in start.arrays:
+            row = SlotTableRow(table, wanted.table_row, wanted.slots)
+            entry = CountersEntry(self._counters, wanted.counters_row, wanted.bridges, wanted.entry)
+            array = ArrayState(len(wanted.regions), entry)
+            arrays.append(array)
+            self._writers[wanted.name] = tuple(
+                ChunkWriter(self, wanted.name, region, row, array) for region in wanted.regions
             )
-            fence = Fence()
-            capacity = sum(len(wanted.regions) * wanted.slots for wanted in start.arrays.values())
-            self._outbox = OutboxWriter(outbox, capacity, fence)
-            self.account = Account([len(wanted.regions) for wanted in start.arrays.values()])
-            at = Account.FIRST_ARRAY
-            for name, wanted in start.arrays.items():
-                chunks = len(wanted.regions)
-                words = (wanted.tally, wanted.bridges, wanted.own)
-                row = TallyRow(tally, *words, chunks, self.account.words, at, fence)
-                places = range(at + 1, at + 1 + Account.OUTLET_WORDS * chunks, Account.OUTLET_WORDS)
-                self._outlets[name] = tuple(
-                    Outlet(self, name, index, wanted, place, row) for index, place in enumerate(places)
-                )
-                at = places.stop
-                self._provide(self._outlets[name])
+            self._provide(self._writers[wanted.name])
+        self._arrays = tuple(arrays)
 
-    def learn(self, array: str, outlets: Sequence[Outlet], dtype: np.dtype) -> None:
-        """Tell the agent the dtype of an array, once, and wait for the slots of its outlets here."""
-        if array not in self._learning:
-            self._learning.add(array)
-            self._send(messages.encode(messages.Learned(array, dtype, own_limits())))
+    def _map_pages(self, sizes: Sequence[int]) -> list[memoryview]:
+        received, self._descriptors = self._descriptors[: len(PAGES)], self._descriptors[len(PAGES) :]
+        if not len(received) == len(sizes) == len(PAGES):
+            for descriptor in received:
+                os.close(descriptor)
+            raise ProtocolError(
+                "the agent's pages did not all come along; is the limit on open files (ulimit -n) too small?"
+            )
+        return [map_page(*page) for page in zip(received, sizes, PAGES, strict=True)]
+
+    def declare(self, array: str, writers: Sequence[ChunkWriter], dtype: np.dtype) -> None:
+        """Tell the agent the dtype of an array, once, and wait for the slots of its writers here."""
+        if array not in self._declared:
+            self._declared.add(array)
+            self._send(messages.encode(messages.DeclareDtype(array, dtype, own_limits())))
         self._wait(
-            lambda: self._provide(outlets),
-            self._settings.start_timeout_s,
+            lambda: self._provide(writers),
             lambda: f"waiting for the memory of array {array!r}",
-            "DEISA_RAY_START_TIMEOUT_S",
         )
 
-    def wait_free(self, region: int, timestep: int, is_free: Callable[[], bool], waiting: str) -> None:
-        """Tell the agent that a chunk has no slot, and wait until it has one."""
+    def wait_for_slot(self, region: int, row: SlotTableRow, number: int, waiting: str) -> None:
+        """Say that a chunk has no slot for its next sequence number, and wait until it has one."""
         started = time.perf_counter()
-        self._send(messages.encode(messages.HeldUp(region, timestep)))
         self._progress = ""
-        self._wait(
-            is_free,
-            self._settings.send_timeout_s,
-            lambda: f"{waiting} {self._progress or ANALYTICS_BUSY}",
-            "DEISA_RAY_SEND_TIMEOUT_S",
-        )
+        patience = _Patience(self._settings, self._settings.send_timeout_s, "DEISA_RAY_SEND_TIMEOUT_S")
+        try:
+            self.ring.block(region)
+            while True:
+                wakes = row.wakes()  # first: if the agent comes after that, the wait ends at once
+                if row.has_slot(number):
+                    break
+                self.receive()
+                seconds = patience.left(f"{waiting} {self._progress or ANALYTICS_BUSY}", self._analytics_down)
+                row.wait(wakes, min(seconds, LONGEST_WAIT_S))
+        finally:
+            if self._ring is not None:
+                self._ring.unblock()
         self.held_up_s += time.perf_counter() - started
 
-    def have_agent_look(self) -> None:
-        """Wake the agent: a timestep is complete on this node."""
-        self._send(_LOOK)
+    def notify(self) -> None:
+        """Have the agent look at the pages, if nobody has."""
+        if must_notify(self._counters):
+            self._send(_NOTIFY)
 
     def hear(self) -> None:
         """Look whether the agent has sent anything, or has gone."""
@@ -584,8 +615,20 @@ class RankChannel:
 
     def advance(self, timestep: int) -> None:
         """Say that nothing older than `timestep` will come."""
-        self.receive()
-        self._send(messages.encode(messages.Advance(timestep)))
+        state = self.state
+        if timestep == state.timestep and not state.moving:
+            return
+        if not state.moving:
+            state.before = state.timestep
+            state.moving = True
+        state.timestep = timestep
+        if self._ring is not None:
+            self._ring.move_on(timestep)
+            if state.before is not None:
+                missed = [array for array in self._arrays if not array.is_whole(state.before)]
+                if any([array.entry.move_on(timestep) for array in missed]):  # all of them, each time
+                    self.notify()
+        state.moving = False
 
     def close(self, stats: BridgeStats) -> None:
         """End in order; what was handed over stays with the agent."""
@@ -604,6 +647,7 @@ class RankChannel:
     def close_with_process(self, stats: BridgeStats, otherwise: str) -> None:
         """End in order if the process does: if its exit status is 0; else as `abort` does, with that reason."""
         if self._socket is not None and decide_by_exit_status is not None and self._failure is None:
+            self._send(messages.encode(messages.Ending()))
             decide_by_exit_status(
                 os.dup(self._socket.fileno()),  # for the rest of the process's life
                 messages.encode(messages.Close(stats)),
@@ -643,9 +687,6 @@ class RankChannel:
 
     def close_in_child(self) -> None:
         """Close a child's copies of the descriptors, and let go of the memory."""
-        self.account.words[Account.OPEN] = (
-            0  # where the kernel does not wipe it; the parent has words of its own
-        )
         self._drop_connection()
 
     def _drop_connection(self) -> None:
@@ -660,7 +701,8 @@ class RankChannel:
         self._descriptors.clear()
         self._memory.clear()
         self._started = False
-        self._outlets = {}
-        self._outbox = None
+        self._writers = {}
+        self._arrays = ()
+        self._ring = None
+        self._counters = memoryview(b"")
         self.under_way = None
-        self.board = memoryview(b"")

@@ -1,0 +1,538 @@
+"""`Bridge` in Python alone, as the document of the protocol says it: what the client in C has to do as well.
+
+It has the signature of `deisa.ray.bridge.Bridge`, which also says what the calls mean.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import operator
+import threading
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Never, Protocol
+
+import numpy as np
+
+from deisa.ray._state.dtypes import conversion, same_values, shareable
+from deisa.ray._state.events import BridgeStats
+from deisa.ray._state.layout import ArrayDescription, Shape, describe_arrays
+from deisa.ray._transport.ending import forget, is_orderly_end, program_has_left, reason_of, watch
+from deisa.ray._transport.fork import OwnProcess
+from deisa.ray.config import OnAnalyticsLost, Settings, disabled_by_environment
+from deisa.ray.errors import (
+    BridgeIdError,
+    ChunkDtypeError,
+    ChunkIndexError,
+    ChunkShapeError,
+    ClosedError,
+    ConfigurationError,
+    DeisaError,
+    DescriptionError,
+    DeviceMemoryError,
+    DuplicateChunkError,
+    ForkedProcessError,
+    LayoutError,
+    LostError,
+    MemoryBoundError,
+    TimestepError,
+    UnknownArrayError,
+)
+from tests.oracle.client import RankChannel
+from tests.oracle.writer import ChunkWriter
+
+logger = logging.getLogger("deisa.ray.bridge")
+
+_FIRST_TIMESTEP, _LAST_TIMESTEP = -(2**63), 2**63 - 1
+_BAD_STATUS = "its process ended without close(), and its exit status was not 0"
+_LAST_CALL_S = 1.0  # for threads that are sending when the process ends
+_DLPACK_HOST_DEVICES = {1, 3, 11}  # kDLCPU, kDLCUDAHost, kDLROCMHost
+
+
+class Communicator(Protocol):
+    """What a Bridge needs of an MPI communicator, as mpi4py's has it."""
+
+    def Get_rank(self) -> int: ...
+    def Get_size(self) -> int: ...
+
+
+class _OwnChunk:
+    """One chunk that this bridge owns."""
+
+    __slots__ = ("_scratch", "array", "dtype", "index", "lent", "passed_over", "shape", "writer")
+
+    def __init__(self, array: str, index: int, shape: Shape, dtype: np.dtype | None) -> None:
+        self.array = array
+        self.index = index
+        self.shape = shape
+        self.dtype = dtype
+        self.writer: ChunkWriter | None = None  # where no callback asks for the array
+        self.passed_over: int | None = None  # there, the last timestep
+        self.lent: np.ndarray | None = None  # the slot that was given out and has not come back
+        self._scratch: np.ndarray | None = None
+
+    def scratch(self) -> np.ndarray:
+        """Return memory to compute into where nothing is handed over, the same every time."""
+        if self._scratch is None:
+            assert self.dtype is not None
+            self._scratch = np.empty(self.shape, self.dtype)
+        return self._scratch
+
+    def has_sent(self, timestep: int) -> bool:
+        """Whether it was handed over for `timestep`, the newest one."""
+        if self.writer is not None:
+            return self.writer.has_sent(timestep)
+        return self.passed_over == timestep
+
+
+class OracleBridge:
+    """A rank's bridge to the analytics."""
+
+    _open = False
+
+    def __init__(
+        self,
+        comm: Communicator | None = None,
+        arrays_metadata: Mapping[str, Any] | None = None,
+        system_metadata: Mapping[str, Any] | None = None,
+        *,
+        bridge_id: int | None = None,
+        session: str | None = None,
+        on_analytics_lost: OnAnalyticsLost | None = None,
+        enabled: bool | None = None,
+        settings: Settings | None = None,
+    ) -> None:
+        self._id, self._world_size = _identity(comm, bridge_id, system_metadata)
+        if settings is None:
+            settings = Settings.from_environment(session=session)
+        elif session is not None and session != settings.session:
+            raise ConfigurationError(f"session={session!r}, but settings.session is {settings.session!r}")
+        if on_analytics_lost is not None:
+            settings = replace(settings, on_analytics_lost=on_analytics_lost)
+        self._goes_on = settings.on_analytics_lost == "continue"
+        self._alone = disabled_by_environment() if enabled is None else not enabled
+        self._channel = RankChannel(settings)
+        try:
+            arrays = _describe(self._id, self._world_size, arrays_metadata)
+        except LayoutError as error:
+            if not self._alone:
+                self._channel.refuse(self._id, self._world_size, error)
+            raise
+        self._own = {
+            described.name: [
+                _OwnChunk(described.name, index, chunk.shape, described.dtype)
+                for index, chunk in enumerate(described.chunks)
+            ]
+            for described in arrays
+        }
+        self._switched_off = self._alone
+        self._process = OwnProcess()
+        self._opened_by = weakref.ref(threading.current_thread())
+        self._lock = threading.Lock()
+        if not self._alone:
+            self._start(arrays)
+        self._open = True
+        if not self._alone:
+            watch(self)
+
+    def _start(self, arrays: Sequence[ArrayDescription]) -> None:
+        try:
+            self._channel.start(self._id, self._world_size, arrays)
+        except LostError as error:
+            self._channel.abort()
+            if not self._goes_on:
+                raise
+            self._go_on_alone(error)
+            return
+        except BaseException as error:
+            self._channel.abort(reason_of(error) if isinstance(error, MemoryBoundError) else "")
+            raise
+        for name, writers in self._channel.take_writers().items():
+            for own, writer in zip(self._own[name], writers, strict=True):
+                own.writer = writer
+
+    @property
+    def bridge_id(self) -> int:
+        """The bridge's id."""
+        return self._id
+
+    @property
+    def stats(self) -> BridgeStats:
+        """Chunks and bytes handed over so far, and the time spent waiting for free slots."""
+        state = self._channel.state
+        return BridgeStats(state.chunks, state.nbytes, self._channel.held_up_s)
+
+    @property
+    def _timestep(self) -> int | None:
+        """The newest timestep that anything was sent for, or that this rank has advanced to."""
+        return self._channel.state.timestep
+
+    @contextmanager
+    def _exclusively(self) -> Iterator[None]:
+        """Keep other threads out."""
+        if not self._switched_off:
+            self._process.check(
+                f"bridge {self._id}"
+            )  # before the lock, which another thread of the parent may hold
+        with self._lock:
+            self._channel.settle()
+            try:
+                yield
+            except LostError as error:
+                if not self._goes_on:
+                    raise
+                self._go_on_alone(error)
+
+    def _go_on_alone(self, error: LostError) -> None:
+        """From now on nothing goes anywhere."""
+        logger.warning("bridge %d goes on without analytics: %s", self._id, error)
+        self._alone = True
+        self._let_go()
+        self._channel.abort(f"it goes on without analytics: {error}")
+        forget(self)
+
+    def send(self, array_name: str, chunk: Any, timestep: int, *, chunk_index: int | None = None) -> None:
+        """Hand one chunk over; afterwards the caller may overwrite its buffer."""
+        with self._exclusively():
+            if self._alone and self._open:
+                return
+            own, timestep = self._check_send(array_name, timestep, chunk_index)
+            data = chunk if type(chunk) is np.ndarray else _on_host(array_name, chunk)
+            if data.shape != own.shape:
+                raise ChunkShapeError(
+                    f"bridge {self._id}, array {array_name!r}, timestep {timestep}: declared chunk shape "
+                    f"{own.shape}, got {data.shape}{_on_size(data.size, own.shape)}"
+                )
+            if own.dtype is None:
+                own.dtype = self._settle_dtype(own, data, chunk, timestep)
+            dtype = own.dtype
+            if data.dtype is not dtype and not same_values(data.dtype, dtype):
+                convert = conversion(chunk, data, dtype)
+                raise ChunkDtypeError(
+                    f"bridge {self._id}, array {array_name!r}, timestep {timestep}: declared dtype {own.dtype}, "
+                    f"got {data.dtype}; {f'send {convert} or ' if convert else ''}declare the other dtype"
+                )
+            writer = own.writer
+            self._channel.advance(timestep)
+            if writer is None:
+                self._channel.hear()
+                own.passed_over = timestep
+                return
+            lent = own.lent
+            if lent is not chunk:
+                writer.free_slot(timestep)[...] = data
+            if lent is not None:  # whoever still has it must not write into what is handed over
+                lent.flags.writeable = False
+                own.lent = None
+            writer.put(timestep, data.nbytes)
+
+    def slot(self, array_name: str, timestep: int, *, chunk_index: int | None = None) -> np.ndarray:
+        """Give out the memory that the next `send` of a chunk will hand over, to compute into directly."""
+        with self._exclusively():
+            own, timestep = self._check_send(array_name, timestep, chunk_index)
+            lent = own.lent
+            if lent is not None:
+                return lent
+            if own.dtype is None:
+                raise ChunkDtypeError(
+                    f"bridge {self._id}, array {array_name!r}: a slot needs the dtype; declare it in arrays_metadata"
+                )
+            if own.writer is not None:
+                self._channel.advance(timestep)
+                self._channel.hear()
+                own.lent = lent = own.writer.free_slot(timestep).view()
+                return lent
+        # No callback asks for the array, or nobody is there any more: any memory will do.
+        return own.scratch()
+
+    def advance(self, timestep: int) -> None:
+        """Say that this rank sends nothing older than `timestep` any more, without sending anything."""
+        with self._exclusively():
+            self._check_open()
+            if not self._alone:
+                self._channel.advance(self._check_timestep(timestep))
+                self._channel.hear()
+
+    def close(self, timestep: int | None = None) -> None:
+        """Say that this rank sends nothing more. What it sent stays with the agent; closing twice is fine."""
+        with self._exclusively():
+            if not self._open:
+                return
+            if (
+                timestep is not None
+                and self._timestep is not None
+                and operator.index(timestep) < self._timestep
+            ):
+                logger.warning(
+                    "bridge %d closes at timestep %d, having sent timestep %d",
+                    self._id,
+                    timestep,
+                    self._timestep,
+                )
+            stats = self._leave()
+            self._channel.close(stats)
+
+    def _leave(self) -> BridgeStats:
+        self._open = False
+        self._let_go()
+        forget(self)
+        return self.stats
+
+    def _let_go(self) -> None:
+        """Drop the slots: their memory is unmapped as soon as nobody else has a view of it."""
+        for chunks in self._own.values():
+            for own in chunks:
+                own.lent = None
+                own.writer = None
+
+    def lose(self, reason: str) -> None:
+        """End as a dying rank does; a thread that waits in a call gets an error. Not for users."""
+        if not self._lock.acquire(blocking=False):
+            self._channel.interrupt(reason)
+            self._lock.acquire()
+        try:
+            if self._open:
+                self._leave()
+                self._channel.abort(reason)
+        finally:
+            self._lock.release()
+
+    def end_with_process(self, *, in_order: bool = False) -> None:
+        """Close when the process ends in order, as its exit status says if that is not sure. Not for users."""
+        if not self._lock.acquire(timeout=_LAST_CALL_S):
+            self.lose("its process has ended while a thread was still sending")
+            return
+        try:
+            if self._open:
+                if in_order:
+                    logger.warning("bridge %d is still open as its process ends, and closes now", self._id)
+                elif not self._alone:
+                    logger.warning(
+                        "bridge %d is still open as its process ends: with exit status 0 it counts as closed, with any "
+                        "other as lost; call close(), or use it in a with block",
+                        self._id,
+                    )
+                stats = self._leave()
+                if in_order:
+                    self._channel.close(stats)
+                else:
+                    self._channel.close_with_process(stats, _BAD_STATUS)
+        except DeisaError as error:
+            logger.warning("bridge %d: %s", self._id, error)
+        finally:
+            self._lock.release()
+
+    @property
+    def opened_by(self) -> threading.Thread | None:
+        """The thread that has created this bridge, as long as it lives. Not for users."""
+        return self._opened_by()
+
+    def __del__(self) -> None:
+        """Close: nobody can any more."""
+        if not self._open or self._alone or not self._process.is_this:
+            return
+        if program_has_left():
+            self.end_with_process()
+            return
+        logger.warning("bridge %d was dropped without close(), and closes now", self._id)
+        try:
+            self.close()
+        except DeisaError as error:
+            logger.warning("bridge %d: %s", self._id, error)
+
+    def __reduce__(self) -> Never:
+        """Refuse to be sent to another process, as an argument of one, for example."""
+        raise ForkedProcessError(
+            f"bridge {self._id} belongs to this process and cannot be pickled; create a Bridge in the other process"
+        )
+
+    def __enter__(self) -> OracleBridge:
+        if not self._switched_off:
+            self._process.check(f"bridge {self._id}")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close in order; after an exception, end as a dying rank does, so that the analytics knows."""
+        if not self._process.is_this:
+            return
+        if error is None or is_orderly_end(error):
+            self.close()
+        else:
+            self.lose(reason_of(error))
+
+    def __repr__(self) -> str:
+        state = "open" if self._open else "closed"
+        return f"<Bridge {self._id} of {self._world_size}, {state}, arrays: {', '.join(self._own) or 'none'}>"
+
+    def _check_send(self, array_name: str, timestep: int, chunk_index: int | None) -> tuple[_OwnChunk, int]:
+        self._check_open()
+        chunks = self._own.get(array_name)
+        if chunks is None:
+            raise UnknownArrayError(
+                f"bridge {self._id} described no array {array_name!r}; it has "
+                f"{', '.join(map(repr, self._own)) or 'none'}"
+            )
+        if chunk_index is None and len(chunks) == 1:
+            own = chunks[0]
+        else:
+            own = chunks[self._chunk_index(array_name, len(chunks), chunk_index)]
+        step = self._check_timestep(timestep, array_name)
+        if own.has_sent(step):
+            raise DuplicateChunkError(
+                f"bridge {self._id} has already sent chunk {own.index} of array {array_name!r} for timestep {step}"
+            )
+        return own, step
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise ClosedError(f"bridge {self._id} is closed; nothing can be sent after close()")
+
+    def _check_timestep(self, timestep: int, array_name: str | None = None) -> int:
+        if type(timestep) is int and (self._timestep is None or timestep >= self._timestep):
+            step = timestep
+        else:
+            step = self._as_timestep(timestep, array_name)
+        if not _FIRST_TIMESTEP <= step <= _LAST_TIMESTEP:
+            raise TimestepError(f"{self._what(array_name)}: timestep {step} exceeds 64 bits")
+        return step
+
+    def _as_timestep(self, timestep: Any, array_name: str | None) -> int:
+        try:
+            step = int(operator.index(timestep))
+        except TypeError as exc:
+            raise TimestepError(
+                f"{self._what(array_name)}: timesteps are integers, got {timestep!r}"
+            ) from exc
+        if self._timestep is not None and step < self._timestep:
+            raise TimestepError(
+                f"{self._what(array_name)}: timestep {step} comes after timestep {self._timestep}; "
+                "timesteps must not decrease"
+            )
+        return step
+
+    def _what(self, array_name: str | None) -> str:
+        return f"bridge {self._id}, {'advance()' if array_name is None else f'array {array_name!r}'}"
+
+    def _chunk_index(self, array_name: str, count: int, chunk_index: int | None) -> int:
+        if chunk_index is None and count > 1:
+            raise ChunkIndexError(
+                f"bridge {self._id} owns {count} chunks of array {array_name!r}; say which with chunk_index="
+            )
+        if count == 0 or not isinstance(chunk_index, int | np.integer) or not 0 <= chunk_index < count:
+            raise ChunkIndexError(
+                f"bridge {self._id} owns {count} chunks of array {array_name!r}, there is no chunk {chunk_index}"
+            )
+        return int(chunk_index)
+
+    def _settle_dtype(self, own: _OwnChunk, data: np.ndarray, sent: Any, timestep: int) -> np.dtype:
+        """Make the dtype of the first chunk that is sent that of the array, whose description left it open."""
+        try:
+            dtype = shareable(own.array, data.dtype)
+        except DescriptionError as exc:
+            raise ChunkDtypeError(f"bridge {self._id}, {exc}") from exc
+        if own.writer is not None:
+            if own.writer.dtype is None:
+                writers = [chunk.writer for chunk in self._own[own.array] if chunk.writer is not None]
+                self._channel.declare(own.array, writers, dtype)
+            elif same_values(dtype, own.writer.dtype):
+                dtype = own.writer.dtype
+            else:
+                convert = conversion(sent, data, own.writer.dtype)
+                raise ChunkDtypeError(
+                    f"bridge {self._id}, array {own.array!r}, timestep {timestep}: other bridges declared dtype "
+                    f"{own.writer.dtype}, this one declared none and sends {dtype}"
+                    f"{f'; send {convert}' if convert else ''}"
+                )
+        for chunk in self._own[own.array]:
+            chunk.dtype = dtype
+        return dtype
+
+
+def _identity(
+    comm: Communicator | None, bridge_id: int | None, system_metadata: Mapping[str, Any] | None
+) -> tuple[int, int]:
+    """Return this bridge's id and the number of bridges."""
+    if comm is not None:
+        try:
+            rank, size = comm.Get_rank(), comm.Get_size()
+        except AttributeError as exc:
+            raise ConfigurationError(
+                f"comm must have Get_rank() and Get_size(), as mpi4py's communicators do; got {type(comm).__name__}"
+            ) from exc
+        if bridge_id is not None and bridge_id != rank:
+            raise BridgeIdError(f"bridge_id is {bridge_id}, but comm says rank {rank}; give one of them")
+        return int(rank), int(size)
+    if bridge_id is None or system_metadata is None:
+        raise ConfigurationError(
+            "who is this bridge? Give comm=, or bridge_id= and system_metadata={'world_size': ...}"
+        )
+    if not isinstance(system_metadata, Mapping) or "world_size" not in system_metadata:
+        raise ConfigurationError("system_metadata must be a dict with 'world_size'")
+    try:
+        identity, world_size = (
+            int(operator.index(bridge_id)),
+            int(operator.index(system_metadata["world_size"])),
+        )
+    except TypeError as exc:
+        raise ConfigurationError("bridge_id and world_size must be integers") from exc
+    if world_size < 1:
+        raise ConfigurationError(f"world_size is {world_size}; it must be at least 1")
+    return identity, world_size
+
+
+def _describe(
+    bridge_id: int, world_size: int, arrays_metadata: Mapping[str, Any] | None
+) -> Sequence[ArrayDescription]:
+    """Check what a rank says about itself and its chunks."""
+    if not 0 <= bridge_id < world_size:
+        raise BridgeIdError(
+            f"bridge_id {bridge_id} lies outside 0..{world_size - 1} (world_size is {world_size})"
+        )
+    if arrays_metadata is None:
+        raise DescriptionError("arrays_metadata is missing: describe the chunks this rank will send")
+    return describe_arrays(arrays_metadata)
+
+
+def _on_size(size: int, declared: Shape) -> str:
+    """Say what can be done where a chunk has changed its size."""
+    if size == math.prod(declared):
+        return ""
+    return (
+        "; an array keeps its size for the whole run: where it changes, describe the largest one, fill up what is not "
+        "used (with NaN, say) and send the number of elements as an array of its own"
+    )
+
+
+def _on_host(array_name: str, chunk: Any) -> np.ndarray:
+    """Turn what is not exactly a NumPy array into one, if it lies in host memory."""
+    if isinstance(chunk, np.ma.MaskedArray):
+        raise ChunkDtypeError(
+            f"array {array_name!r}: a masked array would lose its mask; send chunk.filled(), where its fill_value "
+            "stands for what is masked, or chunk.data where nothing ever is"
+        )
+    if isinstance(chunk, np.ndarray):
+        return np.asarray(chunk)
+    on_device = hasattr(chunk, "__cuda_array_interface__")
+    if not on_device and hasattr(chunk, "__dlpack_device__"):
+        on_device = int(chunk.__dlpack_device__()[0]) not in _DLPACK_HOST_DEVICES
+    if on_device:
+        raise DeviceMemoryError(
+            f"array {array_name!r}: the chunk ({type(chunk).__name__}) lies in the memory of an accelerator; copy it "
+            "to the host first (CuPy: chunk.get(), PyTorch: chunk.cpu(), JAX: jax.device_get(chunk))"
+        )
+    if hasattr(chunk, "__array__") or hasattr(chunk, "__array_interface__"):
+        return np.asarray(chunk)
+    if hasattr(chunk, "__dlpack__"):
+        return np.from_dlpack(chunk)
+    if isinstance(chunk, bool | int | float | complex | list | tuple):
+        return np.asarray(chunk)
+    raise ChunkDtypeError(
+        f"array {array_name!r}: a chunk must be a NumPy array or offer __array__ or __dlpack__, "
+        f"got {type(chunk).__name__}"
+    )

@@ -1,0 +1,153 @@
+"""The rank's ends of the pages that it shares with its agent; ``docs/protocol.md`` says what every word means.
+
+- `SlotTableRow` reads which slot each sequence number of an array has, and waits for one.
+- `RingWriter` submits chunks.
+- `CountersEntry` finds out whether this rank has reason to notify the agent.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from deisa.ray._handoff._native import exchange, load, store, wait
+from deisa.ray._transport.memory import map_segment
+from deisa.ray.errors import ProtocolError
+
+LAYOUT_VERSION = 1
+MAGIC, VERSION, FIRST, IN_USE = range(4)  # words of every header
+SLOT_TABLE, COUNTERS, RING = (
+    int.from_bytes(magic, sys.byteorder, signed=True) for magic in (b"deisaSLT", b"deisaCNT", b"deisaRNG")
+)
+HEADER_WORDS = 8
+WORD_BYTES = 8
+NOTHING_YET = -(2**63)
+
+GRANTED, WAKE, FIRST_SLOT = range(3)  # words of a row of the slot table
+NOTIFIED = 4  # of the arrival counters' header
+WHOLE, PASSED, ENTRY_WORDS = range(3)  # of an entry of the arrival counters
+CAPACITY, SUBMITTED, RING_PASSED, BLOCKED = range(4, 8)  # of the ring's header
+RING_ENTRY_WORDS = 2
+
+
+def map_page(descriptor: int, nbytes: int, magic: int) -> memoryview:
+    """Map a page that has come along with a message, as words; closes the descriptor.
+
+    Raises
+    ------
+    ProtocolError
+        When it is smaller than announced, another page, or laid out in another way.
+    """
+    try:
+        if nbytes < HEADER_WORDS * WORD_BYTES:
+            raise ProtocolError(f"a page of {nbytes} bytes was announced, which is less than its header")
+        memory = map_segment(descriptor, nbytes, writable=magic != SLOT_TABLE)
+    finally:
+        os.close(descriptor)
+    words = memoryview(memory).cast("q")
+    if words[MAGIC] != magic or words[VERSION] != LAYOUT_VERSION:
+        raise ProtocolError(
+            f"a page starts with {words[MAGIC]:#x} and layout version {words[VERSION]}; "
+            f"expected {magic:#x} and {LAYOUT_VERSION}"
+        )
+    if not HEADER_WORDS <= words[IN_USE] <= len(words):
+        raise ProtocolError(f"a page of {len(words)} words says that it uses {words[IN_USE]} of them")
+    return words
+
+
+class SlotTableRow:
+    """The row of an array: its sequence numbers that have a slot."""
+
+    __slots__ = ("_row", "_words", "slots")
+
+    def __init__(self, words: memoryview, row: int, slots: int) -> None:
+        self._words = words
+        self._row = row
+        self.slots = slots
+
+    def has_slot(self, number: int) -> bool:
+        """Whether a sequence number has a slot."""
+        return number < load(self._words, self._row + GRANTED)
+
+    def slot_of(self, number: int) -> int:
+        """Return the slot of a sequence number that has one."""
+        slot: int = self._words[self._row + FIRST_SLOT + number % self.slots]
+        return slot
+
+    def wakes(self) -> int:
+        """Return what `wait` wants to know; to be read before `has_slot`."""
+        return load(self._words, self._row + WAKE)
+
+    def wait(self, wakes: int, seconds: float) -> None:
+        """Wait until the agent wakes the waiting ranks, not longer than that, if it has not since `wakes`."""
+        wait(self._words, self._row + WAKE, wakes, seconds)
+
+
+class RingWriter:
+    """The submission ring of this bridge."""
+
+    __slots__ = ("_capacity", "_first", "_words")
+
+    def __init__(self, words: memoryview, capacity: int) -> None:
+        self._words = words
+        self._first = words[FIRST]
+        self._capacity = capacity
+
+    @property
+    def submitted(self) -> int:
+        """Chunks submitted so far."""
+        return load(self._words, SUBMITTED)
+
+    def submit(self, region: int, timestep: int) -> None:
+        """Submit a chunk; the number of entries comes last, for the agent looks at it first."""
+        words = self._words
+        number = load(words, SUBMITTED)
+        entry = self._first + RING_ENTRY_WORDS * (number % self._capacity)
+        words[entry] = region
+        words[entry + 1] = timestep
+        store(words, SUBMITTED, number + 1)
+
+    def move_on(self, timestep: int) -> None:
+        """Say that nothing older than a timestep will be submitted."""
+        store(self._words, RING_PASSED, timestep)
+
+    def block(self, region: int) -> None:
+        """Say that the next chunk of a region has no slot."""
+        store(self._words, BLOCKED, region + 1)
+
+    def unblock(self) -> None:
+        """Say that no chunk waits for a slot."""
+        store(self._words, BLOCKED, 0)
+
+
+class CountersEntry:
+    """The arrival counters of this bridge for an array, and those of the other bridges of the node.
+
+    Its stores are exchanges: they, and the loads that follow, have one total order for all threads.
+    """
+
+    __slots__ = ("_entry", "_others", "_words")
+
+    def __init__(self, words: memoryview, row: int, bridges: int, entry: int) -> None:
+        self._words = words
+        self._entry = entry
+        entries: Sequence[int] = range(row, row + ENTRY_WORDS * bridges, ENTRY_WORDS)
+        self._others = [other for other in entries if other != entry]
+
+    def count_whole(self, whole: int) -> bool:
+        """Say how many timesteps were submitted whole; whether no other bridge of the node has fewer."""
+        return self._is_last(WHOLE, whole)
+
+    def move_on(self, timestep: int) -> bool:
+        """Say which timestep this bridge is at; whether no other bridge of the node is at an older one."""
+        return self._is_last(PASSED, timestep)
+
+    def _is_last(self, word: int, value: int) -> bool:
+        exchange(self._words, self._entry + word, value)
+        return all(load(self._words, other + word) >= value for other in self._others)
+
+
+def must_notify(counters: memoryview) -> bool:
+    """Whether no other notification is under way that covers what this rank has done."""
+    return exchange(counters, NOTIFIED, 1) == 0
