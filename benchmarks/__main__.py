@@ -9,24 +9,30 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 
 from benchmarks import results
 from benchmarks.clusters import ROOT
 from benchmarks.peers import Peers
-from benchmarks.suite import Outcome, Setting, all_cases
+from benchmarks.suite import RUNS_THAT_COUNT, Outcome, Setting, all_cases
 
 CASE_TIMEOUT_S = 1800
 
 
 def main() -> int:
-    """Run each case in a process of its own, and write the results; returns how many cases failed."""
+    """Run each case some times, each in a process of its own, and write the results; returns how many cases failed."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description="Measure deisa-ray beside its peers."
     )
     parser.add_argument("cases", nargs="*", metavar="CASE", help="cases to run; all by default")
     parser.add_argument("--list", action="store_true", help="list the cases")
     parser.add_argument("--quick", action="store_true", help="small and fast: shows that everything runs")
+    parser.add_argument(
+        "--runs",
+        type=int,
+        help=f"of each case; {RUNS_THAT_COUNT}, the least that a target needs, or 1 with --quick",
+    )
     parser.add_argument(
         "--no-peers", action="store_true", help="leave out peers that must be installed first"
     )
@@ -53,18 +59,22 @@ def main() -> int:
         results.read(out, options.quick)
     except ValueError as error:
         parser.error(str(error))
-    outcomes, failed = {}, []
+    outcomes: dict[str, Outcome] = {}
+    failed: set[str] = set()
+    runs = options.runs or (1 if options.quick else RUNS_THAT_COUNT)
     with tempfile.TemporaryDirectory(prefix="dr-bench-", dir="/tmp") as folder:
-        for name in chosen:
+        for _, name in product(range(runs), chosen):  # the runs of a case lie apart, as runs on other days do
+            if name in failed:
+                continue
             outcome = _run_apart(name, options, Path(folder))
             if outcome is None:
-                failed.append(name)
-            else:
-                outcomes[name] = outcome
-                results.add(out, name, outcome, cases, options.quick)
+                failed.add(name)
+                continue
+            outcomes.setdefault(name, Outcome(curves=outcome.curves, machine=outcome.machine)).add(outcome)
+            results.add(out, name, outcomes[name], cases, options.quick)
     print(results.markdown(outcomes, cases, options.quick))
     if failed:
-        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+        print(f"failed: {', '.join(sorted(failed))}", file=sys.stderr)
     return len(failed)
 
 

@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from benchmarks.suite import Case, Comparison, Curve, Figure, Outcome
+from benchmarks.suite import RUNS_THAT_COUNT, Case, Comparison, Curve, Figure, Outcome
 
 PACKAGES = ("deisa-ray", "ray", "dask", "numpy", "msgpack", "mpi4py")
 TARGETS_BEGIN, TARGETS_END = (
@@ -20,7 +21,9 @@ TARGETS_BEGIN, TARGETS_END = (
     "<!-- targets: end -->",
 )  # docs/performance.md includes it
 LINES_WITHIN = 4  # that a plot has with its legend inside
+SPREAD = ("least", "median", "greatest")  # of the runs
 _BOUNDS = {">=": "at least", "<=": "at most"}
+_MET = {True: "met", False: "**missed**", None: "too few runs"}
 _UNITS = {"s": ((1, "s"), (1e-3, "ms"), (1e-6, "µs")), "B": ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))}
 
 
@@ -67,8 +70,8 @@ def to_json(outcome: Outcome) -> dict[str, Any]:
 def from_json(data: Mapping[str, Any]) -> Outcome:
     """Turn it back."""
     return Outcome(
-        [Figure(**figure) for figure in data["figures"]],
-        [Comparison(**comparison) for comparison in data["comparisons"]],
+        [Figure(**{**figure, "values": tuple(figure["values"])}) for figure in data["figures"]],
+        [Comparison(**{**one, "values": tuple(one["values"])}) for one in data["comparisons"]],
         [Curve(**{**curve, "lines": _points(curve["lines"])}) for curve in data["curves"]],
         list(data["notes"]),
         dict(data["machine"]),
@@ -137,12 +140,14 @@ def _lines(outcomes: Mapping[str, Outcome], cases: Mapping[str, Case], quick: bo
         if outcome.figures:
             yield ""
             yield from _table(
-                ("what", "system", "measured"),
-                [(_plain(f.what), _plain(f.system), shown(f.value, f.unit)) for f in outcome.figures],
+                ("what", "system", *SPREAD),
+                [(_plain(f.what), _plain(f.system), *_spread(f.values, f.unit)) for f in outcome.figures],
             )
-        if ratios := [c for c in outcome.comparisons if c.met is None]:
+        if ratios := [c for c in outcome.comparisons if c.target is None]:
             yield ""
-            yield from (f"- {_plain(c.what)}: {shown(c.value, c.unit)}" for c in ratios)
+            yield from _table(
+                ("only reported", *SPREAD), [(_plain(c.what), *_spread(c.values, c.unit)) for c in ratios]
+            )
         for number, curve in enumerate(outcome.curves):
             yield ""
             yield f"![{curve.title}]({_plot_name(name, number)})"
@@ -152,19 +157,25 @@ def _lines(outcomes: Mapping[str, Outcome], cases: Mapping[str, Case], quick: bo
 
 
 def _targets(outcomes: Mapping[str, Outcome]) -> Iterator[str]:
-    rows = [(name, c) for name, outcome in outcomes.items() for c in outcome.comparisons if c.met is not None]
-    yield f"{sum(bool(c.met) for _, c in rows)} of {len(rows)} targets met."
+    rows = [
+        (name, c) for name, outcome in outcomes.items() for c in outcome.comparisons if c.target is not None
+    ]
+    yield (
+        f"{sum(bool(c.met) for _, c in rows)} of {len(rows)} targets met: by the median of at least "
+        f"{RUNS_THAT_COUNT} runs, or by every run where that is the target."
+    )
     if rows:
         yield ""
         yield from _table(
-            ("case", "what", "measured", "target", ""),
+            ("case", "what", "runs", *SPREAD, "target", ""),
             [
                 (
                     f"[{name}](#{name})",
                     _plain(c.what),
-                    shown(c.value, c.unit),
-                    f"{_BOUNDS[c.relation]} {shown(c.target, c.unit)}",
-                    "met" if c.met else "**missed**",
+                    str(len(c.values)),
+                    *_spread(c.values, c.unit),
+                    f"{_BOUNDS[c.relation]} {shown(c.target, c.unit)}{' in each run' if c.every_run else ''}",
+                    _MET[c.met],
                 )
                 for name, c in rows
                 if c.target is not None
@@ -177,6 +188,11 @@ def _targets(outcomes: Mapping[str, Outcome]) -> Iterator[str]:
     for described, names in by_machine.items():
         yield ""
         yield f"{'Measured' if len(by_machine) == 1 else ', '.join(names)} on: {described}."
+
+
+def _spread(values: Sequence[float], unit: str) -> tuple[str, ...]:
+    """Least, median and greatest of the runs."""
+    return tuple(shown(value, unit) for value in (min(values), median(values), max(values)))
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

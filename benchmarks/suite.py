@@ -1,17 +1,19 @@
-"""What a benchmark case is, and what it finds out: figures, comparisons with a target, and curves."""
+"""What a benchmark case is, and what its runs find out: figures, comparisons with a target, and curves."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
+from statistics import median
 from typing import Literal, TypeVar
 
 from benchmarks.peers import Peers
 
 T = TypeVar("T")
+M = TypeVar("M", bound="_Measured")
 
 THIS = "deisa-ray"
 MODULES = (
@@ -26,55 +28,72 @@ MODULES = (
     "memory",
     "scale",
 )
+RUNS_THAT_COUNT = 3  # with fewer, a target is neither met nor missed
 _FULFILS = {">=": operator.ge, "<=": operator.le}
 
 
 @dataclass(frozen=True)
-class Figure:
-    """One measured number.
+class _Measured:
+    """A number of every run of a case, in the order of the runs.
 
     Attributes
     ----------
     what : str
-        What was measured, with the quantile if there is one.
-    system : str
-        Which system it was measured on.
-    value : float
-    unit : str
+        What was measured, with the quantile if there is one; of a ratio, the numerator first.
+    values : tuple of float
     """
 
     what: str
+    values: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Median of the runs."""
+        return median(self.values)
+
+
+@dataclass(frozen=True)
+class Figure(_Measured):
+    """A measured number.
+
+    Attributes
+    ----------
+    system : str
+        Which system it was measured on.
+    unit : str
+    """
+
     system: str
-    value: float
     unit: str
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """A ratio measured in one run, and the target it was held against.
+class Comparison(_Measured):
+    """A ratio, each measured within one run, and the target that it is held against.
 
     Attributes
     ----------
-    what : str
-        The ratio in words, numerator first.
-    value : float
     relation : {">=", "<="}
     target : float or None
         None where the ratio is only reported.
     unit : str
         ``"x"`` for a ratio; some targets are amounts.
+    every_run : bool
+        Whether each run has to meet the target; otherwise their median has to.
     """
 
-    what: str
-    value: float
     relation: Literal[">=", "<="]
     target: float | None
     unit: str = "x"
+    every_run: bool = False
 
     @property
     def met(self) -> bool | None:
-        """Whether the target is met; None without one."""
-        return None if self.target is None else _FULFILS[self.relation](self.value, self.target)
+        """Whether the target is met; None without a target, or with fewer runs than count."""
+        if self.target is None or len(self.values) < RUNS_THAT_COUNT:
+            return None
+        judged = self.values if self.every_run else (self.median,)
+        return all(_FULFILS[self.relation](value, self.target) for value in judged)
 
 
 @dataclass(frozen=True)
@@ -97,7 +116,7 @@ class Curve:
 
 @dataclass
 class Outcome:
-    """What a case found out, and the machine that it did on."""
+    """What the runs of a case found out, and the machine that they did on."""
 
     figures: list[Figure] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
@@ -107,7 +126,7 @@ class Outcome:
 
     def figure(self, what: str, system: str, value: float, unit: str) -> float:
         """Record a number, and return it."""
-        self.figures.append(Figure(what, system, float(value), unit))
+        self.figures.append(Figure(what, (float(value),), system, unit))
         return value
 
     def compare(
@@ -117,9 +136,11 @@ class Outcome:
         relation: Literal[">=", "<="],
         target: float | None,
         unit: str = "x",
+        *,
+        every_run: bool = False,
     ) -> None:
-        """Record a ratio and its target."""
-        self.comparisons.append(Comparison(what, float(value), relation, target, unit))
+        """Record a ratio and its target, which the median of the runs has to meet, or every run."""
+        self.comparisons.append(Comparison(what, (float(value),), relation, target, unit, every_run))
 
     def not_measured(self, system: str, reason: Exception) -> None:
         """Record why a system could not be measured, once."""
@@ -130,6 +151,21 @@ class Outcome:
     def curve(self, title: str, x: str, y: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> None:
         """Record how something grows."""
         self.curves.append(Curve(title, x, y, lines))
+
+    def add(self, later: Outcome) -> None:
+        """Add what a later run of the same case found out; curves stay those of the first run."""
+        self.figures = _joined(self.figures, later.figures)
+        self.comparisons = _joined(self.comparisons, later.comparisons)
+        self.notes += [note for note in later.notes if note not in self.notes]
+
+
+def _joined(earlier: Sequence[M], later: Sequence[M]) -> list[M]:
+    """Join the values of what is the same but for its values."""
+    joined = {replace(one, values=()): one.values for one in earlier}
+    for one in later:
+        key = replace(one, values=())
+        joined[key] = joined.get(key, ()) + one.values
+    return [replace(key, values=values) for key, values in joined.items()]
 
 
 @dataclass(frozen=True)

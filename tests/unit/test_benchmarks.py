@@ -16,7 +16,15 @@ from benchmarks.suite import MODULES, THIS, Case, Comparison, Outcome, Setting, 
 from tests.support.patience import PATIENCE_S
 
 
-def outcome_of(value: float = 3.0) -> Outcome:
+def outcome_of(*values: float) -> Outcome:
+    """What as many runs found out."""
+    first, *later = (one_run(value) for value in values or (3.0, 2.5, 4.0))
+    for one in later:
+        first.add(one)
+    return first
+
+
+def one_run(value: float) -> Outcome:
     outcome = Outcome(machine={"cores": "2"})
     outcome.figure("send of a[1:] | median", THIS, 1.5e-5, "s")
     outcome.compare("theirs / ours", value, ">=", 2)
@@ -35,19 +43,40 @@ CASES = {name: Case(name, f"What about {name}?", not_run) for name in ("one", "t
 
 
 @pytest.mark.parametrize(
-    ("value", "relation", "target", "met"),
+    ("values", "relation", "target", "met"),
     [
-        (2.0, ">=", 2.0, True),
-        (1.9, ">=", 2.0, False),
-        (2.0, "<=", 2.0, True),
-        (2.1, "<=", 2.0, False),
-        (2.1, "<=", None, None),
+        ((2.0, 2.0, 2.0), ">=", 2.0, True),
+        ((9.0, 1.9, 1.9), ">=", 2.0, False),  # the mean would do
+        ((2.0, 9.0, 1.0), "<=", 2.0, True),
+        ((1.0, 1.0, 2.1, 2.2), "<=", 1.5, False),  # the median of four is the middle of two
+        ((2.1, 2.1, 2.1), "<=", None, None),
+        ((2.0, 2.0), ">=", 2.0, None),
     ],
 )
-def test_whether_a_target_is_met(
-    value: float, relation: Literal[">=", "<="], target: float | None, met: bool | None
+def test_the_median_of_three_runs_meets_a_target(
+    values: tuple[float, ...], relation: Literal[">=", "<="], target: float | None, met: bool | None
 ) -> None:
-    assert Comparison("ratio", value, relation, target).met is met
+    assert Comparison("ratio", values, relation, target).met is met
+
+
+@pytest.mark.parametrize(("values", "met"), [((2.0, 3.0, 4.0), True), ((1.9, 3.0, 4.0), False)])
+def test_every_run_meets_a_target_that_says_so(values: tuple[float, ...], met: bool) -> None:
+    assert Comparison("ratio", values, ">=", 2.0, every_run=True).met is met
+
+
+def test_runs_are_kept_apart() -> None:
+    outcome = one_run(3.0)
+    second = one_run(4.0)
+    second.figure("only now", THIS, 1.0, "s")
+    second.notes.append("Another note.")
+    outcome.add(second)
+    assert [c.values for c in outcome.comparisons] == [(3.0, 4.0), (0.25, 0.25)]
+    assert {f.what: f.values for f in outcome.figures} == {
+        "send of a[1:] | median": (1.5e-5, 1.5e-5),
+        "only now": (1.0,),
+    }
+    assert len(outcome.curves) == 2
+    assert outcome.notes == ["A note.", "Another note."]
 
 
 def test_every_module_has_cases() -> None:
@@ -118,19 +147,21 @@ def test_modes_do_not_mix(tmp_path: Path) -> None:
 
 
 def test_the_page() -> None:
-    outcomes = {"one": outcome_of(3.0), "two": outcome_of(1.0)}
-    assert results.markdown(outcomes, CASES, quick=False).startswith(
+    outcomes = {"one": outcome_of(3.0, 1.5, 4.0), "two": outcome_of(1.0, 1.0, 5.0), "three": outcome_of(3.0)}
+    cases = {name: Case(name, f"What about {name}?", not_run) for name in outcomes}
+    assert results.markdown(outcomes, cases, quick=False).startswith(
         """\
 # Results
 
 <!-- targets: begin -->
 
-1 of 2 targets met.
+1 of 3 targets met: by the median of at least 3 runs, or by every run where that is the target.
 
-| case | what | measured | target |  |
-|---|---|---|---|---|
-| [one](#one) | theirs / ours | 3x | at least 2x | met |
-| [two](#two) | theirs / ours | 1x | at least 2x | **missed** |
+| case | what | runs | least | median | greatest | target |  |
+|---|---|---|---|---|---|---|---|
+| [one](#one) | theirs / ours | 3 | 1.5x | 3x | 4x | at least 2x | met |
+| [two](#two) | theirs / ours | 3 | 1x | 1x | 5x | at least 2x | **missed** |
+| [three](#three) | theirs / ours | 1 | 3x | 3x | 3x | at least 2x | too few runs |
 
 Measured on: cores 2.
 
@@ -140,11 +171,13 @@ Measured on: cores 2.
 
 What about one?
 
-| what | system | measured |
-|---|---|---|
-| send of a\\[1:\\] \\| median | deisa-ray | 15 µs |
+| what | system | least | median | greatest |
+|---|---|---|---|---|
+| send of a\\[1:\\] \\| median | deisa-ray | 15 µs | 15 µs | 15 µs |
 
-- only reported: 0.25x
+| only reported | least | median | greatest |
+|---|---|---|---|
+| only reported | 0.25x | 0.25x | 0.25x |
 
 ![Growth](one.svg)
 
