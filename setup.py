@@ -14,7 +14,7 @@ setup(
             sorted(map(str, HANDOFF.glob("*.c"))),
             include_dirs=[numpy.get_include()],
             extra_compile_args=[
-                "-std=gnu11",
+                "-std=c11",
                 "-Wall",
                 "-Wextra",
                 "-Wno-unused-parameter",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import select
 import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -17,31 +16,24 @@ from deisa.ray._state.events import BridgeStats
 from deisa.ray._state.layout import ArrayDescription
 from deisa.ray._transport import messages
 from deisa.ray._transport.address import (
-    agent_address,
-    check_same_user,
-    check_socket_path,
     other_agents,
     shown,
 )
-from deisa.ray._transport.descriptors import receive_with_descriptors
-from deisa.ray._transport.fork import close_in_children
-from deisa.ray._transport.limits import own_limits
+from deisa.ray._transport.limits import MemoryLimit, own_limits
 from deisa.ray._transport.memory import map_segments, prefer_huge_pages, slot_view, touch
-from deisa.ray._transport.messages import FrameBuffer, Message
-from deisa.ray._transport.peers import has_ended, open_process
+from deisa.ray._transport.messages import Message
 from deisa.ray.config import Settings
 from deisa.ray.errors import (
     MEMORY_MONITOR,
     AnalyticsLostError,
     ClosedError,
-    ConfigurationError,
     DeisaError,
     LayoutError,
     NoAnalyticsError,
     ProtocolError,
-    WaitTimeoutError,
     named_error,
 )
+from tests.oracle.connection import LAST_RETRY_S, Connection, Patience
 from tests.oracle.pages import (
     COUNTERS,
     RING,
@@ -62,49 +54,10 @@ except ImportError:
 logger = logging.getLogger("deisa.ray.bridge")
 
 MAX_REASON = 500  # characters
-FIRST_RETRY_S, LAST_RETRY_S = 0.01, 0.25
 REFUSAL_S = 2.0  # that a rank whose description is refused looks for somebody to tell
 LONGEST_WAIT_S = 0.5  # for a slot, before the rank looks at its connection again
 ANALYTICS_BUSY = "the analytics (slower than the simulation, or keeping arrays alive)"
 PAGES = (SLOT_TABLE, COUNTERS, RING)  # that come along with a start
-_NOTIFY = messages.encode(messages.Notify())
-
-
-class _Patience:
-    """Waits of a rank: warned of now and then, and ended after a while.
-
-    Parameters
-    ----------
-    settings : Settings
-    timeout_s : float
-    setting : str
-        The variable that sets it.
-    """
-
-    def __init__(self, settings: Settings, timeout_s: float, setting: str) -> None:
-        self._started = self._said = time.monotonic()
-        self._warn_every_s = settings.warn_every_s
-        self._timeout_s = timeout_s
-        self._setting = setting
-
-    def left(self, waiting: str, analytics_down: str) -> float:
-        """Return for how many seconds to wait before coming here again.
-
-        Raises
-        ------
-        WaitTimeoutError
-        """
-        now = time.monotonic()
-        waited = now - self._started
-        if waited >= self._timeout_s:
-            raise WaitTimeoutError(
-                f"{waiting}; gave up after {self._timeout_s:g} s ({self._setting} sets how long)"
-            )
-        if now - self._said >= self._warn_every_s:
-            self._said = now
-            down = f"; {analytics_down}, and no other has come yet" if analytics_down else ""
-            logger.warning("%s (%.0f s so far)%s", waiting, waited, down)
-        return min(self._timeout_s - waited, self._warn_every_s)
 
 
 class RankChannel:
@@ -115,9 +68,7 @@ class RankChannel:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._address = agent_address(settings)
-        self._frames = FrameBuffer()
-        self._descriptors: list[int] = []
+        self._connection = Connection(settings)
         self._memory: dict[int, tuple[np.ndarray, ...]] = {}  # slots by region, until their writers are there
         self._started = False
         self._writers: dict[str, tuple[ChunkWriter, ...]] = {}  # until the bridge has taken them
@@ -134,10 +85,6 @@ class RankChannel:
         self._later = ""  # why this rank has to look again
         self._analytics_down = ""  # why, while it is
         self._failure: DeisaError | None = None
-        self._socket: socket.socket | None = None
-        self._agent: int | None = None  # its process, see `open_process`
-        self._poll = select.poll()
-        close_in_children(self)
 
     def start(self, bridge_id: int, world_size: int, arrays: Sequence[ArrayDescription]) -> None:
         """Announce the bridge and wait until the analytics starts the session.
@@ -153,21 +100,10 @@ class RankChannel:
         """
         deadline, said = time.monotonic() + self._settings.connect_timeout_s, -math.inf
         while True:
-            self._connect(deadline)
+            self._connection.open(deadline, self._no_analytics)
             try:
-                self._send(
-                    messages.encode(
-                        messages.Hello(
-                            messages.PROTOCOL_VERSION,
-                            self._settings.session,
-                            bridge_id,
-                            world_size,
-                            tuple(arrays),
-                            own_limits(),
-                        )
-                    )
-                )
-                self._wait_until_started()
+                self._send(self._hello(bridge_id, world_size, arrays, own_limits()))
+                self._wait(lambda: self._started, lambda: self._progress or "waiting for the agent's answer")
                 return
             except AnalyticsLostError:
                 # An agent of an earlier run; the next one may be on its way.
@@ -186,18 +122,26 @@ class RankChannel:
 
     def refuse(self, bridge_id: int, world_size: int, error: LayoutError) -> None:
         """Come only to say why this rank cannot: the analytics, and the other ranks, would wait for it."""
-        hello = messages.Hello(
-            messages.PROTOCOL_VERSION, self._settings.session, bridge_id, world_size, (), ()
-        )
-        abort = messages.Abort(f"{type(error).__name__}: {error}"[:MAX_REASON])
+        deadline = time.monotonic() + min(REFUSAL_S, self._settings.connect_timeout_s)
         with suppress(DeisaError, OSError):
-            self._connect(time.monotonic() + min(REFUSAL_S, self._settings.connect_timeout_s))
-            self._send(messages.encode(hello) + messages.encode(abort))
+            self._connection.open(deadline, self._no_analytics)
+            self._send(self._hello(bridge_id, world_size, (), ()))
+            self._send(messages.Abort(f"{type(error).__name__}: {error}"[:MAX_REASON]))
         self._drop_connection()
+
+    def _hello(
+        self,
+        bridge_id: int,
+        world_size: int,
+        arrays: Sequence[ArrayDescription],
+        limits: tuple[MemoryLimit, ...],
+    ) -> messages.Hello:
+        session, version = self._settings.session, messages.PROTOCOL_VERSION
+        return messages.Hello(version, session, bridge_id, world_size, tuple(arrays), limits)
 
     def _no_analytics(self) -> NoAnalyticsError:
         tried = (
-            f"(tried {shown(self._address)} for {self._settings.connect_timeout_s:g} s; "
+            f"(tried {shown(self._connection.address)} for {self._settings.connect_timeout_s:g} s; "
             "DEISA_RAY_CONNECT_TIMEOUT_S sets how long)"
         )
         session = self._settings.session
@@ -210,66 +154,11 @@ class RankChannel:
             f"{other_agents(self._settings)}"
         )
 
-    def _connect(self, deadline: float) -> None:
-        started = said = time.monotonic()
-        pause = FIRST_RETRY_S
-        while True:
-            if self._settings.socket_path:
-                check_socket_path(self._address)
-            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            try:
-                connection.connect(self._address)
-                agent = open_process(check_same_user(connection))
-                if not has_ended(agent):
-                    break
-                if agent is not None:
-                    os.close(agent)
-                connection.close()
-            except (ConnectionRefusedError, FileNotFoundError, BlockingIOError, ProcessLookupError):
-                connection.close()
-            except PermissionError as exc:
-                connection.close()
-                if isinstance(exc, DeisaError):
-                    raise
-                raise ConfigurationError(
-                    f"cannot connect to the agent at {shown(self._address)}: {exc.strerror}; give a path that this "
-                    "user may write to, the same on both sides (DEISA_RAY_SOCKET_PATH)"
-                ) from exc
-            except BaseException:
-                connection.close()
-                raise
-            now = time.monotonic()
-            if now >= deadline:
-                raise self._no_analytics()
-            if now - said >= self._settings.warn_every_s:
-                said = now
-                logger.warning(
-                    "waiting for the analytics of session %r (%.0f s so far)",
-                    self._settings.session,
-                    now - started,
-                )
-            time.sleep(pause)
-            pause = min(pause * 2, LAST_RETRY_S)
-        self._drop_connection()
-        self._socket = connection
-        self._frames = FrameBuffer()
-        self._poll = select.poll()
-        self._poll.register(connection, select.POLLIN)
-        self._agent = agent
-        if agent is not None:
-            self._poll.register(agent, select.POLLIN)
-
-    def _wait_until_started(self) -> None:
-        self._wait(
-            lambda: self._started,
-            lambda: self._progress or "waiting for the agent's answer",
-        )
-
     def _wait(self, done: Callable[[], bool], describe: Callable[[], str]) -> None:
         """Wait for messages."""
-        patience = _Patience(self._settings, self._settings.start_timeout_s, "DEISA_RAY_START_TIMEOUT_S")
+        patience = Patience(self._settings, self._settings.start_timeout_s, "DEISA_RAY_START_TIMEOUT_S")
         while not done():
-            self._poll.poll(1000 * patience.left(describe(), self._analytics_down))
+            self._connection.wait(patience.left(describe(), self._analytics_down))
             self.receive()
 
     @property
@@ -299,22 +188,13 @@ class RankChannel:
             raise type(self._failure)(
                 str(self._failure)
             )  # itself it would keep the frames that it went through
-        if self._socket is None:
-            raise AnalyticsLostError("the connection to the agent is closed")
-        while True:
-            try:
-                data, descriptors = receive_with_descriptors(self._socket, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                if has_ended(self._agent):  # and a child of it keeps the connection open
-                    raise self._lost() from None
-                return
-            except OSError as exc:
-                raise self._lost() from exc
-            self._descriptors += descriptors
-            if not data:
-                raise self._lost()
-            for message in self._frames.feed(data):
+        try:
+            for message in self._connection.received():
                 self._handle(message)
+        except OSError as exc:
+            if isinstance(exc, DeisaError):
+                raise
+            raise self._lost() from exc
 
     def _lost(self) -> DeisaError:
         error = AnalyticsLostError(
@@ -362,9 +242,7 @@ class RankChannel:
         logger.warning("%s; waiting for another one", text)
 
     def _map(self, message: messages.Slots) -> None:
-        received = self._descriptors[: len(message.sizes)]
-        del self._descriptors[: len(message.sizes)]
-        memory = map_segments(received, message.sizes, writable=True)
+        memory = map_segments(self._connection.take(len(message.sizes)), message.sizes, writable=True)
         for segment in memory:
             prefer_huge_pages(segment)
         for spec in message.regions:
@@ -400,7 +278,7 @@ class RankChannel:
         self._arrays = tuple(arrays)
 
     def _map_pages(self, sizes: Sequence[int]) -> list[memoryview]:
-        received, self._descriptors = self._descriptors[: len(PAGES)], self._descriptors[len(PAGES) :]
+        received = self._connection.take(len(PAGES))
         if not len(received) == len(sizes) == len(PAGES):
             for descriptor in received:
                 os.close(descriptor)
@@ -413,7 +291,7 @@ class RankChannel:
         """Tell the agent the dtype of an array, once, and wait for the slots of its writers here."""
         if array not in self._declared:
             self._declared.add(array)
-            self._send(messages.encode(messages.DeclareDtype(array, dtype, own_limits())))
+            self._send(messages.DeclareDtype(array, dtype, own_limits()))
         self._wait(
             lambda: self._provide(writers),
             lambda: f"waiting for the memory of array {array!r}",
@@ -423,7 +301,7 @@ class RankChannel:
         """Say that a chunk has no slot for its next sequence number, and wait until it has one."""
         started = time.perf_counter()
         self._progress = ""
-        patience = _Patience(self._settings, self._settings.send_timeout_s, "DEISA_RAY_SEND_TIMEOUT_S")
+        patience = Patience(self._settings, self._settings.send_timeout_s, "DEISA_RAY_SEND_TIMEOUT_S")
         try:
             self.ring.block(region)
             while True:
@@ -441,11 +319,11 @@ class RankChannel:
     def notify(self) -> None:
         """Have the agent look at the pages, if nobody has."""
         if must_notify(self._counters):
-            self._send(_NOTIFY)
+            self._send(messages.Notify())
 
     def hear(self) -> None:
         """Look whether the agent has sent anything, or has gone."""
-        if self._failure is not None or self._poll.poll(0):
+        if self._failure is not None or self._connection.wait(0):
             self.receive()
 
     def advance(self, timestep: int) -> None:
@@ -467,23 +345,23 @@ class RankChannel:
 
     def close(self, stats: BridgeStats) -> None:
         """End in order; what was handed over stays with the agent."""
-        if self._socket is None:
+        if not self._connection.is_open:
             return
-        frame = messages.encode(messages.Close(stats))
         try:
             if self._failure is None:
-                self._send(frame)
+                self._send(messages.Close(stats))
             else:  # an analytics that takes over wants to know, and the rank has been told of the failure
                 with suppress(OSError):
-                    self._socket.sendall(frame)
+                    self._connection.send(messages.Close(stats))
         finally:
             self._drop_connection()
 
     def close_with_process(self, stats: BridgeStats, otherwise: str) -> None:
         """End in order if the process does: if its exit status is 0; else as `abort` does, with that reason."""
-        if self._socket is not None and decide_by_exit_status is not None and self._failure is None:
+        if self._connection.is_open and decide_by_exit_status is not None and self._failure is None:
+            self._send(messages.Ending())
             decide_by_exit_status(
-                os.dup(self._socket.fileno()),  # for the rest of the process's life
+                self._connection.duplicate(),  # for the rest of the process's life
                 messages.encode(messages.Close(stats)),
                 messages.encode(messages.Abort(otherwise)),
             )
@@ -493,46 +371,32 @@ class RankChannel:
 
     def abort(self, reason: str = "") -> None:
         """End because of an error, whose text the analytics reports; without one, as a dying rank does."""
-        if self._socket is not None and reason:
+        if self._connection.is_open and reason:
             with suppress(OSError):
-                self._socket.sendall(messages.encode(messages.Abort(reason[:MAX_REASON])))
+                self._connection.send(messages.Abort(reason[:MAX_REASON]))
         self._drop_connection()
 
     def interrupt(self, reason: str) -> None:
         """Abort as far as possible while another thread may wait here, which gets an error; then comes `abort`."""
-        connection = self._socket
         self._failure = ClosedError(f"another thread has ended the bridge: {reason}")
-        if connection is not None:
+        if self._connection.is_open:
             with suppress(OSError):
-                connection.send(messages.encode(messages.Abort(reason[:MAX_REASON])), socket.MSG_DONTWAIT)
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+                self._connection.send(messages.Abort(reason[:MAX_REASON]), socket.MSG_DONTWAIT)
+            self._connection.shut_down()
 
-    def _send(self, frame: bytes) -> None:
-        if self._socket is None:
-            raise AnalyticsLostError("the connection to the agent is closed")
+    def _send(self, message: Message) -> None:
         try:
-            self._socket.sendall(frame)
+            self._connection.send(message)
             return
-        except OSError:
-            pass  # the agent has gone; it may have said why
+        except OSError as exc:
+            if isinstance(exc, DeisaError):
+                raise
+        # The agent has gone; it may have said why.
         self.receive()
         raise self._lost()
 
-    def close_in_child(self) -> None:
-        """Close a child's copies of the descriptors, and let go of the memory."""
-        self._drop_connection()
-
     def _drop_connection(self) -> None:
-        if self._agent is not None:
-            os.close(self._agent)
-            self._agent = None
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-        for descriptor in self._descriptors:
-            os.close(descriptor)
-        self._descriptors.clear()
+        self._connection.drop()
         self._memory.clear()
         self._started = False
         self._writers = {}

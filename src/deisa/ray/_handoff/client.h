@@ -1,0 +1,142 @@
+/* A rank's client, as the files of the library see it.
+
+       handoff_open ── start.c ──> client ── send.c ──> chunks, timestep after timestep
+                                     |
+                     receive.c: what the agent says; wait.c: waiting for it
+
+   Whoever works with a client holds its lock. A wait keeps the lock: other threads of the rank wait as well. */
+
+#ifndef DEISA_HANDOFF_CLIENT_H
+#define DEISA_HANDOFF_CLIENT_H
+
+#include "address.h"
+#include "connection.h"
+#include "handoff.h"
+#include "memory.h"
+#include "pages.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <sys/types.h>
+
+#define PAGES 3 /* that come along with a start: slot table, arrival counters, submission ring */
+#define PAGE_HEADER_WORDS 8
+#define NOT_WANTED (-1)
+#define ANALYTICS_BUSY "the analytics (slower than the simulation, or keeping arrays alive)"
+
+/* Where the slots of a region lie, as `Slots` has said. */
+typedef struct placement {
+    struct placement *next;
+    int64_t region, slot_bytes, slots, itemsize;
+    int ndim;
+    int64_t *shape, *strides; /* of one allocation, which starts at `shape` */
+    char *dtype;
+    char *base;
+    handoff_memory *memory;
+} placement;
+
+struct handoff_chunk {
+    handoff_array *array;
+    int64_t index;
+    int64_t *shape, *position, *offset; /* the last two: one is NULL */
+    int64_t region;                     /* NOT_WANTED where no callback asks for the array */
+    placement *place;                   /* NULL until the memory is there */
+    int64_t sequence;                   /* number of the next timestep: so many have been handed over */
+    int64_t sent;                       /* the newest timestep handed over */
+    int sent_any;
+    int given_out; /* the next slot, by handoff_slot */
+};
+
+struct handoff_array {
+    handoff_client *client;
+    char *name, *dtype; /* as described; dtype may be NULL */
+    int ndim;
+    int64_t *global_shape, *grid; /* or NULL */
+    handoff_chunk *chunks;
+    size_t chunk_count;
+    int wanted, declared;  /* asked for by a callback; its dtype told by DeclareDtype */
+    int64_t slots;
+    page_word *table;      /* row of the slot table: granted, wake, slots */
+    page_word *counters;   /* row of the arrival counters: whole and passed for each bridge */
+    page_word *entry;      /* there, this bridge's */
+    int64_t bridges;
+    int64_t within;        /* chunks handed over for a timestep that is not whole yet */
+    int64_t whole;         /* the newest timestep that was handed over whole */
+    int whole_any;
+};
+
+struct handoff_client {
+    handoff_options options;
+    char *session, *socket_path;
+    agent_address address;
+    pthread_mutex_t lock;
+    _Atomic(pthread_t) owner;  /* of the lock, or 0 */
+    pid_t pid;
+    _Atomic int *alive;        /* in a page that the kernel wipes in a forked child: 0 there */
+    int detached, closed;      /* nothing goes anywhere any more; the end was said */
+    connection agent;
+    int welcomed, sent_away, started;
+    char progress[HANDOFF_TEXT_BYTES], later[HANDOFF_TEXT_BYTES], down[HANDOFF_TEXT_BYTES];
+    handoff_error failure; /* for every call from now on; its kind is empty where there is none */
+    _Atomic int ended_by_thread;
+    char ended_why[HANDOFF_TEXT_BYTES];
+    handoff_array *arrays;
+    size_t array_count, wanted_count;
+    placement *placements; /* those that no chunk has taken yet */
+    handoff_memory *pages[PAGES];
+    page_word *ring, *notified;
+    int64_t capacity;
+    int64_t newest; /* timestep */
+    int newest_any;
+    _Atomic int64_t chunks, bytes, waited_ns;
+};
+
+/* Words of the pages; see docs/protocol.md. */
+enum { PAGE_MAGIC, PAGE_LAYOUT, PAGE_FIRST, PAGE_WORDS };
+enum { TABLE_GRANTED, TABLE_WAKE, TABLE_SLOTS };
+enum { COUNTERS_NOTIFIED = 4 };
+enum { ENTRY_WHOLE, ENTRY_PASSED, ENTRY_WORDS };
+enum { RING_CAPACITY = 4, RING_SUBMITTED, RING_PASSED, RING_BLOCKED, RING_ENTRIES };
+
+/* client.c: taking turns, and ends. */
+int client_is_own(const handoff_client *client, handoff_error *error); /* not a child of the process that opened it */
+int client_enter(handoff_client *client, handoff_error *error);
+int client_try_enter(handoff_client *client); /* 1 entered; 0 another thread is in there, or this is a forked child */
+void client_leave(handoff_client *client);
+int client_check_open(handoff_client *client, handoff_error *error); /* 1 go on; 0 detached: done; -1 closed */
+int client_settle(handoff_client *client, int result, handoff_error *error);
+void client_drop_connection(handoff_client *client);
+void client_drop_memory(handoff_client *client);
+__attribute__((format(printf, 3, 4))) void client_say(handoff_client *client, handoff_level level, const char *format,
+                                                      ...);
+
+/* receive.c: what the agent says. */
+int client_receive(handoff_client *client, handoff_error *error); /* handle what has come, without waiting */
+int client_transmit(handoff_client *client, wire_out *message, handoff_error *error); /* and discard it */
+int client_lost(handoff_client *client, handoff_error *error);
+void placement_free(placement *place);
+
+/* start.c */
+void put_limits(wire_out *out);
+
+/* wait.c */
+double seconds_now(void);
+
+typedef struct {
+    double timeout_s;
+    const char *setting; /* that says how long */
+    int (*done)(handoff_client *client, void *subject);
+    void (*pause)(handoff_client *client, void *subject, double seconds);
+    void (*describe)(handoff_client *client, void *subject, char *text, size_t size);
+    void *subject;
+} client_wait;
+
+int client_wait_for(handoff_client *client, const client_wait *wait, handoff_error *error);
+void client_pause_for_message(handoff_client *client, void *subject, double seconds);
+
+/* send.c, for callers that must not wait: 1 done; 0 it would have to wait, nothing has been done; -1 failed. */
+int client_send_at_once(handoff_chunk *chunk, const void *data, const int64_t *strides, int64_t timestep,
+                        handoff_error *error);
+int client_commit_at_once(handoff_chunk *chunk, int64_t timestep, handoff_error *error);
+
+#endif

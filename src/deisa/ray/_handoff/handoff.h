@@ -1,0 +1,118 @@
+/* The hand-off: how a simulation rank gives the chunks of its arrays to the agent of its node.
+
+   A client is opened once for each rank, and then handed chunks, timestep after timestep. Functions that can fail return 0
+   for success and -1 for failure, and say in a `handoff_error` what has failed. Every function may be called from any thread;
+   calls on one client take turns. In a forked child every call fails and touches nothing. */
+
+#ifndef DEISA_HANDOFF_H
+#define DEISA_HANDOFF_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define HANDOFF_KIND_BYTES 40
+#define HANDOFF_TEXT_BYTES 4096
+#define HANDOFF_MAX_DIMENSIONS 64
+#define HANDOFF_LATEST_TIMESTEP INT64_MAX
+#define HANDOFF_ONLY_CHUNK INT64_MIN /* as an index: the only one that there is */
+#define HANDOFF_EARLIEST_TIMESTEP (INT64_MIN + 1)
+
+/* `kind` is the name of a class of deisa.ray.errors, or "Interrupted" if the hook of that name asked to give up. */
+typedef struct {
+    char kind[HANDOFF_KIND_BYTES];
+    char text[HANDOFF_TEXT_BYTES];
+} handoff_error;
+
+/* What to do when a party that was there has gone. */
+typedef enum {
+    HANDOFF_WAIT,     /* for an analytics that takes over; fail if something is final */
+    HANDOFF_CONTINUE, /* without: nothing goes anywhere any more */
+    HANDOFF_RAISE     /* fail at the next call */
+} handoff_on_lost;
+
+typedef enum { HANDOFF_INFO, HANDOFF_WARNING } handoff_level;
+
+typedef struct {
+    const char *session;
+    const char *socket_path; /* NULL: the abstract address made of user and session */
+    int64_t bridge_id, world_size;
+    double connect_timeout_s, start_timeout_s, send_timeout_s, warn_every_s;
+    handoff_on_lost on_lost;
+    int disabled;  /* every call succeeds, and nothing goes anywhere */
+    void *context; /* of the hooks, which may be NULL */
+    void (*say)(void *context, handoff_level level, const char *text);
+    int (*interrupted)(void *context); /* called now and then in a wait; other than 0 gives up */
+} handoff_options;
+
+/* Where a chunk lies: at a position in the grid of chunks, or at an offset in elements; the other one is NULL. */
+typedef struct {
+    const int64_t *shape, *position, *offset;
+} handoff_chunk_description;
+
+typedef struct {
+    const char *name;
+    const char *dtype; /* as in the header of a .npy file, "<f8" for example; NULL: that of the first chunk */
+    int ndim;
+    const int64_t *global_shape, *grid; /* or NULL */
+    size_t chunk_count;
+    const handoff_chunk_description *chunks;
+} handoff_array_description;
+
+typedef struct handoff_client handoff_client;
+typedef struct handoff_array handoff_array;
+typedef struct handoff_chunk handoff_chunk;
+
+typedef struct {
+    int64_t chunks, bytes_handed_over;
+    double held_up_s; /* spent in waiting for free slots */
+} handoff_stats;
+
+/* Announce a rank and its chunks, and wait until the session has started. Returns NULL for failure. */
+handoff_client *handoff_open(const handoff_options *options, const handoff_array_description *arrays,
+                             size_t array_count, handoff_error *error);
+
+/* Connect only to say why this rank cannot join, so that nobody waits for it. Never fails. */
+void handoff_refuse(const handoff_options *options, const char *reason);
+
+/* Find a chunk by its array's name and its index, or HANDOFF_ONLY_CHUNK. */
+handoff_chunk *handoff_find(handoff_client *client, const char *array, int64_t index, handoff_error *error);
+
+/* Whether a chunk may be handed over for a timestep. */
+int handoff_check(handoff_chunk *chunk, int64_t timestep, handoff_error *error);
+
+/* Hand a chunk over: copy it into a free slot, for which this waits. `strides` are bytes; NULL: C order, contiguous. */
+int handoff_send(handoff_chunk *chunk, const void *data, const int64_t *strides, int64_t timestep,
+                 handoff_error *error);
+
+/* Give out the slot that the chunk's next timestep will have, to compute into; the same until `handoff_commit`. NULL is
+   failure, or that no callback asks for the array: then `kind` is empty, and any memory will do. */
+void *handoff_slot(handoff_chunk *chunk, int64_t timestep, handoff_error *error);
+
+/* Hand over the slot that was given out. */
+int handoff_commit(handoff_chunk *chunk, int64_t timestep, handoff_error *error);
+
+/* Say the dtype of an array that was described without one, and wait for its memory. */
+int handoff_declare_dtype(handoff_array *array, const char *dtype, int64_t itemsize, handoff_error *error);
+
+/* Say that nothing older than a timestep will come. */
+int handoff_advance(handoff_client *client, int64_t timestep, handoff_error *error);
+
+handoff_stats handoff_get_stats(handoff_client *client);
+
+/* End in order; what was handed over stays with the agent. A second call does nothing. */
+int handoff_close(handoff_client *client, handoff_error *error);
+
+/* End because of an error, whose text the analytics reports; without one (NULL), as a dying rank does. A call in which
+   another thread waits fails. */
+void handoff_abort(handoff_client *client, const char *reason);
+
+/* End as the process does: in order if its exit status is 0, else because of an error with that text. */
+void handoff_close_with_process(handoff_client *client, const char *otherwise);
+
+/* In a forked child: close its copies of the descriptors. */
+void handoff_close_in_child(handoff_client *client);
+
+/* Give everything back. Memory that `handoff_memory` objects refer to stays mapped until they are released. */
+void handoff_free(handoff_client *client);
+
+#endif

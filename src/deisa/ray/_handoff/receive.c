@@ -1,0 +1,382 @@
+/* What the agent says, and what follows from it. */
+
+#define _GNU_SOURCE
+#include "client.h"
+#include "copy.h"
+#include "failure.h"
+#include "protocol.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define MAX_SEGMENTS 253 /* descriptors that the kernel passes with one message */
+
+static int malformed(const char *message, handoff_error *error)
+{
+    return fail(error, "ProtocolError", "received a malformed %s", message);
+}
+
+int client_lost(handoff_client *client, handoff_error *error)
+{
+    if (*client->down)
+        fail(error, "AnalyticsLostError", "%s; then its agent on this host has ended as well", client->down);
+    else
+        fail(error, "AnalyticsLostError",
+             "the agent of session '%s' on this host has gone; the analytics has ended or died, or the node's memory is "
+             "nearly full (%s)",
+             client->session, TEXT_MEMORY_MONITOR);
+    if (client->welcomed)
+        client->failure = *error;
+    return -1;
+}
+
+/* Read a message that is one text. */
+static int get_text(wire_in *in, char *text, size_t size)
+{
+    char *got = wire_get_text(in);
+    if (got == NULL)
+        return -1;
+    snprintf(text, size, "%s", got);
+    free(got);
+    return 0;
+}
+
+static int on_later(handoff_client *client, wire_in *in, handoff_error *error)
+{
+    client->sent_away = client->welcomed;
+    client->welcomed = 0;
+    *client->down = '\0';
+    if (get_text(in, client->later, sizeof client->later) < 0)
+        return malformed("Later", error);
+    return fail(error, "AnalyticsLostError", "%s", client->later);
+}
+
+static int on_fail(handoff_client *client, wire_in *in, handoff_error *error)
+{
+    char kind[HANDOFF_KIND_BYTES], text[HANDOFF_TEXT_BYTES];
+    if (get_text(in, kind, sizeof kind) < 0 || get_text(in, text, sizeof text) < 0)
+        return malformed("Fail", error);
+    fail(&client->failure, kind, "%s", text);
+    *error = client->failure;
+    return -1;
+}
+
+static int on_analytics_down(handoff_client *client, wire_in *in, handoff_error *error)
+{
+    if (get_text(in, client->down, sizeof client->down) < 0)
+        return malformed("AnalyticsDown", error);
+    if (client->options.on_lost != HANDOFF_WAIT) {
+        fail(&client->failure, "AnalyticsLostError", "%s", client->down);
+        *error = client->failure;
+        return -1;
+    }
+    client_say(client, HANDOFF_WARNING, "%s; waiting for another one", client->down);
+    return 0;
+}
+
+static void on_analytics_up(handoff_client *client)
+{
+    *client->down = '\0';
+    client_say(client, HANDOFF_WARNING, "another analytics has taken over");
+}
+
+/* Memory. */
+
+void placement_free(placement *place)
+{
+    if (place != NULL) {
+        memory_release(place->memory);
+        free(place->shape);
+        free(place->dtype);
+        free(place);
+    }
+}
+
+/* Whether all of a region's slots lie in its segment: no access to them may go beyond it. */
+static int lies_within(const placement *place, int64_t base, int64_t nbytes)
+{
+    int64_t first = base, last = base;
+    if (place->slots < 1 || place->itemsize < 1 ||
+        __builtin_mul_overflow(place->slots - 1, place->slot_bytes, &last) || __builtin_add_overflow(last, base, &last))
+        return 0;
+    for (int d = 0; d < place->ndim; d++) {
+        int64_t reach;
+        if (place->shape[d] < 1 || __builtin_mul_overflow(place->shape[d] - 1, place->strides[d], &reach) ||
+            __builtin_add_overflow(reach < 0 ? first : last, reach, reach < 0 ? &first : &last))
+            return 0;
+    }
+    return first >= 0 && !__builtin_add_overflow(last, place->itemsize, &last) && last <= nbytes;
+}
+
+/* Read a RegionSpec; `*segment` and `*base` say where it lies. */
+static placement *get_placement(wire_in *in, int64_t *segment, int64_t *base)
+{
+    wire_in part = wire_get_part(in);
+    placement *place = calloc(1, sizeof *place);
+    if (place == NULL)
+        return NULL;
+    place->region = wire_get_natural(&part);
+    *segment = wire_get_natural(&part);
+    *base = wire_get_natural(&part);
+    place->slot_bytes = wire_get_natural(&part);
+    place->slots = wire_get_natural(&part);
+    size_t ndim = wire_get_count(&part);
+    if (!part.bad && ndim <= HANDOFF_MAX_DIMENSIONS && (place->shape = calloc(2 * ndim + 1, sizeof(int64_t))) != NULL) {
+        place->ndim = (int)ndim;
+        place->strides = place->shape + ndim;
+        for (size_t d = 0; d < ndim; d++)
+            place->shape[d] = wire_get_natural(&part);
+        if (wire_get_count(&part) != ndim)
+            part.bad = 1;
+        for (size_t d = 0; d < ndim; d++)
+            place->strides[d] = wire_get_int(&part);
+        place->dtype = wire_get_text(&part);
+        place->itemsize = wire_get_natural(&part);
+    }
+    else
+        part.bad = 1;
+    if (part.bad) {
+        placement_free(place);
+        return NULL;
+    }
+    return place;
+}
+
+/* Give a chunk that waits for it its memory. */
+static void provide(handoff_client *client)
+{
+    for (placement **link = &client->placements; *link != NULL;) {
+        placement *place = *link;
+        handoff_chunk *owner = NULL;
+        for (size_t a = 0; a < client->array_count && owner == NULL; a++)
+            for (size_t c = 0; c < client->arrays[a].chunk_count && client->arrays[a].wanted; c++)
+                if (client->arrays[a].chunks[c].region == place->region && client->arrays[a].chunks[c].place == NULL)
+                    owner = client->arrays[a].chunks + c;
+        int fits = owner != NULL && place->ndim == owner->array->ndim && place->slots == owner->array->slots &&
+                   memcmp(place->shape, owner->shape, (size_t)place->ndim * sizeof *place->shape) == 0;
+        if (fits) {
+            *link = place->next;
+            owner->place = place;
+        }
+        else
+            link = &place->next;
+    }
+}
+
+static int on_slots(handoff_client *client, wire_in *in, handoff_error *error)
+{
+    int descriptors[MAX_SEGMENTS];
+    int64_t sizes[MAX_SEGMENTS];
+    handoff_memory *segments[MAX_SEGMENTS];
+    size_t count = wire_get_count(in), mapped = 0;
+    int result = 0;
+    if (in->bad || count > MAX_SEGMENTS)
+        return malformed("Slots", error);
+    for (size_t i = 0; i < count; i++)
+        sizes[i] = wire_get_natural(in);
+    size_t came = client->agent.descriptor_count;
+    if (connection_take(&client->agent, descriptors, count) < 0)
+        return fail(error, "ProtocolError",
+                    "%zu memory segments were announced, %zu came along; is the limit on open files (ulimit -n) too small?",
+                    count, came);
+    for (; mapped < count && result == 0; mapped++)
+        if ((segments[mapped] = memory_map(descriptors[mapped], sizes[mapped], 1, error)) == NULL)
+            result = -1;
+    if (result < 0) /* memory_map has closed the one that failed */
+        for (size_t i = mapped--; i < count; i++)
+            close(descriptors[i]);
+    size_t regions = result == 0 ? wire_get_count(in) : 0;
+    for (size_t i = 0; i < regions && result == 0; i++) {
+        int64_t segment, base;
+        placement *place = get_placement(in, &segment, &base);
+        if (place == NULL || segment >= (int64_t)count || !lies_within(place, base, sizes[segment])) {
+            placement_free(place);
+            result = malformed("Slots", error);
+            break;
+        }
+        place->memory = memory_retain(segments[segment]);
+        place->base = segments[segment]->base + base;
+        for (int64_t slot = 0; slot < place->slots; slot++)
+            touch_strided(place->base + slot * place->slot_bytes, place->strides, place->shape, place->ndim,
+                          place->itemsize);
+        place->next = client->placements;
+        client->placements = place;
+    }
+    for (size_t i = 0; i < mapped; i++)
+        memory_release(segments[i]);
+    provide(client);
+    return result;
+}
+
+/* The start. */
+
+static int map_pages(handoff_client *client, const int64_t *sizes, handoff_error *error)
+{
+    static const char *const magic[PAGES] = {PAGE_MAGIC_SLOT_TABLE, PAGE_MAGIC_ARRIVAL_COUNTERS,
+                                             PAGE_MAGIC_SUBMISSION_RING};
+    int descriptors[PAGES];
+    if (connection_take(&client->agent, descriptors, PAGES) < 0)
+        return fail(error, "ProtocolError",
+                    "the agent's pages did not all come along; is the limit on open files (ulimit -n) too small?");
+    for (int i = 0; i < PAGES; i++) {
+        if ((client->pages[i] = memory_map(descriptors[i], sizes[i], i > 0, error)) == NULL) {
+            while (++i < PAGES)
+                close(descriptors[i]);
+            return -1;
+        }
+    }
+    for (int i = 0; i < PAGES; i++) {
+        const page_word *words = (const page_word *)client->pages[i]->base;
+        if (client->pages[i]->nbytes < PAGE_HEADER_WORDS * sizeof *words || memcmp(words, magic[i], sizeof *words) != 0 ||
+            word_peek(words + PAGE_LAYOUT) != PAGE_LAYOUT_VERSION)
+            return fail(error, "ProtocolError",
+                        "a page of the agent's has another layout; install the same deisa-ray on both sides");
+    }
+    return 0;
+}
+
+/* The words of a page from `first` on, if so many are there. */
+static page_word *words_of(const handoff_memory *page, int64_t first, int64_t count)
+{
+    int64_t words = (int64_t)(page->nbytes / sizeof(page_word));
+    if (first < PAGE_HEADER_WORDS || count < 1 || first > words || count > words - first)
+        return NULL;
+    return (page_word *)page->base + first;
+}
+
+static handoff_array *array_of(handoff_client *client, const char *name)
+{
+    for (size_t a = 0; a < client->array_count; a++)
+        if (strcmp(client->arrays[a].name, name) == 0)
+            return client->arrays + a;
+    return NULL;
+}
+
+static int get_wanted(handoff_client *client, wire_in *in)
+{
+    wire_in part = wire_get_part(in);
+    char *name = wire_get_text(&part);
+    handoff_array *array = name != NULL ? array_of(client, name) : NULL;
+    free(name);
+    size_t regions = wire_get_count(&part);
+    if (array == NULL || array->wanted || regions != array->chunk_count || regions == 0)
+        return -1;
+    for (size_t c = 0; c < regions; c++)
+        array->chunks[c].region = wire_get_natural(&part);
+    array->slots = wire_get_natural(&part);
+    int64_t table_row = wire_get_natural(&part), counters_row = wire_get_natural(&part);
+    array->bridges = wire_get_natural(&part);
+    int64_t entry = wire_get_natural(&part);
+    if (part.bad || array->slots < 1 || array->slots > INT32_MAX || array->bridges < 1 || array->bridges > INT32_MAX)
+        return -1;
+    array->table = words_of(client->pages[0], table_row, TABLE_SLOTS + array->slots);
+    array->counters = words_of(client->pages[1], counters_row, ENTRY_WORDS * array->bridges);
+    int64_t own = entry - counters_row;
+    if (array->table == NULL || array->counters == NULL || own < 0 || own >= ENTRY_WORDS * array->bridges)
+        return -1;
+    array->entry = array->counters + own;
+    array->wanted = 1;
+    client->wanted_count++;
+    return 0;
+}
+
+static int on_start(handoff_client *client, wire_in *in, handoff_error *error)
+{
+    int64_t sizes[PAGES];
+    size_t pages = wire_get_count(in);
+    if (in->bad || client->started || (pages != 0 && pages != PAGES))
+        return malformed("Start", error);
+    for (size_t i = 0; i < pages; i++)
+        sizes[i] = wire_get_natural(in);
+    client->capacity = wire_get_natural(in);
+    size_t wanted = wire_get_count(in);
+    if (in->bad || (pages == 0 && wanted > 0))
+        return malformed("Start", error);
+    if (pages > 0) {
+        if (map_pages(client, sizes, error) < 0)
+            return -1;
+        client->ring = (page_word *)client->pages[2]->base;
+        client->notified = (page_word *)client->pages[1]->base + COUNTERS_NOTIFIED;
+        if (client->capacity < 1 || client->capacity > INT32_MAX ||
+            words_of(client->pages[2], RING_ENTRIES, 2 * client->capacity) == NULL)
+            return malformed("Start", error);
+    }
+    for (size_t i = 0; i < wanted; i++)
+        if (get_wanted(client, in) < 0)
+            return malformed("Start", error);
+    client->started = 1;
+    *client->progress = '\0';
+    provide(client);
+    return 0;
+}
+
+static int handle(handoff_client *client, uint16_t code, wire_in *in, handoff_error *error)
+{
+    switch (code) {
+    case MESSAGE_PROGRESS:
+        client->welcomed = 1;
+        return get_text(in, client->progress, sizeof client->progress) < 0 ? malformed("Progress", error) : 0;
+    case MESSAGE_SLOTS:
+        return on_slots(client, in, error);
+    case MESSAGE_START:
+        return on_start(client, in, error);
+    case MESSAGE_FAIL:
+        return on_fail(client, in, error);
+    case MESSAGE_ANALYTICS_DOWN:
+        return on_analytics_down(client, in, error);
+    case MESSAGE_ANALYTICS_UP:
+        on_analytics_up(client);
+        return 0;
+    case MESSAGE_LATER:
+        return on_later(client, in, error);
+    default:
+        return fail(error, "ProtocolError", "the agent sent a message with code %u, which a rank does not expect", code);
+    }
+}
+
+int client_receive(handoff_client *client, handoff_error *error)
+{
+    if (atomic_load_explicit(&client->ended_by_thread, memory_order_acquire))
+        return fail(error, "ClosedError", "another thread has ended the bridge: %s", client->ended_why);
+    if (*client->failure.kind) {
+        *error = client->failure;
+        return -1;
+    }
+    if (client->agent.fd < 0)
+        return fail(error, "AnalyticsLostError", "the connection to the agent is closed");
+    for (;;) {
+        uint16_t code;
+        wire_in fields;
+        int there;
+        while ((there = connection_next(&client->agent, &code, &fields)) > 0)
+            if (handle(client, code, &fields, error) < 0)
+                return -1;
+        if (there < 0)
+            return fail(error, "ProtocolError", "received bytes that are no message");
+        int got = connection_receive(&client->agent);
+        if (got == 0)
+            return 0;
+        if (got < 0 && atomic_load_explicit(&client->ended_by_thread, memory_order_acquire))
+            return fail(error, "ClosedError", "another thread has ended the bridge: %s", client->ended_why);
+        if (got < 0)
+            return client_lost(client, error);
+    }
+}
+
+int client_transmit(handoff_client *client, wire_out *message, handoff_error *error)
+{
+    int result;
+    if (wire_end(message) < 0)
+        result = fail(error, message->failed ? "MemoryBoundError" : "ProtocolError",
+                      "a message of %zu bytes is larger than the limit of %d; the bridge describes too many chunks",
+                      message->length, PROTOCOL_MAX_MESSAGE_BYTES);
+    else if (client->agent.fd < 0)
+        result = fail(error, "AnalyticsLostError", "the connection to the agent is closed");
+    else if (connection_send(&client->agent, message) == 0)
+        result = 0;
+    else /* the agent has gone; it may have said why */
+        result = client_receive(client, error) < 0 ? -1 : client_lost(client, error);
+    wire_discard(message);
+    return result;
+}

@@ -1,0 +1,460 @@
+/* Handing chunks over, timestep after timestep. */
+
+#define _GNU_SOURCE
+#include "client.h"
+#include "copy.h"
+#include "failure.h"
+#include "protocol.h"
+
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define NAME_BYTES 512 /* of an array's name in a text */
+
+/* Finding and checking. */
+
+static const char *what_array(const handoff_array *array, char *text, size_t size)
+{
+    char name[NAME_BYTES];
+    snprintf(text, size, "array %s", quoted(array->name, name, sizeof name));
+    return text;
+}
+
+static int unknown_array(handoff_client *client, const char *array, handoff_error *error)
+{
+    char wanted[NAME_BYTES], name[NAME_BYTES], known[2048] = "";
+    for (size_t a = 0; a < client->array_count; a++) {
+        size_t length = strlen(known);
+        snprintf(known + length, sizeof known - length, "%s%s", a > 0 ? ", " : "",
+                 quoted(client->arrays[a].name, name, sizeof name));
+    }
+    return fail(error, "UnknownArrayError", "bridge %lld described no array %s; it has %s",
+                (long long)client->options.bridge_id, quoted(array, wanted, sizeof wanted), *known ? known : "none");
+}
+
+static handoff_chunk *find(handoff_client *client, const char *name, int64_t index, handoff_error *error)
+{
+    handoff_array *array = NULL;
+    char shown[NAME_BYTES];
+    for (size_t a = 0; a < client->array_count && array == NULL; a++)
+        if (strcmp(client->arrays[a].name, name) == 0)
+            array = client->arrays + a;
+    if (array == NULL)
+        unknown_array(client, name, error);
+    else if (index == HANDOFF_ONLY_CHUNK && array->chunk_count == 1)
+        return array->chunks;
+    else if (index == HANDOFF_ONLY_CHUNK && array->chunk_count > 1)
+        fail(error, "ChunkIndexError", "bridge %lld owns %zu chunks of array %s; say which with chunk_index=",
+             (long long)client->options.bridge_id, array->chunk_count, quoted(name, shown, sizeof shown));
+    else if (index >= 0 && (size_t)index < array->chunk_count)
+        return array->chunks + index;
+    else {
+        char asked[32] = "None";
+        if (index != HANDOFF_ONLY_CHUNK)
+            snprintf(asked, sizeof asked, "%lld", (long long)index);
+        fail(error, "ChunkIndexError", "bridge %lld owns %zu chunks of array %s, there is no chunk %s",
+             (long long)client->options.bridge_id, array->chunk_count, quoted(name, shown, sizeof shown), asked);
+    }
+    return NULL;
+}
+
+handoff_chunk *handoff_find(handoff_client *client, const char *array, int64_t index, handoff_error *error)
+{
+    handoff_chunk *chunk = NULL;
+    if (client_enter(client, error) < 0)
+        return NULL;
+    if (client_check_open(client, error) >= 0)
+        chunk = find(client, array, index, error);
+    client_leave(client);
+    return chunk;
+}
+
+static int check_timestep(const handoff_client *client, const handoff_array *array, int64_t timestep, handoff_error *error)
+{
+    char what[NAME_BYTES + 16] = "advance()";
+    if (client->newest_any && timestep < client->newest)
+        return fail(error, "TimestepError",
+                    "bridge %lld, %s: timestep %lld comes after timestep %lld; timesteps must not decrease",
+                    (long long)client->options.bridge_id, array != NULL ? what_array(array, what, sizeof what) : what,
+                    (long long)timestep, (long long)client->newest);
+    if (timestep < HANDOFF_EARLIEST_TIMESTEP)
+        return fail(error, "TimestepError", "bridge %lld, %s: timestep %lld exceeds 64 bits",
+                    (long long)client->options.bridge_id, array != NULL ? what_array(array, what, sizeof what) : what,
+                    (long long)timestep);
+    return 0;
+}
+
+/* 1: go on; 0: detached; -1: it must not be handed over. */
+static int check(const handoff_chunk *chunk, int64_t timestep, handoff_error *error)
+{
+    handoff_array *array = chunk->array;
+    char name[NAME_BYTES];
+    int ready = client_check_open(array->client, error);
+    if (ready != 1)
+        return ready;
+    if (check_timestep(array->client, array, timestep, error) < 0)
+        return -1;
+    if (chunk->sent_any && chunk->sent == timestep)
+        return fail(error, "DuplicateChunkError",
+                    "bridge %lld has already sent chunk %lld of array %s for timestep %lld",
+                    (long long)array->client->options.bridge_id, (long long)chunk->index,
+                    quoted(array->name, name, sizeof name), (long long)timestep);
+    return 1;
+}
+
+int handoff_check(handoff_chunk *chunk, int64_t timestep, handoff_error *error)
+{
+    handoff_client *client = chunk->array->client;
+    if (client_enter(client, error) < 0)
+        return -1;
+    int result = check(chunk, timestep, error);
+    client_leave(client);
+    return result < 0 ? -1 : 0;
+}
+
+/* Notifying. */
+
+/* Whether no other bridge of the node has a smaller word in its entry of the array's row. */
+static int is_last(const handoff_array *array, int word, int64_t value)
+{
+    for (int64_t bridge = 0; bridge < array->bridges; bridge++)
+        if (word_load(array->counters + ENTRY_WORDS * bridge + word) < value)
+            return 0;
+    return 1;
+}
+
+/* It may get lost where the agent does not read: that looks at all rings after a while anyway. */
+static void notify(handoff_client *client)
+{
+    static const unsigned char message[] = {2, 0, 0, 0, MESSAGE_NOTIFY, 0};
+    if (word_exchange(client->notified, 1) == 0)
+        connection_send_now(&client->agent, &(wire_out){.data = (unsigned char *)message, .length = sizeof message});
+}
+
+/* Handle what the agent may have said, without waiting. */
+static int hear(handoff_client *client, handoff_error *error)
+{
+    struct pollfd heard = {.fd = client->agent.fd, .events = POLLIN};
+    if (!*client->failure.kind && poll(&heard, 1, 0) == 0)
+        return 0;
+    return client_receive(client, error);
+}
+
+/* Move on to a timestep; whether the agent should be notified of that. */
+static int pass(handoff_client *client, int64_t timestep)
+{
+    int last = 0;
+    if (client->newest_any && timestep == client->newest)
+        return 0;
+    if (client->ring != NULL)
+        word_publish(client->ring + RING_PASSED, timestep);
+    for (size_t a = 0; client->wanted_count > 0 && a < client->array_count; a++) {
+        handoff_array *array = client->arrays + a;
+        if (!array->wanted)
+            continue;
+        word_store(array->entry + ENTRY_PASSED, timestep);
+        int skipped = client->newest_any && !(array->whole_any && array->whole == client->newest);
+        last |= skipped && is_last(array, ENTRY_PASSED, timestep);
+    }
+    client->newest = timestep;
+    client->newest_any = 1;
+    return last;
+}
+
+/* Slots. */
+
+static int has_slot(handoff_client *client, void *subject)
+{
+    const handoff_chunk *chunk = subject;
+    (void)client;
+    return word_acquire(chunk->array->table + TABLE_GRANTED) > chunk->sequence;
+}
+
+static void pause_for_slot(handoff_client *client, void *subject, double seconds)
+{
+    const handoff_chunk *chunk = subject;
+    page_word *wake = chunk->array->table + TABLE_WAKE;
+    int64_t seen = word_acquire(wake);
+    if (!has_slot(client, subject) && !atomic_load(&client->ended_by_thread) && !connection_wait(&client->agent, 0))
+        word_wait(wake, seen, seconds);
+}
+
+typedef struct {
+    handoff_chunk *chunk;
+    int64_t timestep;
+} slot_wait;
+
+static int wait_has_slot(handoff_client *client, void *subject)
+{
+    return has_slot(client, ((slot_wait *)subject)->chunk);
+}
+
+static void wait_pause(handoff_client *client, void *subject, double seconds)
+{
+    pause_for_slot(client, ((slot_wait *)subject)->chunk, seconds);
+}
+
+static void describe_slot(handoff_client *client, void *subject, char *text, size_t size)
+{
+    const slot_wait *wait = subject;
+    const handoff_array *array = wait->chunk->array;
+    char name[NAME_BYTES];
+    snprintf(text, size, "all %lld slots of array %s are in use: timestep %lld waits for %s", (long long)array->slots,
+             quoted(array->name, name, sizeof name), (long long)wait->timestep,
+             *client->progress ? client->progress : ANALYTICS_BUSY);
+}
+
+static int wait_for_slot(handoff_chunk *chunk, int64_t timestep, handoff_error *error)
+{
+    handoff_client *client = chunk->array->client;
+    slot_wait subject = {chunk, timestep};
+    client_wait wait = {client->options.send_timeout_s, "DEISA_RAY_SEND_TIMEOUT_S", wait_has_slot, wait_pause, describe_slot,
+                        &subject};
+    double started = seconds_now();
+    *client->progress = '\0';
+    word_publish(client->ring + RING_BLOCKED, chunk->region + 1);
+    int result = client_wait_for(client, &wait, error);
+    if (client->ring != NULL)
+        word_publish(client->ring + RING_BLOCKED, 0);
+    atomic_fetch_add_explicit(&client->waited_ns, (int64_t)(1e9 * (seconds_now() - started)), memory_order_relaxed);
+    return result;
+}
+
+/* The memory for the chunk's next timestep, which has a slot; NULL where the table makes no sense. */
+static char *slot_of(const handoff_chunk *chunk, handoff_error *error)
+{
+    const handoff_array *array = chunk->array;
+    int64_t slot = word_peek(array->table + TABLE_SLOTS + chunk->sequence % array->slots);
+    if (slot < 0 || slot >= array->slots) {
+        fail(error, "ProtocolError", "the slot table names slot %lld of %lld", (long long)slot, (long long)array->slots);
+        return NULL;
+    }
+    return chunk->place->base + slot * chunk->place->slot_bytes;
+}
+
+/* Hand over what lies in the slot. Nothing fails between here and `hear`: a chunk has been handed over, or it has not. */
+static int submit(handoff_chunk *chunk, int64_t timestep, int should_notify, handoff_error *error)
+{
+    handoff_array *array = chunk->array;
+    handoff_client *client = array->client;
+    int64_t number = word_peek(client->ring + RING_SUBMITTED);
+    page_word *entry = client->ring + RING_ENTRIES + 2 * (number % client->capacity);
+    int64_t nbytes = chunk->place->itemsize;
+    for (int d = 0; d < array->ndim; d++)
+        nbytes *= chunk->shape[d];
+    word_note(entry, chunk->region);
+    word_note(entry + 1, timestep);
+    word_publish(client->ring + RING_SUBMITTED, number + 1);
+    chunk->sequence++;
+    chunk->sent = timestep;
+    chunk->sent_any = 1;
+    chunk->given_out = 0;
+    atomic_fetch_add_explicit(&client->chunks, 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&client->bytes, nbytes, memory_order_relaxed);
+    if (++array->within == (int64_t)array->chunk_count) {
+        array->within = 0;
+        array->whole = timestep;
+        array->whole_any = 1;
+        int64_t whole = chunk->sequence; /* all chunks of the array are as far */
+        word_store(array->entry + ENTRY_WHOLE, whole);
+        should_notify |= is_last(array, ENTRY_WHOLE, whole);
+    }
+    if (should_notify)
+        notify(client);
+    return hear(client, error);
+}
+
+/* Pass over an array that nobody asks for. */
+static int pass_over(handoff_chunk *chunk, int64_t timestep, handoff_error *error)
+{
+    handoff_client *client = chunk->array->client;
+    if (pass(client, timestep))
+        notify(client);
+    chunk->sent = timestep;
+    chunk->sent_any = 1;
+    return hear(client, error);
+}
+
+/* A chunk whose array is asked for has its memory, unless its dtype has not been declared. */
+static int check_memory(const handoff_chunk *chunk, handoff_error *error)
+{
+    char name[NAME_BYTES];
+    if (chunk->place != NULL)
+        return 0;
+    return fail(error, "ChunkDtypeError", "bridge %lld, array %s: a slot needs the dtype; declare it in arrays_metadata",
+                (long long)chunk->array->client->options.bridge_id, quoted(chunk->array->name, name, sizeof name));
+}
+
+static void copy_into(char *slot, const handoff_chunk *chunk, const void *data, const int64_t *strides)
+{
+    const placement *place = chunk->place;
+    int64_t contiguous[HANDOFF_MAX_DIMENSIONS], step = place->itemsize;
+    if (strides == NULL) {
+        for (int d = place->ndim - 1; d >= 0; d--) {
+            contiguous[d] = step;
+            step *= place->shape[d];
+        }
+        strides = contiguous;
+    }
+    copy_strided(slot, place->strides, data, strides, place->shape, place->ndim, place->itemsize);
+}
+
+/* `data` is NULL for a slot that was given out and filled. With `at_once`, returns 0 instead of waiting. */
+static int hand_over(handoff_chunk *chunk, const void *data, const int64_t *strides, int64_t timestep, int at_once,
+                     handoff_error *error)
+{
+    handoff_array *array = chunk->array;
+    int ready = check(chunk, timestep, error);
+    if (ready != 1)
+        return ready < 0 ? -1 : 1;
+    if (!array->wanted)
+        return pass_over(chunk, timestep, error) < 0 ? -1 : 1;
+    if (check_memory(chunk, error) < 0)
+        return -1;
+    if (*array->client->failure.kind)
+        return client_receive(array->client, error);
+    int free_now = has_slot(array->client, chunk);
+    if (at_once && !free_now)
+        return 0;
+    int should_notify = pass(array->client, timestep);
+    if (!free_now && wait_for_slot(chunk, timestep, error) < 0)
+        return -1;
+    char *slot = slot_of(chunk, error);
+    if (slot == NULL)
+        return -1;
+    if (data != NULL)
+        copy_into(slot, chunk, data, strides);
+    return submit(chunk, timestep, should_notify, error) < 0 ? -1 : 1;
+}
+
+static int hand_over_in_turn(handoff_chunk *chunk, const void *data, const int64_t *strides, int64_t timestep,
+                             handoff_error *error)
+{
+    handoff_client *client = chunk->array->client;
+    if (client_enter(client, error) < 0)
+        return -1;
+    int result = client_settle(client, hand_over(chunk, data, strides, timestep, 0, error), error);
+    client_leave(client);
+    return result < 0 ? -1 : 0;
+}
+
+static int hand_over_at_once(handoff_chunk *chunk, const void *data, const int64_t *strides, int64_t timestep,
+                             handoff_error *error)
+{
+    handoff_client *client = chunk->array->client;
+    if (!client_try_enter(client))
+        return 0;
+    int result = hand_over(chunk, data, strides, timestep, 1, error);
+    result = result < 0 ? client_settle(client, result, error) < 0 ? -1 : 1 : result;
+    client_leave(client);
+    return result;
+}
+
+int handoff_send(handoff_chunk *chunk, const void *data, const int64_t *strides, int64_t timestep, handoff_error *error)
+{
+    return hand_over_in_turn(chunk, data, strides, timestep, error);
+}
+
+int handoff_commit(handoff_chunk *chunk, int64_t timestep, handoff_error *error)
+{
+    return hand_over_in_turn(chunk, NULL, NULL, timestep, error);
+}
+
+int client_send_at_once(handoff_chunk *chunk, const void *data, const int64_t *strides, int64_t timestep,
+                        handoff_error *error)
+{
+    return hand_over_at_once(chunk, data, strides, timestep, error);
+}
+
+int client_commit_at_once(handoff_chunk *chunk, int64_t timestep, handoff_error *error)
+{
+    return hand_over_at_once(chunk, NULL, NULL, timestep, error);
+}
+
+void *handoff_slot(handoff_chunk *chunk, int64_t timestep, handoff_error *error)
+{
+    handoff_client *client = chunk->array->client;
+    char *slot = NULL;
+    error->kind[0] = '\0';
+    if (client_enter(client, error) < 0)
+        return NULL;
+    if (check(chunk, timestep, error) == 1 && chunk->array->wanted) {
+        int result = check_memory(chunk, error);
+        if (result == 0 && pass(client, timestep))
+            notify(client);
+        if (result == 0)
+            result = hear(client, error);
+        if (result == 0 && !has_slot(client, chunk))
+            result = wait_for_slot(chunk, timestep, error);
+        if (result == 0 && (slot = slot_of(chunk, error)) != NULL)
+            chunk->given_out = 1;
+        client_settle(client, result, error);
+    }
+    client_leave(client);
+    return slot;
+}
+
+int handoff_advance(handoff_client *client, int64_t timestep, handoff_error *error)
+{
+    if (client_enter(client, error) < 0)
+        return -1;
+    int result = client_check_open(client, error);
+    if (result == 1 && (result = check_timestep(client, NULL, timestep, error)) == 0) {
+        if (pass(client, timestep))
+            notify(client);
+        result = hear(client, error);
+    }
+    result = client_settle(client, result, error);
+    client_leave(client);
+    return result < 0 ? -1 : 0;
+}
+
+/* Dtypes that come late. */
+
+static int has_memory(handoff_client *client, void *subject)
+{
+    const handoff_array *array = subject;
+    (void)client;
+    for (size_t c = 0; c < array->chunk_count; c++)
+        if (array->chunks[c].place == NULL)
+            return 0;
+    return 1;
+}
+
+static void describe_memory(handoff_client *client, void *subject, char *text, size_t size)
+{
+    const handoff_array *array = subject;
+    char name[NAME_BYTES];
+    (void)client;
+    snprintf(text, size, "waiting for the memory of array %s", quoted(array->name, name, sizeof name));
+}
+
+int handoff_declare_dtype(handoff_array *array, const char *dtype, int64_t itemsize, handoff_error *error)
+{
+    handoff_client *client = array->client;
+    (void)itemsize;
+    if (client_enter(client, error) < 0)
+        return -1;
+    int result = client_check_open(client, error);
+    if (result == 1 && array->wanted && !has_memory(client, array)) {
+        client_wait wait = {client->options.start_timeout_s, "DEISA_RAY_START_TIMEOUT_S", has_memory,
+                            client_pause_for_message, describe_memory, array};
+        result = 0;
+        if (!array->declared) {
+            wire_out message;
+            wire_begin(&message, MESSAGE_DECLARE_DTYPE);
+            wire_text(&message, array->name);
+            wire_text(&message, dtype);
+            put_limits(&message);
+            result = client_transmit(client, &message, error);
+            array->declared = result == 0;
+        }
+        if (result == 0)
+            result = client_wait_for(client, &wait, error);
+    }
+    result = client_settle(client, result, error);
+    client_leave(client);
+    return result < 0 ? -1 : 0;
+}
