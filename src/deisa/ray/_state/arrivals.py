@@ -271,7 +271,7 @@ class NodeArrivals:
     @property
     def has_events(self) -> bool:
         """Whether there is anything to hand over."""
-        return bool(self._events) or any(array.told < array.passed for array in self._arrays.values())
+        return bool(self._events) or any(map(_has_passed_more, self._arrays.values()))
 
     def take_events(self) -> list[Event]:
         """Hand over the events that have gathered, oldest first, and how far owners are where nothing else says so.
@@ -280,9 +280,13 @@ class NodeArrivals:
         """
         events, self._events = self._events, []
         for name, array in self._arrays.items():
-            if array.told < array.passed:
+            if _has_passed_more(array):
                 array.told = array.passed
-                if array.passed > array.newest + 1:
-                    events.append(OwnersPassed(name, None if array.passed == FINISHED else int(array.passed)))
+                events.append(OwnersPassed(name, None if array.passed == FINISHED else int(array.passed)))
         self._lasting += [event for event in events if isinstance(event, LASTING)]
         return events
+
+
+def _has_passed_more(array: _Array) -> bool:
+    """Whether owners have passed more timesteps than announced, and than the last complete one says."""
+    return array.passed > max(array.told, array.newest + 1)
