@@ -222,12 +222,12 @@ static PyObject *Lane_send(Lane *self, PyObject *const *args, Py_ssize_t count)
 
 static PyMethodDef Lane_methods[] = {
     {"send", (PyCFunction)(void (*)(void))Lane_send, METH_FASTCALL, send_doc},
-    {NULL},
+    {NULL, NULL, 0, NULL},
 };
 
 static PyMemberDef Lane_members[] = {
     {"lent", T_OBJECT, offsetof(Lane, lent), 0, "The array over a slot that was given out, or None."},
-    {NULL},
+    {NULL, 0, 0, 0, NULL},
 };
 
 static PyTypeObject LaneType = {
