@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from deisa.ray import Bridge, DeisaArray, Settings
-from deisa.ray._engine import session
+from deisa.ray._session import session
 from deisa.ray._transport.client import RankChannel
 from deisa.ray.errors import (
     AnalyticsLostError,

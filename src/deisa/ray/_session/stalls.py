@@ -19,8 +19,8 @@ from pathlib import Path
 from types import FrameType
 
 from deisa.ray import bridge
-from deisa.ray._engine.base import AgentGroup
-from deisa.ray._engine.leases import Leases, Step
+from deisa.ray._session.engine import AgentGroup
+from deisa.ray._session.leases import Leases, Step
 from deisa.ray._state.events import SendHeldUp, StepComplete
 from deisa.ray._state.layout import name_bridges
 from deisa.ray._state.stalls import steps_in_the_way

@@ -21,12 +21,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from deisa.ray._engine.base import AgentGroup
-from deisa.ray._engine.leases import Leases
-from deisa.ray._engine.mpi_job import explain_missing, place_in_job
-from deisa.ray._engine.stalls import Stalls
 from deisa.ray._graph.assemble import ArrayHome
 from deisa.ray._graph.leaves import StepSlots
+from deisa.ray._session.engine import AgentGroup
+from deisa.ray._session.leases import Leases
+from deisa.ray._session.mpi_job import explain_missing, place_in_job
+from deisa.ray._session.stalls import Stalls
 from deisa.ray._state import events
 from deisa.ray._state.boxes import Tiling, merge, separate
 from deisa.ray._state.events import BridgeStats, Event
