@@ -292,14 +292,14 @@ def main() -> None:
         COMM.Barrier()  # as ranks that exchange halos wait for each other; else the fast ones would run ahead
         if hasattr(system, "prepare"):
             system.prepare(step)
-        copying_first = step % 2  # whoever comes second finds the chunk in the processor's cache
-        copied = timed_copy(targets[step // 2 % SLOTS], chunk) if copying_first else 0.0
+        copying_first = step // 2 % 2  # whoever comes second finds the chunk in the processor's cache
+        copied = timed_copy(targets[step % SLOTS], chunk) if copying_first else 0.0
         began = time.perf_counter()
         system.hand_over(step)
         handed_over = time.perf_counter() - began
         times["handed_over_at"].append(time.monotonic())
         if not copying_first:
-            copied = timed_copy(targets[step // 2 % SLOTS], chunk)
+            copied = timed_copy(targets[step % SLOTS], chunk)
         if step >= WARM_UP_STEPS:
             times["hand_over"].append(handed_over)
             times["copy"].append(copied)
