@@ -320,7 +320,7 @@ class OracleBridge:
                 if in_order:
                     self._channel.close(stats)
                 else:
-                    self._channel.close_with_process(stats, _BAD_STATUS)
+                    self._channel.close_with_process(stats)
         except DeisaError as error:
             logger.warning("bridge %d: %s", self._id, error)
         finally:

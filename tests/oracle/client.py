@@ -46,8 +46,6 @@ from tests.oracle.pages import (
 )
 from tests.oracle.writer import ArrayState, ChunkWriter, HandOver, SendState
 
-try:
-
 logger = logging.getLogger("deisa.ray.bridge")
 
 MAX_REASON = 500  # characters
@@ -353,18 +351,9 @@ class RankChannel:
         finally:
             self._drop_connection()
 
-    def close_with_process(self, stats: BridgeStats, otherwise: str) -> None:
-        """End in order if the process does: if its exit status is 0; else as `abort` does, with that reason."""
-        if self._connection.is_open and decide_by_exit_status is not None and self._failure is None:
-            self._send(messages.Ending())
-            decide_by_exit_status(
-                self._connection.duplicate(),  # for the rest of the process's life
-                messages.encode(messages.Close(stats)),
-                messages.encode(messages.Abort(otherwise)),
-            )
-            self._drop_connection()
-        else:
-            self.close(stats)
+    def close_with_process(self, stats: BridgeStats) -> None:
+        """End in order, whatever the exit status of the process will be: only C can know."""
+        self.close(stats)
 
     def abort(self, reason: str = "") -> None:
         """End because of an error, whose text the analytics reports; without one, as a dying rank does."""
