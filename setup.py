@@ -1,9 +1,9 @@
 """The compiled part, which is left out where there is no C compiler; everything else is in pyproject.toml."""
 
+from pathlib import Path
+
 import numpy
 from setuptools import Extension, setup
-
-from pathlib import Path
 
 HANDOFF = Path("src/deisa/ray/_handoff")
 
@@ -21,6 +21,5 @@ setup(
                 "-fvisibility=hidden",
             ],
         ),
-        Extension("deisa.ray._transport._ending", ["src/deisa/ray/_transport/_ending.c"], optional=True),
     ]
 )

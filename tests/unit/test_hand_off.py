@@ -191,8 +191,9 @@ def test_an_array_that_nobody_asks_for_is_not_copied(agent: Agent) -> None:
     for t in range(100):
         bridge.send("unwanted", np.zeros(2**20), t)
     assert bridge.stats == BridgeStats()
+    while agent.wait(OwnersPassed) != OwnersPassed("a", 99):
+        pass
     bridge.send("a", np.zeros(2), 100)
-    assert agent.wait(OwnersPassed) == OwnersPassed("a", 0)
 
 
 def test_a_slot_is_handed_over_without_a_copy(agent: Agent) -> None:
@@ -592,7 +593,7 @@ def test_a_bridge_that_breaks_the_protocol_is_lost_and_the_others_go_on(
     agent: Agent, foul: messages.Message
 ) -> None:
     bad, good = open_one_after_the_other(agent, {"a": whole((4,))}, {"b": whole((4,))})
-    bad._channel._send(messages.encode(foul))
+    bad._channel._send(foul)
     lost = agent.wait(BridgeLost)
     assert lost.bridge_id == 0
     with pytest.raises(ProtocolError):
