@@ -307,9 +307,9 @@ class Session:
         )
         self._agents.release(CONSUMER, resumption.releases)
         losses = (events.BridgeLost, events.StepTorn)
-        self._absorb([(n, e) for n, e in since if isinstance(e, events.DtypeLearned)])
+        self._absorb([(n, e) for n, e in since if isinstance(e, events.DtypeDeclared)])
         self._absorb(resumption.events)
-        self._absorb([(n, e) for n, e in since if not isinstance(e, (events.DtypeLearned, *losses))])
+        self._absorb([(n, e) for n, e in since if not isinstance(e, (events.DtypeDeclared, *losses))])
         self._absorb([(n, e) for n, e in since if isinstance(e, losses)])
         self._absorb(self._early)
 
@@ -404,7 +404,7 @@ class Session:
             arrived = self._agents.events(TICK_S)
             now = time.monotonic()
             self._absorb(arrived)
-            if any(not isinstance(event, events.SendHeldUp) for _, event in arrived):
+            if any(not isinstance(event, events.SendersBlocked) for _, event in arrived):
                 heard = said = now
             self._stalls.look(timeline, self._slots, self._largest, self._arrays.keys(), self._stats)
             if now - said > self._settings.warn_every_s:
@@ -479,9 +479,9 @@ class Session:
                     self._assemble(step)
             case events.OwnersPassed():
                 timeline.owners_passed(node_id, event)
-            case events.SendHeldUp():
-                self._stalls.wait_for_slot(event)
-            case events.DtypeLearned(bridge_id, array, dtype):
+            case events.SendersBlocked():
+                self._stalls.wait_for_slots(event)
+            case events.DtypeDeclared(bridge_id, array, dtype):
                 known = self._dtypes.setdefault(array, dtype)
                 if known != dtype:
                     raise DescriptionMismatchError(

@@ -21,7 +21,7 @@ from types import FrameType
 from deisa.ray import bridge
 from deisa.ray._engine.base import AgentGroup
 from deisa.ray._engine.leases import Leases, Step
-from deisa.ray._state.events import SendHeldUp, StepComplete
+from deisa.ray._state.events import SendersBlocked, StepComplete
 from deisa.ray._state.layout import name_bridges
 from deisa.ray._state.stalls import steps_in_the_way
 from deisa.ray._state.timeline import NEXT_TIMESTEP, Timeline
@@ -61,15 +61,15 @@ class Stalls:
         self._leases = leases
         self._settings = settings
         self._computing = computing
-        self._waiting: dict[int, SendHeldUp] = {}
+        self._waiting: dict[int, Step] = {}  # bridges, and what they wait to send
         self._moved_at: dict[str, float] = {}  # arrays for which ranks wait, or have waited
         self._stuck_since: float | None = None
         self._looked = self._warned = -math.inf
         self.told = ""  # whom ranks that have no slot were told to wait for
 
-    def wait_for_slot(self, event: SendHeldUp) -> None:
-        """A rank waits."""
-        self._waiting[event.bridge_id] = event
+    def wait_for_slots(self, event: SendersBlocked) -> None:
+        """Ranks of a node wait."""
+        self._waiting |= {bridge_id: (event.array, t) for bridge_id, t in event.timesteps.items()}
         self._moved_at[event.array] = time.monotonic()
 
     def waited(self, bridge_id: int) -> bool:
@@ -79,9 +79,9 @@ class Stalls:
     def complete(self, step: StepComplete) -> None:
         """A step is complete: whoever waited with it has gone on."""
         self._waiting = {
-            bridge_id: event
-            for bridge_id, event in self._waiting.items()
-            if event.array != step.array or event.timestep > step.timestep
+            bridge_id: (array, timestep)
+            for bridge_id, (array, timestep) in self._waiting.items()
+            if array != step.array or timestep > step.timestep
         }
         self.moved([step.array])
 
@@ -89,7 +89,7 @@ class Stalls:
         """Arrays go on: one is complete at another timestep, or a callback looks at them."""
         self._moved_at |= dict.fromkeys(arrays, time.monotonic())
         self._stuck_since = None
-        if self.told and not any(event.array not in arrays for event in self._waiting.values()):
+        if self.told and not any(array not in arrays for array, _ in self._waiting.values()):
             self._tell("")
 
     def look(
@@ -118,7 +118,9 @@ class Stalls:
             When nothing can come, since the analytics keeps arrays, and has kept them for a while.
         """
         now = time.monotonic()
-        waiting = {b: e for b, e in self._waiting.items() if now - self._moved_at[e.array] >= LOOK_S}
+        waiting = {
+            b: array for b, (array, _) in self._waiting.items() if now - self._moved_at[array] >= LOOK_S
+        }
         if not waiting or now - self._looked < LOOK_S:
             return
         self._looked = now
@@ -126,7 +128,7 @@ class Stalls:
             gc.collect()  # arrays in reference cycles, as tracebacks make them
         kept = sorted(self._leases.live() - set(windows))
         names = {name for name, _ in kept}
-        if any(event.array in names for event in waiting.values()):
+        if not names.isdisjoint(waiting.values()):
             if self._computing():  # what is under way lets go of them, as persist() does
                 self._stuck_since = None
                 return
@@ -151,7 +153,7 @@ class Stalls:
         windows: Collection[Step],
         senders: Collection[int],
     ) -> None:
-        waiting = {bridge_id: event.array for bridge_id, event in self._waiting.items()}
+        waiting = {bridge_id: array for bridge_id, (array, _) in self._waiting.items()}
         in_the_way = steps_in_the_way(slots, self._leases.live(), windows, waiting, senders)
         if not in_the_way or self._computing():
             self._stuck_since = None
@@ -166,7 +168,7 @@ class Stalls:
         raise KeptArraysError(
             f"nothing more can come: the analytics keeps arrays of earlier timesteps, {_shown(in_the_way)}, so that "
             f"none of the {slots[name]} slots of array {name!r} is free while {name_bridges(senders)} wait with "
-            f"timestep {self._waiting[bridge_id].timestep}. Beside its windows, a run may keep {spare} "
+            f"timestep {self._waiting[bridge_id][1]}. Beside its windows, a run may keep {spare} "
             f"timestep{'s' if spare != 1 else ''} of {name!r} (max_simulation_ahead). An array that is computed lazily "
             "from others keeps them: call compute() or persist() on what you keep, or raise max_simulation_ahead"
         )
