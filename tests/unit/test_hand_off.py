@@ -595,7 +595,7 @@ def test_a_bridge_that_breaks_the_protocol_is_lost_and_the_others_go_on(
     agent: Agent, foul: messages.Message
 ) -> None:
     bad, good = open_one_after_the_other(agent, {"a": whole((4,))}, {"b": whole((4,))})
-    bad._channel._send(messages.encode(foul))
+    bad._channel._send(foul)
     lost = agent.wait(BridgeLost)
     assert lost.bridge_id == 0
     with pytest.raises(ProtocolError):
