@@ -33,6 +33,7 @@ from deisa.ray._state.plan import StartPlan
 from deisa.ray._transport import memory, messages, reader
 from deisa.ray._transport import store as chunk_store
 from deisa.ray._transport.address import agent_address, check_same_user, shown
+from deisa.ray._transport.exchange import Exchange
 from deisa.ray._transport.reader import attach, probe
 from deisa.ray._transport.server import AgentServer
 from deisa.ray.bridge import Bridge
@@ -737,16 +738,16 @@ def have_all_handled(agent: Agent) -> None:
 
 def test_only_the_last_rank_of_a_node_wakes_the_agent(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
     woken: list[messages.Message] = []
-    handle = AgentServer._handle
+    handle = Exchange._handle
 
-    def noting(server: AgentServer, connection: Any, message: messages.Message) -> None:
+    def noting(exchange: Exchange, connection: Any, message: messages.Message) -> None:
         if not isinstance(message, messages.Attach):  # of `have_all_handled`
             woken.append(message)
-        handle(server, connection, message)
+        handle(exchange, connection, message)
 
     said = [{"a": whole((3,)) | {"chunk_shape": (1,), "offset": (i,)}} for i in range(3)]
     bridges = agent.bridges(*said, slots={"a": 3})
-    monkeypatch.setattr(AgentServer, "_handle", noting)
+    monkeypatch.setattr(Exchange, "_handle", noting)
     for timestep, order in enumerate([(0, 1, 2), (1, 0, 2), (2, 1, 0)]):
         *others, last = order
         for number in others:

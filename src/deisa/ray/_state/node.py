@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from deisa.ray._state.arrivals import FINISHED, NodeArrivals
+from deisa.ray._state.blocked import BlockedBridges
 from deisa.ray._state.effects import (
     CreateMemory,
     Effect,
@@ -34,7 +35,6 @@ from deisa.ray._state.events import (
     BridgeStats,
     DtypeDeclared,
     Event,
-    SendersBlocked,
 )
 from deisa.ray._state.layout import ArrayDescription
 from deisa.ray._state.newcomers import Run, answer_newcomer
@@ -44,8 +44,6 @@ from deisa.ray._state.takeover import NodeState
 from deisa.ray.errors import AnalyticsLostError, BridgeIdError, DeisaError, ProtocolError
 
 ENDING_S = 5.0  # that a process may take to end once it has said so, while others wait for it
-BLOCKED_S = 0.25  # that ranks wait before subscribers hear of it: nothing, where these are merely slower
-PROGRESS_S = 1.0  # that a rank waits before it hears for whom
 NOT_STARTED = "the analytics is up but has not called execute_callbacks() yet"
 
 
@@ -61,21 +59,12 @@ class Newcomer:
 
 
 @dataclass(slots=True)
-class _Blocked:
-    array: str
-    timestep: int
-    since: float
-    told: str = ""  # whom it has been told to wait for
-
-
-@dataclass(slots=True)
 class _Bridge:
     peer: int
     joined: BridgeJoined
     connected: bool = True
     closed: bool = False
     ending_since: float | None = None  # its process has said that it is ending
-    blocked: _Blocked | None = None
 
 
 class Node:
@@ -105,7 +94,7 @@ class Node:
         self._newcomers: dict[int, tuple[Newcomer, float]] = {}  # whose place is taken; since when
         self._lost: list[tuple[int, str]] = []  # bridges, and why; still to be reported
         self._declared: dict[tuple[int, str], DtypeDeclared] = {}
-        self._blocked: dict[str, dict[int, int]] = {}  # by array, what was reported last
+        self._blocked = BlockedBridges()
         self._progress = NOT_STARTED
         self._dismissed: DeisaError | None = None  # what the analytics told the ranks when it ended the run
         self._effects: list[Effect] = []
@@ -233,14 +222,11 @@ class Node:
             self.arrivals.put(bridge_id, region, timestep)
         if passed is not None:
             self.arrivals.advance(bridge_id, passed)
-        bridge, waits = self._bridges[bridge_id], None
+        waits = None
         if blocked is not None and self.arrivals.must_wait(bridge_id, blocked):
             at = self.arrivals.at(bridge_id)
             waits = (self.arrivals.array_of(blocked), int(at)) if abs(at) != FINISHED else None
-        if waits is None:
-            bridge.blocked = None
-        elif bridge.blocked is None or (bridge.blocked.array, bridge.blocked.timestep) != waits:
-            bridge.blocked = _Blocked(*waits, now)
+        self._blocked.note(bridge_id, waits, now)
 
     def check_declaration(self, bridge_id: int, array: str) -> list[int]:
         """Check that a bridge has to declare the dtype of an array; returns all bridges that have it still to do.
@@ -269,8 +255,8 @@ class Node:
 
     def close(self, bridge_id: int, stats: BridgeStats) -> None:
         """A bridge sends nothing more."""
-        bridge = self._bridges[bridge_id]
-        bridge.closed, bridge.blocked = True, None
+        self._bridges[bridge_id].closed = True
+        self._blocked.forget(bridge_id)
         self.arrivals.close(bridge_id, stats)
 
     def begin_end(self, bridge_id: int, now: float) -> None:
@@ -290,7 +276,8 @@ class Node:
         bridge = self._bridges.get(bridge_id) if bridge_id is not None else None
         if bridge_id is None or bridge is None or bridge.peer != peer:
             return
-        bridge.connected, bridge.blocked = False, None
+        bridge.connected = False
+        self._blocked.forget(bridge_id)
         if not bridge.closed:
             self._lost.append((bridge_id, reason))
 
@@ -311,7 +298,8 @@ class Node:
 
     def look_over(self, now: float) -> None:
         """Draw conclusions from all that has been heard, and from the time that has passed."""
-        self._report_blocked(now)
+        for event in self._blocked.news(now):
+            self.log.append(event)
         self._tell_blocked(now)
         self._mind_endings(now)
         self._mind_subscribers(now)
@@ -321,29 +309,9 @@ class Node:
         for event in self.arrivals.take_events():
             self.log.append(event)
 
-    def _report_blocked(self, now: float) -> None:
-        for array, timesteps in self._blocked_since(now - BLOCKED_S).items():
-            if self._blocked.get(array) != timesteps:
-                self._blocked[array] = timesteps
-                self.log.append(SendersBlocked(array, timesteps))
-
-    def _blocked_since(self, since: float) -> dict[str, dict[int, int]]:
-        """The bridges that wait for a slot of each array, and with which timesteps, unless one has come later."""
-        found: dict[str, dict[int, int]] = {}
-        late = set()
-        for bridge_id, bridge in sorted(self._bridges.items()):
-            if bridge.blocked is not None:
-                found.setdefault(bridge.blocked.array, {})[bridge_id] = bridge.blocked.timestep
-                if bridge.blocked.since > since:
-                    late.add(bridge.blocked.array)
-        return {array: timesteps for array, timesteps in found.items() if array not in late}
-
     def _tell_blocked(self, now: float) -> None:
-        for bridge in self._bridges.values():
-            blocked = bridge.blocked
-            if blocked is not None and now - blocked.since >= PROGRESS_S and blocked.told != self._progress:
-                blocked.told = self._progress
-                self._effects.append(TellProgress(bridge.peer, self._progress))
+        for bridge_id in self._blocked.to_tell(self._progress, now):
+            self._effects.append(TellProgress(self._bridges[bridge_id].peer, self._progress))
 
     def _mind_endings(self, now: float) -> None:
         """Wait no longer for a bridge whose process is ending and does not: it may wait for the other ranks."""
@@ -406,8 +374,7 @@ class Node:
         """What an analytics has to know that has taken over; it has heard all events by that."""
         self._gather()
         joined = tuple(bridge.joined for bridge in self._bridges.values())
-        blocked = [SendersBlocked(array, who) for array, who in self._blocked_since(FINISHED).items()]
-        since = (*self._declared.values(), *self.arrivals.lasting_events, *blocked)
+        since = (*self._declared.values(), *self.arrivals.lasting_events, *self._blocked.all())
         self.hear(subscriber)
         return NodeState(agent_id, self.plan, joined, self.arrivals.held(), since, handled)
 
@@ -470,7 +437,7 @@ class Node:
         for bridge_id, bridge in self._bridges.items():
             if bridge.connected and self._by_peer.get(bridge.peer) != bridge_id:
                 raise AssertionError(f"bridge {bridge_id} is connected as peer {bridge.peer}, which is none")
-            if bridge.blocked is not None and (bridge.closed or not bridge.connected):
+            if bridge_id in self._blocked and (bridge.closed or not bridge.connected):
                 raise AssertionError(f"bridge {bridge_id} is blocked though it has gone")
         both = set(self._newcomers) & set(self._by_peer)
         if both:
