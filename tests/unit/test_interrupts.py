@@ -94,7 +94,7 @@ def test_an_interrupt_at_any_line_of_a_hand_over(agent: Agent, chunks: int, give
         if not at_line:
             break
     assert retried
-    assert duplicates or use_native  # one call of the client in C, which nothing interrupts
+    assert duplicates or isinstance(bridge, native.Bridge)  # one call of the client in C, which nothing interrupts
     bridge.close()
     assert agent.wait(BridgeClosed).stats.chunks == chunks * (line + 1)
 
@@ -145,7 +145,7 @@ def test_an_error_in_the_block_ends_the_wait_of_another_thread(agent: Agent) -> 
     assert "closed" in repr(bridge)
 
 
-def test_an_error_in_the_block_waits_for_a_thread_that_copies(agent: Agent) -> None:
+def test_an_error_in_the_block_ends_a_thread_that_converts(agent: Agent) -> None:
     (bridge,) = agent.bridges({"a": whole((4,))}, slots={"a": 1})
     copying, go_on = threading.Event(), threading.Event()
 
@@ -164,7 +164,6 @@ def test_an_error_in_the_block_waits_for_a_thread_that_copies(agent: Agent) -> N
 
     failing = agent.in_thread(fail)
     assert agent.wait(BridgeLost).reason == "RuntimeError: diverges"
-    assert not failing.done()
     go_on.set()
     with pytest.raises(ClosedError):
         sending.result(PATIENCE_S)
