@@ -178,7 +178,7 @@ except MemoryBoundError as error:
         agent.start({"a": 1})
         said = rank.line()
         assert said.startswith("this process may not map 256.0 MiB of chunk memory; raise the limit"), said
-        assert agent.wait(BridgeLost).reason == f"deisa.ray.errors.MemoryBoundError: {said}"
+        assert agent.wait(BridgeLost).reason == f"MemoryBoundError: {said}"
 
 
 # Forked children.
