@@ -86,10 +86,11 @@ def test_events_for_one_that_does_not_read_wait_in_the_node(agent: Agent) -> Non
     with listen(agent) as line:
         line.settimeout(PATIENCE_S)
         server = agent.server
+        wait_until(lambda: server._subscriber.listens, "the line is there")
         for number in range(100):
             with server._lock:
                 server._node.report(StepComplete("x" * 10_000, number, 0))
-        wait_until(lambda: len(server._node.log.since(server._subscriber.cursor)) > 0, "some wait")
+        wait_until(lambda: server._subscriber.has_news(server._node.log), "some wait")
         (connection,) = [c for c in server._connections if c.number == server._subscriber.line]
         assert len(connection.outgoing) <= 1
         bridge.send("a", np.zeros(4), 0)
