@@ -331,7 +331,11 @@ class Bridge:
         ------
         TimestepError, ClosedError, AnalyticsLostError
         """
-        self._client.advance(self._check_timestep(timestep))
+        client = self._client
+        if client.closed or client.detached:
+            client.advance(_FIRST_TIMESTEP)  # refused after `close`, else nothing
+        else:
+            client.advance(self._check_timestep(timestep))
 
     def close(self, timestep: int | None = None) -> None:
         """Say that this rank sends nothing more. What it sent stays with the agent; closing twice is fine.
