@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from deisa.ray._state.events import BridgeClosed, BridgeJoined, BridgeLost, OwnersPassed, StepComplete
-from deisa.ray._transport import server
+from deisa.ray._transport import store
 from deisa.ray._transport.pages import DESCRIPTORS_PER_PAGE
 from deisa.ray._transport.server import StartPlan
 from deisa.ray.bridge import Bridge
@@ -147,7 +147,7 @@ bridge.advance(1)
 input()
 """
     counted: list[int] = []
-    monkeypatch.setattr(server, "check_descriptors", lambda needed, bridges: counted.append(needed))
+    monkeypatch.setattr(store, "check_descriptors", lambda needed, bridges: counted.append(needed))
     with program(lines, agent.settings.session):
         agent.wait(BridgeJoined)
         dtypes = {"a": np.dtype("f8"), "b": np.dtype("i4"), "late": None, "later": None}

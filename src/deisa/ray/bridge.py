@@ -78,8 +78,9 @@ class _OwnChunk:
             self._memory = self.native.memory
         view = self._views.get(offset)
         if view is None:
+            memory = memoryview(self._memory)
             view = self._views[offset] = np.ndarray(
-                self.shape, self.dtype, self._memory, offset, self.native.strides
+                self.shape, self.dtype, memory, offset, self.native.strides
             )
         self.native.lent = lent = view.view()
         return lent
