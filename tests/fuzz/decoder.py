@@ -63,6 +63,7 @@ SEEDS: list[Message] = [
     messages.Advance(2**63 - 1),
     messages.Close(BridgeStats(3, 96, 0.5)),
     messages.Abort("ZeroDivisionError"),
+    messages.Ending(),
     messages.Attach(messages.PROTOCOL_VERSION, 0),
     messages.Follow(messages.PROTOCOL_VERSION, "an id", 2),
     messages.Progress("waiting for bridge 3 of 4"),

@@ -209,6 +209,16 @@ class NodeArrivals:
         """The array that a region is a chunk of."""
         return self._owner[region][1]
 
+    def owes(self, bridge_id: int) -> bool:
+        """Whether others have handed over a timestep of an array that lacks a chunk of this bridge."""
+        for name, regions in self._bridges[bridge_id].regions.items():
+            array = self._arrays.get(name)
+            if array is not None and any(
+                not there.regions.issuperset(regions) for there in array.arriving.values()
+            ):
+                return True
+        return False
+
     def close(self, bridge_id: int, stats: BridgeStats) -> None:
         """A bridge has closed: nothing more comes from it."""
         self.advance(bridge_id, FINISHED)

@@ -604,6 +604,8 @@ class RankChannel:
     def close_with_process(self, stats: BridgeStats, otherwise: str) -> None:
         """End in order if the process does: if its exit status is 0; else as `abort` does, with that reason."""
         if self._socket is not None and decide_by_exit_status is not None and self._failure is None:
+            with suppress(OSError):
+                self._socket.sendall(messages.encode(messages.Ending()))
             decide_by_exit_status(
                 os.dup(self._socket.fileno()),  # for the rest of the process's life
                 messages.encode(messages.Close(stats)),

@@ -53,6 +53,7 @@ class Connection:
     limits: tuple[MemoryLimit, ...] = ()
     joined: BridgeJoined | None = None
     closed: bool = False
+    ending_since: float | None = None  # its process has said that it is about to end
 
     def queue(self, message: Message, descriptors: Sequence[int]) -> None:
         """Have a message go with the next `Connections.flush`."""

@@ -16,6 +16,7 @@ message that has been decoded is valid in form.
     Advance    nothing older will come    Orphaned   the analytics has gone, another may come
     Close      the end                    Fail       the session is over, and why
     Abort      the end, after an error    Later      look again, this run is over
+    Ending     one of the two will follow
 
     reader -> agent                       agent -> reader
     ---------------                       ---------------
@@ -162,6 +163,13 @@ class Abort(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class Ending(Message):
+    """The rank's process is about to end and sends nothing more; its exit status decides on `Close` or `Abort`."""
+
+    code: ClassVar[int] = 25
+
+
+@dataclass(frozen=True, slots=True)
 class Attach(Message):
     """A reader wants to map the chunk memory, apart from the first `mapped` segments."""
 
@@ -275,7 +283,7 @@ class Later(Message):
 MESSAGES: dict[int, type[Message]] = {
     cls.code: cls
     for cls in (
-        Hello, Learned, Look, HeldUp, Advance, Close, Abort, Attach, Follow,
+        Hello, Learned, Look, HeldUp, Advance, Close, Abort, Ending, Attach, Follow,
         Progress, Slots, Start, Free, Fail, Attached, Orphaned, Journal, Later,
     )
 }  # fmt: skip

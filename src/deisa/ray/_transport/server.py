@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from deisa.ray._state.arrivals import NodeArrivals
+from deisa.ray._state.arrivals import FINISHED, NodeArrivals
 from deisa.ray._state.events import AgentLost, BridgeJoined, DtypeLearned, Event, SendHeldUp
 from deisa.ray._state.layout import Shape
 from deisa.ray._state.newcomers import Run, answer_newcomer
@@ -55,6 +55,7 @@ logger = logging.getLogger("deisa.ray.agent")
 
 DESCRIPTORS_PER_MESSAGE = 64
 TICK_S = 0.5
+ENDING_S = 5.0  # that a process may take to end once it has said so, while others wait for it
 MOST_UNREAD = 1000  # messages that wait for a peer which does not read
 MOST_LAST_READS = 64  # of what a process that has ended said before
 
@@ -394,6 +395,7 @@ class AgentServer:
                         self._collect_all()
                         self._report_losses()
                         self._answer_newcomers()
+                        self._mind_endings()
                         self._check_driver()
         except Exception as error:
             logger.exception("the agent has failed")
@@ -450,6 +452,22 @@ class AgentServer:
                     del self._bridges[bridge_id]
                     self._arrivals.leave(bridge_id)
             self._changed.notify_all()
+
+    def _mind_endings(self) -> None:
+        """Wait no longer for a bridge whose process is about to end and does not: it may wait for the other ranks."""
+        now = time.monotonic()
+        for bridge_id, connection in self._bridges.items():
+            since = connection.ending_since
+            if since is None or now - since < ENDING_S or connection.closed:
+                continue
+            if connection in self._connections and self._arrivals.owes(bridge_id):
+                self._drop(
+                    connection,
+                    f"it was not closed, and its process has been ending for {now - since:.0f} s: MPI_Finalize waits "
+                    "for the other ranks. Call close() on all ranks, or start them with `python -m mpi4py`",
+                )
+            elif connection in self._connections:
+                self._arrivals.advance(bridge_id, FINISHED)  # ranks of other nodes may wait for it
 
     def _receive(self, connection: Connection) -> bool:
         """Handle what a peer has sent; whether there was anything."""
@@ -536,6 +554,8 @@ class AgentServer:
                 self._learn(connection, array, dtype, limits)
             case messages.Abort(reason):
                 self._drop(connection, messages.shorten(reason))
+            case messages.Ending():
+                connection.ending_since = time.monotonic()
             case messages.Close(stats):
                 connection.closed = True
                 for waiting in self._held_up.values():
