@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deisa.ray._state.events import BridgeClosed, BridgeJoined, BridgeLost, OwnersPassed, StepComplete
 from deisa.ray._state import node
+from deisa.ray._state.events import BridgeClosed, BridgeJoined, BridgeLost, OwnersPassed, StepComplete
 from deisa.ray._transport import store
 from deisa.ray._transport.pages import DESCRIPTORS_PER_PAGE
 from deisa.ray._transport.server import StartPlan

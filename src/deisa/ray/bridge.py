@@ -65,7 +65,7 @@ class _OwnChunk:
         self.native = native
         self.dtype: np.dtype | None = None
         self._views: dict[int, np.ndarray] = {}
-        self._memory: _native.Memory | None = None
+        self._memory: Any = None
         self._scratch: np.ndarray | None = None
 
     def settle(self, dtype: np.dtype) -> None:

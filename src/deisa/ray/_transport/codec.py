@@ -214,7 +214,7 @@ def fields_of(kind: type) -> Mapping[str, Any]:
 
 def write_fields(out: bytearray, value: Any) -> None:
     """Append the fields of a dataclass."""
-    for name, kind in fields_of(type(value)).items():
+    for name, kind in fields_of(value.__class__).items():
         _codec(kind)[0](out, getattr(value, name))
 
 
