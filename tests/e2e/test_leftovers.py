@@ -153,7 +153,7 @@ def test_agents_that_nobody_has_opened_hide_no_other(session_name: str) -> None:
             unopened.append(killed._start_agent(node_id))
         first.abandon(AnalyticsLostError("it has ended"))
         second.open()
-        assert list(second.left) == [node_id]
+        assert list(second.predecessor) == [node_id]
     finally:
         for actor in unopened:
             ray.kill(actor)

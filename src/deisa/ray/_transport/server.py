@@ -29,7 +29,7 @@ from deisa.ray._state.layout import Shape
 from deisa.ray._state.newcomers import Run, answer_newcomer
 from deisa.ray._state.plan import Boxes, StartPlan
 from deisa.ray._state.presence import Presence, State
-from deisa.ray._state.takeover import NOTHING_HANDLED, NodeState
+from deisa.ray._state.takeover import NOTHING_HANDLED, NodeSnapshot
 from deisa.ray._transport import messages
 from deisa.ray._transport.address import agent_address, shown
 from deisa.ray._transport.connections import Connection, Connections, Ready
@@ -203,7 +203,7 @@ class AgentServer:
             if connection in self._connections and not connection.closed:
                 self._post(connection, messages.Orphaned(self._presence.reason))
 
-    def take_over(self, driver_id: str, holder: str = "another analytics") -> NodeState:
+    def take_over(self, driver_id: str, holder: str = "another analytics") -> NodeSnapshot:
         """Serve another analytics from now on, and tell it where the last one was.
 
         Raises
@@ -230,7 +230,7 @@ class AgentServer:
             since: list[Event] = [*self._learned, *self._arrivals.lasting_events, *self._waiting()]
             self._joined.clear()
             self._arrivals.take_events()
-            return NodeState(self.agent_id, self._plan, tuple(joined), held, tuple(since), self._handled())
+            return NodeSnapshot(self.agent_id, self._plan, tuple(joined), held, tuple(since), self._handled())
 
     def _waiting(self) -> list[Event]:
         return [
