@@ -145,7 +145,8 @@ class RayAgents:
             if not self.predecessor:
                 self._kill_all()
             raise
-        self.follow(0)
+        # A journal is never made shorter here: this analytics may end before it has written its own.
+        self.follow(max((len(node.handled) for node in self.predecessor.values()), default=0))
         self._sign_of_life = ray.put(None)
         self._listener.start()
 
