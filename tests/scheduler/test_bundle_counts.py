@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 def test_a_mean_of_1024_chunks_is_a_handful_of_tasks(
     session_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = Settings(session=session_name)
+    settings = Settings(session=session_name, merge_chunks_beyond=CHUNKS)
     submitted: list[str | None] = []  # nodes
 
     def note(start: Callable[..., list]) -> Callable[..., list]:

@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-UNTESTED_EXTRAS = {"dev", "docs", "bench"}
+UNTESTED_EXTRAS = {"dev", "docs", "bench", "wheel"}
 
 
 def test_the_constraints_are_the_floors() -> None:

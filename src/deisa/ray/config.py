@@ -97,7 +97,7 @@ class Settings:
     address: str | None = None
     max_simulation_ahead: int = 1
     memory_fraction: float = 0.8
-    merge_chunks_beyond: int = 1000
+    merge_chunks_beyond: int = 32
     connect_timeout_s: float = 120.0
     start_timeout_s: float = 300.0
     send_timeout_s: float = 1800.0

@@ -65,7 +65,7 @@ static PyObject *decide(PyObject *module, PyObject *args)
 
 static PyMethodDef methods[] = {
     {"decide_by_exit_status", decide, METH_VARARGS, decide_doc},
-    {NULL},
+    {NULL, NULL, 0, NULL},
 };
 
 static struct PyModuleDef module = {
