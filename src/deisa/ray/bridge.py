@@ -10,45 +10,39 @@ import math
 import operator
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Never, Protocol
 
 import numpy as np
 
-from deisa.ray._state.dtypes import conversion, same_values, shareable
+from deisa.ray._handoff import _native
+from deisa.ray._state.dtypes import conversion, dtype_of, dtype_text, same_values, shareable
 from deisa.ray._state.events import BridgeStats
 from deisa.ray._state.layout import ArrayDescription, Shape, describe_arrays
-from deisa.ray._transport.client import ChunkWriter, RankChannel
 from deisa.ray._transport.ending import forget, is_orderly_end, program_has_left, reason_of, watch
-from deisa.ray._transport.fork import OwnProcess
+from deisa.ray._transport.fork import OwnProcess, close_in_children
 from deisa.ray.config import OnAnalyticsLost, Settings, disabled_by_environment
 from deisa.ray.errors import (
     BridgeIdError,
     ChunkDtypeError,
     ChunkIndexError,
     ChunkShapeError,
-    ClosedError,
     ConfigurationError,
     DeisaError,
     DescriptionError,
     DeviceMemoryError,
-    DuplicateChunkError,
     ForkedProcessError,
     LayoutError,
-    LostError,
-    MemoryBoundError,
     TimestepError,
-    UnknownArrayError,
 )
 
 logger = logging.getLogger("deisa.ray.bridge")
 
-_FIRST_TIMESTEP, _LAST_TIMESTEP = -(2**63), 2**63 - 1
+_FIRST_TIMESTEP, _LAST_TIMESTEP = -(2**63) + 1, 2**63 - 1
 _BAD_STATUS = "its process ended without close(), and its exit status was not 0"
-_LAST_CALL_S = 1.0  # for threads that are sending when the process ends
+_LEVELS = (logging.INFO, logging.WARNING)  # by number, as the client says them
 _DLPACK_HOST_DEVICES = {1, 3, 11}  # kDLCPU, kDLCUDAHost, kDLROCMHost
 
 
@@ -60,32 +54,46 @@ class Communicator(Protocol):
 
 
 class _OwnChunk:
-    """One chunk that this bridge owns."""
+    """One chunk that this bridge owns, and where it is handed over."""
 
-    __slots__ = ("_scratch", "array", "dtype", "index", "lent", "passed_over", "shape", "writer")
+    __slots__ = ("_memory", "_scratch", "_views", "array", "dtype", "index", "native", "shape")
 
-    def __init__(self, array: str, index: int, shape: Shape, dtype: np.dtype | None) -> None:
+    def __init__(self, array: str, index: int, shape: Shape, native: _native.Chunk) -> None:
         self.array = array
         self.index = index
         self.shape = shape
-        self.dtype = dtype
-        self.writer: ChunkWriter | None = None  # where no callback asks for the array
-        self.passed_over: int | None = None  # there, the last timestep
-        self.lent: np.ndarray | None = None  # the slot that was given out and has not come back
+        self.native = native
+        self.dtype: np.dtype | None = None
+        self._views: dict[int, np.ndarray] = {}
+        self._memory: _native.Memory | None = None
         self._scratch: np.ndarray | None = None
+
+    def settle(self, dtype: np.dtype) -> None:
+        """Take chunks of this dtype from now on."""
+        self.dtype = self.native.dtype = dtype
+
+    def slot_at(self, offset: int) -> np.ndarray:
+        """Give out the slot at an offset of the memory."""
+        if self._memory is None:
+            self._memory = self.native.memory
+        view = self._views.get(offset)
+        if view is None:
+            view = self._views[offset] = np.ndarray(
+                self.shape, self.dtype, self._memory, offset, self.native.strides
+            )
+        self.native.lent = lent = view.view()
+        return lent
 
     def scratch(self) -> np.ndarray:
         """Return memory to compute into where nothing is handed over, the same every time."""
         if self._scratch is None:
-            assert self.dtype is not None
             self._scratch = np.empty(self.shape, self.dtype)
         return self._scratch
 
-    def has_sent(self, timestep: int) -> bool:
-        """Whether it was handed over for `timestep`, the newest one."""
-        if self.writer is not None:
-            return self.writer.has_sent(timestep)
-        return self.passed_over == timestep
+    def let_go(self) -> None:
+        """Drop the slots: their memory is unmapped as soon as nobody else has a view of it."""
+        self.native.lent = self._memory = None
+        self._views.clear()
 
 
 class Bridge:
@@ -152,8 +160,6 @@ class Bridge:
     ... )  # doctest: +SKIP
     """
 
-    _open = False
-
     def __init__(
         self,
         comm: Communicator | None = None,
@@ -173,47 +179,40 @@ class Bridge:
             raise ConfigurationError(f"session={session!r}, but settings.session is {settings.session!r}")
         if on_analytics_lost is not None:
             settings = replace(settings, on_analytics_lost=on_analytics_lost)
-        self._goes_on = settings.on_analytics_lost == "continue"
-        self._alone = disabled_by_environment() if enabled is None else not enabled
-        self._channel = RankChannel(settings)
+        self._disabled = disabled_by_environment() if enabled is None else not enabled
+        options = _options(self._id, self._world_size, settings, disabled=self._disabled)
         try:
             arrays = _describe(self._id, self._world_size, arrays_metadata)
         except LayoutError as error:
-            if not self._alone:
-                self._channel.refuse(self._id, self._world_size, error)
+            if not self._disabled:  # the analytics, and the other ranks, would wait for it
+                _native.refuse(f"{type(error).__name__}: {error}", **options, arrays=())
             raise
-        self._own = {
-            described.name: [
-                _OwnChunk(described.name, index, chunk.shape, described.dtype)
-                for index, chunk in enumerate(described.chunks)
-            ]
-            for described in arrays
-        }
-        self._switched_off = self._alone
         self._process = OwnProcess()
         self._opened_by = weakref.ref(threading.current_thread())
-        self._lock = threading.Lock()
-        if not self._alone:
-            self._start(arrays)
-        self._open = True
-        if not self._alone:
+        self._settling = threading.Lock()
+        self._client = _native.Client(**options, arrays=tuple(map(_plain, arrays)))
+        self._own = {
+            described.name: [
+                _OwnChunk(described.name, index, chunk.shape, native)
+                for index, (chunk, native) in enumerate(zip(described.chunks, natives, strict=True))
+            ]
+            for described, natives in zip(arrays, self._client.chunks, strict=True)
+        }
+        self._senders: dict[tuple[str, int | None], Any] = {}
+        for described in arrays:
+            if described.dtype is not None:
+                self._take_chunks(described.name, described.dtype)
+        if not self._client.detached:
+            close_in_children(self)
             watch(self)
 
-    def _start(self, arrays: Sequence[ArrayDescription]) -> None:
-        try:
-            self._channel.start(self._id, self._world_size, arrays)
-        except LostError as error:
-            self._channel.abort()
-            if not self._goes_on:
-                raise
-            self._go_on_alone(error)
-            return
-        except BaseException as error:
-            self._channel.abort(reason_of(error) if isinstance(error, MemoryBoundError) else "")
-            raise
-        for name, writers in self._channel.take_writers().items():
-            for own, writer in zip(self._own[name], writers, strict=True):
-                own.writer = writer
+    def _take_chunks(self, array: str, dtype: np.dtype) -> None:
+        """Have chunks of an array go straight to the client from now on, if they are of this dtype."""
+        chunks = self._own[array]
+        for own in chunks:
+            own.settle(dtype)
+            self._senders[array, own.index if len(chunks) > 1 else None] = own.native.send
+            self._senders[array, own.index] = own.native.send
 
     @property
     def bridge_id(self) -> int:
@@ -223,44 +222,7 @@ class Bridge:
     @property
     def stats(self) -> BridgeStats:
         """Chunks and bytes handed over so far, and the time spent waiting for free slots."""
-        state = self._channel.state
-        return BridgeStats(state.chunks, state.nbytes, self._channel.held_up_s)
-
-    @property
-    def _timestep(self) -> int | None:
-        """The newest timestep that anything was sent for, or that this rank has advanced to."""
-        return self._channel.state.timestep
-
-    @contextmanager
-    def _exclusively(self) -> Iterator[None]:
-        """Keep other threads out.
-
-        A loss after which the bridge goes on alone ends the block, and no exception leaves it.
-
-        Raises
-        ------
-        ForkedProcessError
-        """
-        if not self._switched_off:
-            self._process.check(
-                f"bridge {self._id}"
-            )  # before the lock, which another thread of the parent may hold
-        with self._lock:
-            self._channel.settle()
-            try:
-                yield
-            except LostError as error:
-                if not self._goes_on:
-                    raise
-                self._go_on_alone(error)
-
-    def _go_on_alone(self, error: LostError) -> None:
-        """From now on nothing goes anywhere."""
-        logger.warning("bridge %d goes on without analytics: %s", self._id, error)
-        self._alone = True
-        self._let_go()
-        self._channel.abort(f"it goes on without analytics: {error}")
-        forget(self)
+        return BridgeStats(*self._client.stats)
 
     def send(self, array_name: str, chunk: Any, timestep: int, *, chunk_index: int | None = None) -> None:
         """Hand one chunk over; afterwards the caller may overwrite its buffer.
@@ -294,38 +256,39 @@ class Bridge:
         AnalyticsLostError
             When the analytics has ended.
         """
-        with self._exclusively():
-            if self._alone and self._open:
-                return
-            own, timestep = self._check_send(array_name, timestep, chunk_index)
-            data = chunk if type(chunk) is np.ndarray else _on_host(array_name, chunk)
-            if data.shape != own.shape:
-                raise ChunkShapeError(
-                    f"bridge {self._id}, array {array_name!r}, timestep {timestep}: declared chunk shape "
-                    f"{own.shape}, got {data.shape}{_on_size(data.size, own.shape)}"
-                )
-            if own.dtype is None:
-                own.dtype = self._settle_dtype(own, data, chunk, timestep)
-            dtype = own.dtype
-            if data.dtype is not dtype and not same_values(data.dtype, dtype):
-                convert = conversion(chunk, data, dtype)
-                raise ChunkDtypeError(
-                    f"bridge {self._id}, array {array_name!r}, timestep {timestep}: declared dtype {own.dtype}, "
-                    f"got {data.dtype}; {f'send {convert} or ' if convert else ''}declare the other dtype"
-                )
-            writer = own.writer
-            self._channel.advance(timestep)
-            if writer is None:
-                self._channel.hear()
-                own.passed_over = timestep
-                return
-            lent = own.lent
-            if lent is not chunk:
-                writer.free_slot(timestep)[...] = data
-            if lent is not None:  # whoever still has it must not write into what is handed over
-                lent.flags.writeable = False
-                own.lent = None
-            writer.put(timestep, data.nbytes)
+        send = self._senders.get((array_name, chunk_index))
+        if send is None or not send(chunk, timestep):
+            self._send_unusual(array_name, chunk, timestep, chunk_index)
+
+    def _send_unusual(self, array_name: str, chunk: Any, timestep: Any, chunk_index: int | None) -> None:
+        """Send what is no array exactly as described, or say what is wrong with it."""
+        client = self._client
+        if client.detached and not client.closed:
+            return
+        own = self._find(array_name, chunk_index)
+        step = self._check_timestep(timestep, array_name)
+        own.native.check(step)
+        data = chunk if type(chunk) is np.ndarray else _on_host(array_name, chunk)
+        if data.shape != own.shape:
+            raise ChunkShapeError(
+                f"bridge {self._id}, array {array_name!r}, timestep {step}: declared chunk shape "
+                f"{own.shape}, got {data.shape}{_on_size(data.size, own.shape)}"
+            )
+        dtype = own.dtype
+        if dtype is None:
+            dtype = self._settle_dtype(own, data, chunk, step)
+        if data.dtype is not dtype and not same_values(data.dtype, dtype):
+            convert = conversion(chunk, data, dtype)
+            raise ChunkDtypeError(
+                f"bridge {self._id}, array {array_name!r}, timestep {step}: declared dtype {dtype}, "
+                f"got {data.dtype}; {f'send {convert} or ' if convert else ''}declare the other dtype"
+            )
+        if chunk is own.native.lent:
+            own.native.commit(step)
+            return
+        if data.dtype != dtype:  # fields of structured elements that lie elsewhere
+            data = data.astype(dtype)
+        own.native.put(data, step)
 
     def slot(self, array_name: str, timestep: int, *, chunk_index: int | None = None) -> np.ndarray:
         """Give out the memory that the next `send` of a chunk will hand over, to compute into directly.
@@ -343,22 +306,19 @@ class Bridge:
         ContractError, ClosedError, WaitTimeoutError, AnalyticsLostError
             As `send` does.
         """
-        with self._exclusively():
-            own, timestep = self._check_send(array_name, timestep, chunk_index)
-            lent = own.lent
-            if lent is not None:
-                return lent
-            if own.dtype is None:
-                raise ChunkDtypeError(
-                    f"bridge {self._id}, array {array_name!r}: a slot needs the dtype; declare it in arrays_metadata"
-                )
-            if own.writer is not None:
-                self._channel.advance(timestep)
-                self._channel.hear()
-                own.lent = lent = own.writer.free_slot(timestep).view()
-                return lent
-        # No callback asks for the array, or nobody is there any more: any memory will do.
-        return own.scratch()
+        own = self._find(array_name, chunk_index)
+        step = self._check_timestep(timestep, array_name)
+        lent = own.native.lent
+        if lent is not None:
+            own.native.check(step)
+            return lent
+        if own.dtype is None:
+            raise ChunkDtypeError(
+                f"bridge {self._id}, array {array_name!r}: a slot needs the dtype; declare it in arrays_metadata"
+            )
+        offset = own.native.slot(step)
+        # Where no callback asks for the array, or nobody is there any more, any memory will do.
+        return own.scratch() if offset is None else own.slot_at(offset)
 
     def advance(self, timestep: int) -> None:
         """Say that this rank sends nothing older than `timestep` any more, without sending anything.
@@ -371,11 +331,7 @@ class Bridge:
         ------
         TimestepError, ClosedError, AnalyticsLostError
         """
-        with self._exclusively():
-            self._check_open()
-            if not self._alone:
-                self._channel.advance(self._check_timestep(timestep))
-                self._channel.hear()
+        self._client.advance(self._check_timestep(timestep))
 
     def close(self, timestep: int | None = None) -> None:
         """Say that this rank sends nothing more. What it sent stays with the agent; closing twice is fine.
@@ -385,72 +341,52 @@ class Bridge:
         timestep : int, optional
             The timestep at which the simulation ended; only checked.
         """
-        with self._exclusively():
-            if not self._open:
-                return
-            if (
-                timestep is not None
-                and self._timestep is not None
-                and operator.index(timestep) < self._timestep
-            ):
-                logger.warning(
-                    "bridge %d closes at timestep %d, having sent timestep %d",
-                    self._id,
-                    timestep,
-                    self._timestep,
-                )
-            stats = self._leave()
-            self._channel.close(stats)
-
-    def _leave(self) -> BridgeStats:
-        self._open = False
+        newest = self._client.newest
+        if (
+            not self._client.closed
+            and timestep is not None
+            and newest is not None
+            and operator.index(timestep) < newest
+        ):
+            logger.warning(
+                "bridge %d closes at timestep %d, having sent timestep %d", self._id, timestep, newest
+            )
+        self._client.close()
         self._let_go()
-        forget(self)
-        return self.stats
 
     def _let_go(self) -> None:
-        """Drop the slots: their memory is unmapped as soon as nobody else has a view of it."""
         for chunks in self._own.values():
             for own in chunks:
-                own.lent = None
-                own.writer = None
+                own.let_go()
+        forget(self)
 
     def lose(self, reason: str) -> None:
         """End as a dying rank does; a thread that waits in a call gets an error. Not for users."""
-        if not self._lock.acquire(blocking=False):
-            self._channel.interrupt(reason)
-            self._lock.acquire()
-        try:
-            if self._open:
-                self._leave()
-                self._channel.abort(reason)
-        finally:
-            self._lock.release()
+        self._client.abort(reason)
+        self._let_go()
 
     def end_with_process(self, *, in_order: bool = False) -> None:
         """Close when the process ends in order, as its exit status says if that is not sure. Not for users."""
-        if not self._lock.acquire(timeout=_LAST_CALL_S):
-            self.lose("its process has ended while a thread was still sending")
-            return
+        client = self._client
         try:
-            if self._open:
-                if in_order:
-                    logger.warning("bridge %d is still open as its process ends, and closes now", self._id)
-                elif not self._alone:
+            if not client.closed and in_order:
+                logger.warning("bridge %d is still open as its process ends, and closes now", self._id)
+                client.close()
+            elif not client.closed:
+                if not client.detached:
                     logger.warning(
                         "bridge %d is still open as its process ends: with exit status 0 it counts as closed, with any "
                         "other as lost; call close(), or use it in a with block",
                         self._id,
                     )
-                stats = self._leave()
-                if in_order:
-                    self._channel.close(stats)
-                else:
-                    self._channel.close_with_process(stats, _BAD_STATUS)
+                client.close_with_process(_BAD_STATUS)
         except DeisaError as error:
             logger.warning("bridge %d: %s", self._id, error)
-        finally:
-            self._lock.release()
+        self._let_go()
+
+    def close_in_child(self) -> None:
+        """Close a forked child's copies of descriptors. Not for users."""
+        self._client.close_in_child()
 
     @property
     def opened_by(self) -> threading.Thread | None:
@@ -459,7 +395,8 @@ class Bridge:
 
     def __del__(self) -> None:
         """Close: nobody can any more."""
-        if not self._open or self._alone or not self._process.is_this:
+        client: _native.Client | None = getattr(self, "_client", None)  # without, the creation has failed
+        if client is None or client.closed or client.detached or not self._process.is_this:
             return
         if program_has_left():
             self.end_with_process()
@@ -477,7 +414,7 @@ class Bridge:
         )
 
     def __enter__(self) -> Bridge:
-        if not self._switched_off:
+        if not self._disabled:
             self._process.check(f"bridge {self._id}")
         return self
 
@@ -497,68 +434,31 @@ class Bridge:
             self.lose(reason_of(error))
 
     def __repr__(self) -> str:
-        state = "open" if self._open else "closed"
+        state = "closed" if self._client.closed else "open"
         return f"<Bridge {self._id} of {self._world_size}, {state}, arrays: {', '.join(self._own) or 'none'}>"
 
-    def _check_send(self, array_name: str, timestep: int, chunk_index: int | None) -> tuple[_OwnChunk, int]:
-        self._check_open()
-        chunks = self._own.get(array_name)
-        if chunks is None:
-            raise UnknownArrayError(
-                f"bridge {self._id} described no array {array_name!r}; it has "
-                f"{', '.join(map(repr, self._own)) or 'none'}"
+    def _find(self, array_name: str, chunk_index: Any) -> _OwnChunk:
+        if chunk_index is not None and not isinstance(chunk_index, int | np.integer):
+            count = len(self._own.get(array_name, ()))
+            raise ChunkIndexError(
+                f"bridge {self._id} owns {count} chunks of array {array_name!r}, there is no chunk {chunk_index}"
             )
-        if chunk_index is None and len(chunks) == 1:
-            own = chunks[0]
-        else:
-            own = chunks[self._chunk_index(array_name, len(chunks), chunk_index)]
-        step = self._check_timestep(timestep, array_name)
-        if own.has_sent(step):
-            raise DuplicateChunkError(
-                f"bridge {self._id} has already sent chunk {own.index} of array {array_name!r} for timestep {step}"
-            )
-        return own, step
+        self._client.find(array_name, None if chunk_index is None else int(chunk_index))
+        return self._own[array_name][int(chunk_index or 0)]
 
-    def _check_open(self) -> None:
-        if not self._open:
-            raise ClosedError(f"bridge {self._id} is closed; nothing can be sent after close()")
-
-    def _check_timestep(self, timestep: int, array_name: str | None = None) -> int:
-        if type(timestep) is int and (self._timestep is None or timestep >= self._timestep):
-            step = timestep
-        else:
-            step = self._as_timestep(timestep, array_name)
-        if not _FIRST_TIMESTEP <= step <= _LAST_TIMESTEP:
-            raise TimestepError(f"{self._what(array_name)}: timestep {step} exceeds 64 bits")
-        return step
-
-    def _as_timestep(self, timestep: Any, array_name: str | None) -> int:
+    def _check_timestep(self, timestep: Any, array_name: str | None = None) -> int:
         try:
             step = int(operator.index(timestep))
         except TypeError as exc:
             raise TimestepError(
                 f"{self._what(array_name)}: timesteps are integers, got {timestep!r}"
             ) from exc
-        if self._timestep is not None and step < self._timestep:
-            raise TimestepError(
-                f"{self._what(array_name)}: timestep {step} comes after timestep {self._timestep}; "
-                "timesteps must not decrease"
-            )
+        if not _FIRST_TIMESTEP <= step <= _LAST_TIMESTEP:
+            raise TimestepError(f"{self._what(array_name)}: timestep {step} exceeds 64 bits")
         return step
 
     def _what(self, array_name: str | None) -> str:
         return f"bridge {self._id}, {'advance()' if array_name is None else f'array {array_name!r}'}"
-
-    def _chunk_index(self, array_name: str, count: int, chunk_index: int | None) -> int:
-        if chunk_index is None and count > 1:
-            raise ChunkIndexError(
-                f"bridge {self._id} owns {count} chunks of array {array_name!r}; say which with chunk_index="
-            )
-        if count == 0 or not isinstance(chunk_index, int | np.integer) or not 0 <= chunk_index < count:
-            raise ChunkIndexError(
-                f"bridge {self._id} owns {count} chunks of array {array_name!r}, there is no chunk {chunk_index}"
-            )
-        return int(chunk_index)
 
     def _settle_dtype(self, own: _OwnChunk, data: np.ndarray, sent: Any, timestep: int) -> np.dtype:
         """Make the dtype of the first chunk that is sent that of the array, whose description left it open."""
@@ -566,22 +466,51 @@ class Bridge:
             dtype = shareable(own.array, data.dtype)
         except DescriptionError as exc:
             raise ChunkDtypeError(f"bridge {self._id}, {exc}") from exc
-        if own.writer is not None:
-            if own.writer.dtype is None:
-                writers = [chunk.writer for chunk in self._own[own.array] if chunk.writer is not None]
-                self._channel.declare(own.array, writers, dtype)
-            elif same_values(dtype, own.writer.dtype):
-                dtype = own.writer.dtype
-            else:
-                convert = conversion(sent, data, own.writer.dtype)
-                raise ChunkDtypeError(
-                    f"bridge {self._id}, array {own.array!r}, timestep {timestep}: other bridges declared dtype "
-                    f"{own.writer.dtype}, this one declared none and sends {dtype}"
-                    f"{f'; send {convert}' if convert else ''}"
-                )
-        for chunk in self._own[own.array]:
-            chunk.dtype = dtype
+        if own.native.wanted:
+            if own.native.memory_dtype is None:
+                own.native.declare_dtype(dtype_text(dtype), dtype.itemsize)
+            declared = own.native.memory_dtype
+            if declared is not None:
+                known = dtype_of(declared)
+                if not same_values(dtype, known):
+                    convert = conversion(sent, data, known)
+                    raise ChunkDtypeError(
+                        f"bridge {self._id}, array {own.array!r}, timestep {timestep}: other bridges declared dtype "
+                        f"{known}, this one declared none and sends {dtype}{f'; send {convert}' if convert else ''}"
+                    )
+                dtype = known
+        with self._settling:
+            self._take_chunks(own.array, dtype)
         return dtype
+
+
+def _options(bridge_id: int, world_size: int, settings: Settings, *, disabled: bool) -> dict[str, Any]:
+    """Return what the client wants to know, apart from the arrays."""
+    return {
+        "session": settings.session,
+        "socket_path": settings.socket_path,
+        "bridge_id": bridge_id,
+        "world_size": world_size,
+        "connect_timeout_s": settings.connect_timeout_s,
+        "start_timeout_s": settings.start_timeout_s,
+        "send_timeout_s": settings.send_timeout_s,
+        "warn_every_s": settings.warn_every_s,
+        "on_lost": settings.on_analytics_lost,
+        "disabled": disabled,
+        "say": _say,
+    }
+
+
+def _say(level: int, text: str) -> None:
+    logger.log(_LEVELS[level], "%s", text)
+
+
+def _plain(described: ArrayDescription) -> tuple[Any, ...]:
+    """Write a description as the client takes it."""
+    dtype = dtype_text(described.dtype) if described.dtype is not None else None
+    ndim = len(described.chunks[0].shape) if described.chunks else 0
+    chunks = tuple((chunk.shape, chunk.position, chunk.offset) for chunk in described.chunks)
+    return described.name, dtype, ndim, described.global_shape, described.grid, chunks
 
 
 def _identity(

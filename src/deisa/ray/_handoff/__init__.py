@@ -1,1 +1,1 @@
-"""The hand-off: a C library that needs nothing but libc and pthreads, and the extension that Python's rank uses it through."""
+"""The hand-off: a C library that needs nothing but libc and pthreads, and the extension that makes it a rank's client."""

@@ -4,7 +4,31 @@
 
 static int native_exec(PyObject *module)
 {
-    return PyModule_AddFunctions(module, words_methods);
+    if (PyModule_AddFunctions(module, words_methods) < 0 || PyModule_AddFunctions(module, client_methods) < 0)
+        return -1;
+    return client_exec(module);
+}
+
+static int native_traverse(PyObject *module, visitproc visit, void *arg)
+{
+    native_state *state = PyModule_GetState(module);
+    Py_VISIT(state->client_type);
+    Py_VISIT(state->chunk_type);
+    Py_VISIT(state->memory_type);
+    Py_VISIT(state->ndarray_type);
+    Py_VISIT(state->named_error);
+    return 0;
+}
+
+static int native_clear(PyObject *module)
+{
+    native_state *state = PyModule_GetState(module);
+    Py_CLEAR(state->client_type);
+    Py_CLEAR(state->chunk_type);
+    Py_CLEAR(state->memory_type);
+    Py_CLEAR(state->ndarray_type);
+    Py_CLEAR(state->named_error);
+    return 0;
 }
 
 static PyModuleDef_Slot native_slots[] = {
@@ -12,12 +36,14 @@ static PyModuleDef_Slot native_slots[] = {
     {0, NULL},
 };
 
-static struct PyModuleDef native_module = {
+struct PyModuleDef native_module = {
     PyModuleDef_HEAD_INIT,
     .m_name = "deisa.ray._handoff._native",
     .m_doc = PyDoc_STR("The hand-off in C."),
-    .m_size = 0,
+    .m_size = sizeof(native_state),
     .m_slots = native_slots,
+    .m_traverse = native_traverse,
+    .m_clear = native_clear,
 };
 
 PyMODINIT_FUNC PyInit__native(void)

@@ -1,5 +1,69 @@
 """The hand-off in C, as Python sees it."""
 
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+class Memory:
+    """Chunk memory that is mapped for as long as anything refers to it."""
+
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+class Chunk:
+    """Where one chunk is handed over."""
+
+    lent: np.ndarray | None
+    dtype: np.dtype | None
+    wanted: bool
+    memory: Memory | None
+    strides: tuple[int, ...] | None
+    memory_dtype: str | None
+
+    def send(self, chunk: Any, timestep: Any, /) -> bool: ...
+    def put(self, array: np.ndarray, timestep: int, /) -> None: ...
+    def commit(self, timestep: int, /) -> None: ...
+    def slot(self, timestep: int, /) -> int | None: ...
+    def check(self, timestep: int, /) -> None: ...
+    def declare_dtype(self, dtype: str, itemsize: int, /) -> None: ...
+
+class Client:
+    """A rank's client; opening one waits until the session has started."""
+
+    chunks: tuple[tuple[Chunk, ...], ...]
+    stats: tuple[int, int, float]
+    newest: int | None
+    closed: bool
+    detached: bool
+
+    def __init__(
+        self,
+        *,
+        session: str,
+        socket_path: str | None,
+        bridge_id: int,
+        world_size: int,
+        connect_timeout_s: float,
+        start_timeout_s: float,
+        send_timeout_s: float,
+        warn_every_s: float,
+        on_lost: str,
+        disabled: bool,
+        say: Callable[[int, str], None],
+        arrays: tuple[Any, ...],
+    ) -> None: ...
+    def find(self, array: str, index: int | None, /) -> tuple[int, int]: ...
+    def advance(self, timestep: int, /) -> None: ...
+    def close(self) -> None: ...
+    def abort(self, reason: str, /) -> None: ...
+    def close_with_process(self, otherwise: str, /) -> None: ...
+    def close_in_child(self) -> None: ...
+
+def refuse(reason: str, /, **options: Any) -> None: ...
+def own_limits(
+    memberships: str | None = None, root: str | None = None, /
+) -> tuple[tuple[int, str, int, int], ...]: ...
+def check_socket_path(path: str, /) -> None: ...
 def load(page: memoryview, word: int, /) -> int:
     """Return a word, and see what was published before it."""
 

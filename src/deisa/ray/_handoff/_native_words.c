@@ -30,7 +30,7 @@ static int expect(Py_ssize_t count, Py_ssize_t expected, const char *name)
     return 0;
 }
 
-static PyObject *words_load(PyObject *module, PyObject *const *args, Py_ssize_t count)
+static PyObject *words_load(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
 {
     Py_buffer view;
     page_word *word;
@@ -41,7 +41,7 @@ static PyObject *words_load(PyObject *module, PyObject *const *args, Py_ssize_t 
     return PyLong_FromLongLong(value);
 }
 
-static PyObject *words_store(PyObject *module, PyObject *const *args, Py_ssize_t count)
+static PyObject *words_store(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
 {
     Py_buffer view;
     page_word *word;
@@ -57,7 +57,7 @@ static PyObject *words_store(PyObject *module, PyObject *const *args, Py_ssize_t
     Py_RETURN_NONE;
 }
 
-static PyObject *words_exchange(PyObject *module, PyObject *const *args, Py_ssize_t count)
+static PyObject *words_exchange(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
 {
     Py_buffer view;
     page_word *word;
@@ -73,7 +73,7 @@ static PyObject *words_exchange(PyObject *module, PyObject *const *args, Py_ssiz
     return PyLong_FromLongLong(before);
 }
 
-static PyObject *words_wake(PyObject *module, PyObject *const *args, Py_ssize_t count)
+static PyObject *words_wake(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
 {
     Py_buffer view;
     page_word *word;
@@ -85,7 +85,7 @@ static PyObject *words_wake(PyObject *module, PyObject *const *args, Py_ssize_t 
     Py_RETURN_NONE;
 }
 
-static PyObject *words_wait(PyObject *module, PyObject *const *args, Py_ssize_t count)
+static PyObject *words_wait(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
 {
     Py_buffer view;
     page_word *word;

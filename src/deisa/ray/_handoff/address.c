@@ -1,3 +1,4 @@
+#define _GNU_SOURCE
 #include "address.h"
 
 #include "failure.h"

@@ -1,5 +1,6 @@
 /* Taking turns, and the ends of a client. */
 
+#define _GNU_SOURCE
 #include "client.h"
 #include "failure.h"
 #include "protocol.h"
@@ -51,7 +52,7 @@ int client_try_enter(handoff_client *client)
 
 int client_enter(handoff_client *client, handoff_error *error)
 {
-    if (!client->detached || client->agent.fd >= 0) /* one that was never connected has nothing to lose in a child */
+    if (!client->options.disabled) /* that has nothing to lose in a child */
         if (client_is_own(client, error) < 0)
             return -1;
     if (atomic_load_explicit(&client->owner, memory_order_relaxed) == pthread_self())
@@ -111,7 +112,7 @@ static void say_abort(handoff_client *client, const char *reason)
 {
     wire_out message;
     char shortened[PROTOCOL_MAX_TEXT];
-    snprintf(shortened, sizeof shortened, "%s", reason);
+    snprintf(shortened, sizeof shortened, "%.*s", PROTOCOL_MAX_TEXT - 1, reason);
     wire_begin(&message, MESSAGE_ABORT);
     wire_text(&message, shortened);
     if (wire_end(&message) == 0)

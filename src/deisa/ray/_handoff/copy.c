@@ -1,3 +1,4 @@
+#define _GNU_SOURCE
 #include "copy.h"
 
 #include "handoff.h"

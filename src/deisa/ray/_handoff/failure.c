@@ -1,3 +1,4 @@
+#define _GNU_SOURCE
 #include "failure.h"
 
 #include <errno.h>

@@ -14,6 +14,7 @@
 #define HANDOFF_TEXT_BYTES 4096
 #define HANDOFF_MAX_DIMENSIONS 64
 #define HANDOFF_LATEST_TIMESTEP INT64_MAX
+#define HANDOFF_ONLY_CHUNK INT64_MIN /* as an index: the only one that there is */
 #define HANDOFF_EARLIEST_TIMESTEP (INT64_MIN + 1)
 
 /* `kind` is the name of a class of deisa.ray.errors, or "Interrupted" if the hook of that name asked to give up. */
@@ -73,7 +74,7 @@ handoff_client *handoff_open(const handoff_options *options, const handoff_array
 /* Connect only to say why this rank cannot join, so that nobody waits for it. Never fails. */
 void handoff_refuse(const handoff_options *options, const char *reason);
 
-/* Find a chunk by its array's name and its index; an index of -1 stands for the only one. */
+/* Find a chunk by its array's name and its index, or HANDOFF_ONLY_CHUNK. */
 handoff_chunk *handoff_find(handoff_client *client, const char *array, int64_t index, handoff_error *error);
 
 /* Whether a chunk may be handed over for a timestep. */

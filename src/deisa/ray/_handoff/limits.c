@@ -1,3 +1,4 @@
+#define _GNU_SOURCE
 #include "limits.h"
 
 #include <limits.h>
@@ -77,7 +78,7 @@ static int limit_of(const char *folder, memory_limit *found)
         found->group = (int64_t)status.st_ino;
         found->limit = limit;
         found->available = available > 0 ? available : 0;
-        snprintf(found->path, sizeof found->path, "%s", folder);
+        snprintf(found->path, sizeof found->path, "%.*s", (int)sizeof found->path - 1, folder);
         return 0;
     }
     return -1;

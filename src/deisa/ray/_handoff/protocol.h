@@ -7,7 +7,11 @@
 #define PROTOCOL_MAX_MESSAGE_BYTES 16777216
 #define PROTOCOL_MAX_ITEMS 100000
 #define PROTOCOL_MAX_TEXT 2000
-#define PROTOCOL_MAX_LIMITS 64
+#define PAGE_LAYOUT_VERSION 1
+#define PAGE_MAGIC_SLOT_TABLE "deisaSLT"
+#define PAGE_MAGIC_ARRIVAL_COUNTERS "deisaCNT"
+#define PAGE_MAGIC_SUBMISSION_RING "deisaRNG"
+#define TEXT_MEMORY_MONITOR "Ray's memory monitor ends processes of a node whose memory is nearly full, whoever fills it: the simulation and its chunk memory count, too. RAY_memory_usage_threshold (0.95) says from which part on, and RAY_memory_monitor_refresh_ms=0 switches it off; `ray start` reads both"
 
 enum {
     MESSAGE_HELLO = 1,
@@ -16,6 +20,9 @@ enum {
     MESSAGE_CLOSE = 4,
     MESSAGE_ABORT = 5,
     MESSAGE_ENDING = 6,
+    MESSAGE_ATTACH = 7,
+    MESSAGE_FOLLOW = 8,
+    MESSAGE_RELEASE = 9,
     MESSAGE_PROGRESS = 16,
     MESSAGE_SLOTS = 17,
     MESSAGE_START = 18,
@@ -23,6 +30,9 @@ enum {
     MESSAGE_ANALYTICS_DOWN = 20,
     MESSAGE_ANALYTICS_UP = 21,
     MESSAGE_LATER = 22,
+    MESSAGE_ATTACHED = 24,
+    MESSAGE_JOURNAL = 25,
+    MESSAGE_EVENTS = 26,
 };
 
 #endif

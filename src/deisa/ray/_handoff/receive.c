@@ -1,5 +1,6 @@
 /* What the agent says, and what follows from it. */
 
+#define _GNU_SOURCE
 #include "client.h"
 #include "copy.h"
 #include "failure.h"

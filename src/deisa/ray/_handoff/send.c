@@ -1,5 +1,6 @@
 /* Handing chunks over, timestep after timestep. */
 
+#define _GNU_SOURCE
 #include "client.h"
 #include "copy.h"
 #include "failure.h"
@@ -42,16 +43,16 @@ static handoff_chunk *find(handoff_client *client, const char *name, int64_t ind
             array = client->arrays + a;
     if (array == NULL)
         unknown_array(client, name, error);
-    else if (index == -1 && array->chunk_count == 1)
+    else if (index == HANDOFF_ONLY_CHUNK && array->chunk_count == 1)
         return array->chunks;
-    else if (index == -1 && array->chunk_count > 1)
+    else if (index == HANDOFF_ONLY_CHUNK && array->chunk_count > 1)
         fail(error, "ChunkIndexError", "bridge %lld owns %zu chunks of array %s; say which with chunk_index=",
              (long long)client->options.bridge_id, array->chunk_count, quoted(name, shown, sizeof shown));
     else if (index >= 0 && (size_t)index < array->chunk_count)
         return array->chunks + index;
     else {
         char asked[32] = "None";
-        if (index != -1)
+        if (index != HANDOFF_ONLY_CHUNK)
             snprintf(asked, sizeof asked, "%lld", (long long)index);
         fail(error, "ChunkIndexError", "bridge %lld owns %zu chunks of array %s, there is no chunk %s",
              (long long)client->options.bridge_id, array->chunk_count, quoted(name, shown, sizeof shown), asked);
@@ -240,7 +241,7 @@ static int submit(handoff_chunk *chunk, int64_t timestep, int should_notify, han
     handoff_client *client = array->client;
     int64_t number = word_peek(client->ring + RING_SUBMITTED);
     page_word *entry = client->ring + RING_ENTRIES + 2 * (number % client->capacity);
-    int64_t nbytes = array->client != NULL ? chunk->place->itemsize : 0;
+    int64_t nbytes = chunk->place->itemsize;
     for (int d = 0; d < array->ndim; d++)
         nbytes *= chunk->shape[d];
     word_note(entry, chunk->region);

@@ -1,5 +1,6 @@
 /* Opening a client: find the agent, say who this is, and wait for the others. */
 
+#define _GNU_SOURCE
 #include "client.h"
 #include "failure.h"
 #include "limits.h"

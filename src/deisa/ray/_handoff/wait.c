@@ -1,5 +1,6 @@
 /* Waiting: with a limit, with words now and then about whom for, and with an ear for interrupts. */
 
+#define _GNU_SOURCE
 #include "client.h"
 #include "failure.h"
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 from typing import Any
 
 import numpy as np
 
 from deisa.ray.errors import DescriptionError
+
+MAX_DTYPE_TEXT = 20_000
+MAX_DTYPE_DEPTH = 8
 
 
 def shareable(name: str, dtype: np.dtype) -> np.dtype:
@@ -105,3 +109,33 @@ def _cast(array: str, data: np.ndarray, wanted: np.dtype) -> str:
     except (TypeError, ValueError):
         return ""
     return f"{array}.astype({str(wanted)!r})"
+
+
+def dtype_text(dtype: np.dtype) -> str:
+    """Describe a dtype as the header of a ``.npy`` file does: ``<f8``, or ``[('x', '<f4'), ('n', '<i8', (2,))]``."""
+    described = np.lib.format.dtype_to_descr(dtype)
+    return described if isinstance(described, str) else repr(described)
+
+
+def dtype_of(text: str) -> np.dtype:
+    """Return the dtype that `dtype_text` has described.
+
+    Raises
+    ------
+    ValueError, TypeError
+    """
+    if len(text) > MAX_DTYPE_TEXT:
+        raise ValueError(f"a dtype is described by {len(text)} characters, {MAX_DTYPE_TEXT} at most are read")
+    described: Any = ast.literal_eval(text) if text.startswith("[") else text
+    _check_depth(described)
+    return shareable("received", np.lib.format.descr_to_dtype(described))
+
+
+def _check_depth(described: Any, depth: int = 0) -> None:
+    if depth > 2 * MAX_DTYPE_DEPTH:
+        raise ValueError("a dtype is nested too deeply")
+    if isinstance(described, list | tuple):
+        for item in described:
+            _check_depth(item, depth + 1)
+    elif not isinstance(described, str | int):
+        raise TypeError(f"a dtype is described by texts and numbers, got {described!r:.60}")

@@ -20,7 +20,6 @@ Nothing that is received is ever executed or unpickled, and every value is check
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import struct
 import types
@@ -30,11 +29,9 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from deisa.ray._state.dtypes import shareable
+from deisa.ray._state.dtypes import dtype_of, dtype_text
 
 MAX_ITEMS = 100_000
-MAX_DTYPE_TEXT = 20_000
-MAX_DTYPE_DEPTH = 8
 _U8, _U16, _U32, _I64, _F64 = map(struct.Struct, ("<B", "<H", "<I", "<q", "<d"))
 
 Natural = Annotated[int, "natural"]  # at least 0
@@ -111,36 +108,6 @@ def _natural(reader: Reader) -> int:
     if value < 0:
         raise ValueError(f"expected a number of at least 0, got {value}")
     return value
-
-
-def dtype_text(dtype: np.dtype) -> str:
-    """Describe a dtype as the header of a ``.npy`` file does: ``<f8``, or ``[('x', '<f4'), ('n', '<i8', (2,))]``."""
-    described = np.lib.format.dtype_to_descr(dtype)
-    return described if isinstance(described, str) else repr(described)
-
-
-def dtype_of(text: str) -> np.dtype:
-    """Return the dtype that `dtype_text` has described.
-
-    Raises
-    ------
-    ValueError, TypeError
-    """
-    if len(text) > MAX_DTYPE_TEXT:
-        raise ValueError(f"a dtype is described by {len(text)} characters, {MAX_DTYPE_TEXT} at most are read")
-    described: Any = ast.literal_eval(text) if text.startswith("[") else text
-    _check_depth(described)
-    return shareable("received", np.lib.format.descr_to_dtype(described))
-
-
-def _check_depth(described: Any, depth: int = 0) -> None:
-    if depth > 2 * MAX_DTYPE_DEPTH:
-        raise ValueError("a dtype is nested too deeply")
-    if isinstance(described, list | tuple):
-        for item in described:
-            _check_depth(item, depth + 1)
-    elif not isinstance(described, str | int):
-        raise TypeError(f"a dtype is described by texts and numbers, got {described!r:.60}")
 
 
 @cache

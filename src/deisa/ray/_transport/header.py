@@ -1,4 +1,4 @@
-"""The numbers of the protocol as a C header: ``python -m deisa.ray._transport.header`` writes ``_handoff/protocol.h``."""
+"""The numbers of the protocol as a C header: ``python -m deisa.ray._transport.header`` writes it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from deisa.ray._transport.codec import MAX_ITEMS
 from deisa.ray.errors import MEMORY_MONITOR
 
 HEADER = Path(__file__).parent.parent / "_handoff" / "protocol.h"
-_FIRST_LINE = "/* Numbers of the protocol. Written by `python -m deisa.ray._transport.header`; do not edit. */"
+_FIRST_LINE = (
+    "/* Numbers of the protocol. Written by `python -m deisa.ray._transport.header`; do not edit. */"
+)
 
 
 def header_text() -> str:
