@@ -1,4 +1,4 @@
-# make demo | test | check | bench | chaos | fuzz | floors | wheel | docs | clean
+# make demo | test | check | sanitize | bench | chaos | fuzz | floors | wheel | docs | clean
 #
 # Each target sets up what it needs in .venv, and only when that has changed since.
 # Arguments for pytest: make test ARGS="-k window -x". Another interpreter: make test PYTHON=python3.13.
@@ -24,7 +24,7 @@ define make_venv
 	    $(PYTHON) -m pip --python $(1)/bin/python install --quiet pip; }
 endef
 
-.PHONY: demo test check bench chaos fuzz floors wheel docs clean
+.PHONY: demo test check sanitize bench chaos fuzz floors wheel docs clean
 .NOTPARALLEL:
 
 demo: $(VENV)/.demo
@@ -43,6 +43,10 @@ check: $(VENV)/.dev
 	    CC=$$compiler CFLAGS="-O2 -Werror" $(BIN)/python setup.py --quiet build_ext --force \
 	        --build-temp build/$$compiler --build-lib build/$$compiler || exit; \
 	done
+
+# The tests of the C library under sanitizers, by gcc and clang, and for aarch64; what is not installed is skipped.
+sanitize: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "slow or not slow" tests/native $(ARGS)
 
 # Beside the peers, which are installed into environments of their own: make bench ARGS="--list"
 bench: $(VENV)/.bench
