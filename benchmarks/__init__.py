@@ -5,5 +5,6 @@
 - ``programs/``: what runs in processes of its own: the ranks, and the peers' analytics.
 - ``peers``: the peers' virtual environments.
 - ``clusters``: Ray clusters that last as long as a case.
+- ``intervals``: how well a median is known.
 - ``results``: tables, JSON and plots.
 """

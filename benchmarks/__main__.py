@@ -101,7 +101,8 @@ def _run_apart(name: str, options: argparse.Namespace, folder: Path) -> Outcome 
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 timeout=CASE_TIMEOUT_S,
-                env={**os.environ, "RAY_DEDUP_LOGS": "0"},
+                # As for users, a module is compiled once: else importing this checkout would cost more than a package.
+                env={**os.environ, "RAY_DEDUP_LOGS": "0", "PYTHONDONTWRITEBYTECODE": ""},
             ).returncode
         except subprocess.TimeoutExpired:
             done = -1

@@ -18,7 +18,10 @@ ROOT = Path(__file__).parents[1]
 
 @contextmanager
 def ray_cluster(
-    python: Path | None = None, cpus: int = 2, object_store_bytes: int = 2_000_000_000
+    python: Path | None = None,
+    cpus: int = 2,
+    object_store_bytes: int = 2_000_000_000,
+    wrapper: Sequence[str] = (),
 ) -> Iterator[Mapping[str, str]]:
     """Start a cluster of one node; yields the variables for processes that are to use it.
 
@@ -28,21 +31,36 @@ def ray_cluster(
     Parameters
     ----------
     python : Path, optional
-        The interpreter whose Ray it is to be; by default this one's, and then this process uses it too.
+        The interpreter whose Ray it is to be; by default this one's, and then this process uses it too. Another one
+        finds this checkout's programs, but not its package.
+    wrapper : sequence of str
+        A command to run ``ray start`` under, such as `nice`.
     """
-    if python is None and (address := os.environ.get("BENCHMARKS_RAY_ADDRESS")):
+    apart: dict[str, str] = {} if python is None else {"PYTHONPATH": str(ROOT)}
+    if python is not None:
+        wrapper = (
+            "env",
+            "--unset=RAY_ADDRESS",
+            *(f"{name}={value}" for name, value in apart.items()),
+            *wrapper,
+        )
+    if python is None and not wrapper and (address := os.environ.get("BENCHMARKS_RAY_ADDRESS")):
         os.environ["RAY_ADDRESS"] = address
         yield {name: os.environ[name] for name in ("RAY_ADDRESS", *AUTHENTICATION)}
         return
     with tempfile.TemporaryDirectory(prefix="dr-", dir="/tmp") as folder:
         node = RayNode.start(
-            Path(folder), cpus=cpus, object_store_bytes=object_store_bytes, python=python or sys.executable
+            Path(folder),
+            cpus=cpus,
+            object_store_bytes=object_store_bytes,
+            python=python or sys.executable,
+            wrapper=wrapper,
         )
         try:
             node.wait_started()
-            variables = {**AUTHENTICATION, "RAY_ADDRESS": node.address}
+            variables = {**AUTHENTICATION, "RAY_ADDRESS": node.address, **apart}
             if python is None:
-                os.environ |= variables
+                os.environ |= variables  # and this process reaches it as well
             yield variables
         finally:
             if python is None and "ray" in sys.modules:

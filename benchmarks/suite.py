@@ -18,6 +18,7 @@ M = TypeVar("M", bound="_Measured")
 THIS = "deisa-ray"
 MODULES = (
     "handing_over",
+    "earlier",
     "starting",
     "answering",
     "many_chunks",

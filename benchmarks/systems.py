@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.clusters import output_of, ray_cluster, started
-from benchmarks.peers import ADIOS2_SST, DEISA_RAY_018, Peers, PeerUnavailableError
+from benchmarks.peers import ADIOS2_SST, DEISA_RAY_018, EARLIER, Peers, PeerUnavailableError
 from benchmarks.suite import THIS, Outcome, Setting
 
 TIMEOUT_S = 600.0
 INLINE_MPI = "inline MPI"
+LOCAL = "deisa-ray, local engine"
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,10 @@ class Work:
         Processor time that each rank spends computing before each hand-over (seconds).
     pause_s : float
         Time that it sleeps besides, for measurements that are about an idle machine (seconds).
+    layout : str
+        How a chunk lies in the rank's memory, one of `programs.ranks.LAYOUTS`.
+    turns : sequence of str
+        Arguments with which `programs.ranks` waits for its turn.
     """
 
     chunk_bytes: int
@@ -39,6 +45,8 @@ class Work:
     steps: int = 200
     compute_s: float = 0.02
     pause_s: float = 0.0
+    layout: str = "row"
+    turns: Sequence[str] = ()
 
     def arguments(self) -> list[str]:
         """For `programs.ranks`."""
@@ -47,6 +55,8 @@ class Work:
             f"--steps={self.steps}",
             f"--compute={self.compute_s}",
             f"--pause={self.pause_s}",
+            f"--layout={self.layout}",
+            *self.turns,
         ]
 
 
@@ -99,27 +109,105 @@ def measure_all(
     return measured
 
 
+def measure_in_turns(
+    setting: Setting, outcome: Outcome, work: Work, systems: Sequence[str], *, block: int = 20
+) -> dict[str, Measured]:
+    """Run the work with all systems at once, of which one goes on at a time, for a block of steps.
+
+    So load that comes and goes hits all of them. Systems that are not to be had are noted, and left out.
+
+    Raises
+    ------
+    ExceptionGroup
+        When a system fails: the others end too.
+    """
+    available = []
+    for system in systems:
+        try:
+            if setting.peers.installs(system):
+                setting.peers.python(system)
+            available.append(system)
+        except PeerUnavailableError as reason:
+            outcome.not_measured(system, reason)
+    with (
+        tempfile.TemporaryDirectory(prefix="dr-") as folder,
+        ThreadPoolExecutor(len(available)) as pool,
+    ):
+
+        def take_part(turn: int) -> Measured:
+            turns = (f"--turns={folder}", f"--turn={turn}", f"--turn-of={len(available)}", f"--block={block}")
+            try:
+                return measure(available[turn], replace(work, turns=turns), setting.peers)
+            except BaseException:
+                Path(folder, "failed").touch()
+                raise
+
+        parts = [pool.submit(take_part, turn) for turn in range(len(available))]
+        if errors := [error for part in parts if isinstance(error := part.exception(), Exception)]:
+            raise ExceptionGroup("systems that took turns have failed", errors)
+        return {system: part.result() for system, part in zip(available, parts, strict=True)}
+
+
 def measure(system: str, work: Work, peers: Peers) -> Measured:
     """Run the work with a system; starts a cluster if it needs one."""
     return {
         THIS: measure_this,
+        LOCAL: measure_local,
+        EARLIER: measure_earlier,
         DEISA_RAY_018: measure_018,
         ADIOS2_SST: measure_sst,
         INLINE_MPI: measure_inline,
     }[system](work, peers)
 
 
-def measure_this(work: Work, peers: Peers, *, slots: bool = False) -> Measured:
-    """Measure this project, on a cluster of its own."""
+def measure_this(
+    work: Work,
+    peers: Peers,
+    *,
+    slots: bool = False,
+    analytics_under: Sequence[str] = (),
+    ranks_under: Sequence[str] = (),
+) -> Measured:
+    """Measure this project, on a cluster of its own.
+
+    `analytics_under` and `ranks_under` are commands to start the sides under, such as `nice`. Ray and the agent
+    belong to the analytics.
+    """
+    with ray_cluster(wrapper=analytics_under) as variables:
+        system = "deisa-ray-slots" if slots else "deisa-ray"
+        return _hand_over(work, Path(sys.executable), variables, system, "ray", analytics_under, ranks_under)
+
+
+def measure_local(work: Work, peers: Peers) -> Measured:
+    """Measure this project without Ray; ranks are processes all the same."""
+    return _hand_over(work, Path(sys.executable), {}, engine="local")
+
+
+def measure_earlier(work: Work, peers: Peers) -> Measured:
+    """Measure an earlier commit of this project, on a cluster of its own."""
+    python = peers.python(EARLIER)
+    with ray_cluster(python) as variables:
+        return _hand_over(work, python, variables)
+
+
+def _hand_over(
+    work: Work,
+    python: Path,
+    variables: Mapping[str, str],
+    system: str = "deisa-ray",
+    engine: str = "ray",
+    analytics_under: Sequence[str] = (),
+    ranks_under: Sequence[str] = (),
+) -> Measured:
     session = f"bench-{os.urandom(3).hex()}"
     analytics = [
-        *(sys.executable, "-m", "benchmarks.programs.mean_analytics", "--generation=this"),
-        *(f"--session={session}", f"--steps={work.steps}"),
+        *(*analytics_under, python, "-m", "benchmarks.programs.mean_analytics", "--generation=this"),
+        *(f"--engine={engine}", f"--session={session}", f"--steps={work.steps}"),
     ]
-    system = "--system=deisa-ray-slots" if slots else "--system=deisa-ray"
-    with ray_cluster() as variables, started(analytics, variables) as running:
+    with started(analytics, variables) as running:
         _wait_ready(running)
-        ranks = _ranks(Path(sys.executable), work, [system, f"--session={session}"], variables)
+        arguments = [f"--system={system}", f"--session={session}"]
+        ranks = _ranks(python, work, arguments, variables, ranks_under)
         return _measured(ranks, _last_line(output_of(running, TIMEOUT_S)))
 
 
@@ -164,8 +252,10 @@ def _wait_ready(analytics: Any) -> None:
     raise RuntimeError("the analytics ended before it was ready")
 
 
-def _ranks(python: Path, work: Work, system: list[str], variables: Mapping[str, str]) -> dict[str, Any]:
-    mpiexec = [python.parent / "mpiexec", "-n", str(work.ranks)]
+def _ranks(
+    python: Path, work: Work, system: list[str], variables: Mapping[str, str], under: Sequence[str] = ()
+) -> dict[str, Any]:
+    mpiexec = [*under, python.parent / "mpiexec", "-n", str(work.ranks)]
     program = [python, "-m", "benchmarks.programs.ranks", *work.arguments(), *system]
     with started([*mpiexec, *program], variables) as simulation:
         return _last_line(output_of(simulation, TIMEOUT_S))

@@ -13,6 +13,7 @@ def main() -> None:
     """Run until the simulation ends, or until the last timestep."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--generation", choices=["this", "0.1.8"], required=True)
+    parser.add_argument("--engine", choices=["ray", "local"], default="ray")
     parser.add_argument("--session", default="bench")
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--done", default="", help="a file to make when the last mean is there")
@@ -37,7 +38,7 @@ def main() -> None:
     if options.generation == "this":
         from deisa.ray.types import WindowSpec
 
-        deisa = Deisa(session=options.session)
+        deisa = Deisa(engine=options.engine, session=options.session)
         deisa.register_callback(mean, [WindowSpec("field")])
     else:
         from deisa.ray.types import Window

@@ -8,17 +8,25 @@ from __future__ import annotations
 
 import argparse
 import json
+import mmap
 import os
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mpi4py import MPI
 
+from benchmarks.programs.footprint import private_bytes
+
 COMM = MPI.COMM_WORLD
 WARM_UP_STEPS = 10
+SLOTS = 2  # that a chunk has with a window of 1 and one timestep ahead
+LAYOUTS = ("row", "c", "fortran", "ghosts")
+LOOK_EVERY_S = 0.01
 
 
 class NoSystem:
@@ -82,7 +90,7 @@ class Adios2Sst:
         import adios2
 
         os.chdir(options.folder)  # where the contact files go
-        self.chunk = chunk
+        self.chunk = chunk.reshape(-1)
         io = adios2.Adios().declare_io("field")
         io.set_engine("SST")
         io.set_parameters(
@@ -132,15 +140,89 @@ SYSTEMS: dict[str, Callable[[np.ndarray, argparse.Namespace], Any]] = {
 
 
 def describe(chunk: np.ndarray, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Describe a row of chunks, one for each rank, as both generations of deisa-ray take it."""
+    """Describe chunks along the first dimension, one for each rank, as both generations of deisa-ray take it."""
     described: dict[str, Any] = {
-        "global_shape": (COMM.size * chunk.size,),
+        "global_shape": (COMM.size * chunk.shape[0], *chunk.shape[1:]),
         "chunk_shape": chunk.shape,
-        "chunk_position": (COMM.rank,),
+        "chunk_position": (COMM.rank, *[0] * (chunk.ndim - 1)),
     }
     if options.system != "deisa-ray-0.1.8":
         described["dtype"] = chunk.dtype
     return {"field": described}
+
+
+def chunk_of(layout: str, count: int) -> np.ndarray:
+    """Make a chunk of so many elements: a row, or a box with sides that are powers of two, by where those lie."""
+    values = np.random.default_rng(COMM.rank).random(count)
+    if layout == "row":
+        return values
+    doublings = count.bit_length() - 1
+    box = values[: 2**doublings].reshape([2 ** ((doublings + d) // 3) for d in range(3)])
+    if layout == "fortran":
+        return np.asfortranarray(box)
+    if layout == "ghosts":
+        return np.pad(box, 1)[1:-1, 1:-1, 1:-1]
+    return box
+
+
+def shared_targets(chunk: np.ndarray) -> list[np.ndarray]:
+    """Make what bare copies go to: as many arrays as a chunk has slots, in the same kind of memory, touched.
+
+    A chunk in Fortran order is copied into Fortran order.
+    """
+    order = "F" if chunk.flags.f_contiguous else "C"
+    each = -(-chunk.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    descriptor = os.memfd_create("bare-copies")
+    os.ftruncate(descriptor, SLOTS * each)
+    memory = mmap.mmap(descriptor, SLOTS * each)
+    os.close(descriptor)
+    with suppress(OSError):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    targets = [
+        np.ndarray(chunk.shape, chunk.dtype, buffer=memory, offset=slot * each, order=order)
+        for slot in range(SLOTS)
+    ]
+    for target in targets:
+        target[...] = 1
+    return targets
+
+
+class Turns:
+    """Whose steps come next, where the same work runs with several systems at once; files keep them apart.
+
+    File ``ready-<i>`` is there once system i has started, ``turn-<k>`` once the k-th block of steps may run, and
+    ``failed`` once a system cannot go on. Systems take the blocks in turns.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.folder, self.number, self.systems = Path(options.turns), options.turn, options.turn_of
+        self.block = options.block
+        if COMM.rank == 0:
+            (self.folder / f"ready-{self.number}").touch()
+            (self.folder / "turn-0").touch()
+        self.wait([f"ready-{number}" for number in range(self.systems)])
+
+    def wait(self, names: Sequence[str]) -> None:
+        """Wait until some files are there."""
+        while not all((self.folder / name).exists() for name in names):
+            if (self.folder / "failed").exists():
+                sys.exit("another system has failed")
+            time.sleep(LOOK_EVERY_S)
+
+    def begin(self, step: int) -> None:
+        """Wait for the turn of this system, if a block begins with this step."""
+        if step % self.block == 0:
+            self.wait([f"turn-{step // self.block * self.systems + self.number}"])
+
+    def end(self, step: int, steps: int) -> None:
+        """Give the turn to the next system, if a block ends with this step; after the last one, wait for the others."""
+        if (step + 1) % self.block and step + 1 < steps:
+            return
+        COMM.Barrier()
+        if COMM.rank == 0:
+            (self.folder / f"turn-{step // self.block * self.systems + self.number + 1}").touch()
+        if step + 1 == steps:
+            self.wait([f"turn-{(step // self.block + 1) * self.systems}"])
 
 
 def import_system(system: str) -> None:
@@ -165,12 +247,6 @@ def timed_copy(target: np.ndarray, chunk: np.ndarray) -> float:
     return time.perf_counter() - began
 
 
-def private_bytes() -> int:
-    """Memory resident in this process alone, shared memory left out."""
-    fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
-    return sum(1024 * int(fields[name].split()[0]) for name in ("RssAnon", "RssFile"))
-
-
 def main() -> None:
     """Run the steps and gather the times."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -183,11 +259,16 @@ def main() -> None:
     parser.add_argument("--folder", default=".")
     parser.add_argument("--transport", default="WAN", help="of ADIOS2 SST")
     parser.add_argument("--linger", default="", help="a file to wait for before the rank ends")
+    parser.add_argument("--layout", choices=LAYOUTS, default="row", help="how a chunk lies in memory")
+    parser.add_argument("--turns", default="", help="a folder in which systems agree on whose turn it is")
+    parser.add_argument("--turn", type=int, default=0, help="which of those systems this one is")
+    parser.add_argument("--turn-of", type=int, default=1, help="how many they are")
+    parser.add_argument("--block", type=int, default=20, help="steps of a turn")
     options = parser.parse_args()
 
-    chunk = np.random.default_rng(COMM.rank).random(options.bytes // 8)
-    target = np.ones_like(chunk)
-    block = chunk[:4096].copy()
+    chunk = chunk_of(options.layout, options.bytes // 8)
+    targets = shared_targets(chunk)
+    block = np.ones(4096)
     compute(0.05, block)
     COMM.Barrier()
     before = private_bytes()
@@ -201,24 +282,29 @@ def main() -> None:
         "copy": [],
         "handed_over_at": [],
     }
+    turns = Turns(options) if options.turns else None
     for step in range(options.steps):
+        if turns:
+            turns.begin(step)
         compute(options.compute, block)
         if options.pause:
             time.sleep(options.pause)
         COMM.Barrier()  # as ranks that exchange halos wait for each other; else the fast ones would run ahead
         if hasattr(system, "prepare"):
             system.prepare(step)
-        copying_first = step % 2  # whoever comes second finds the chunk in the processor's cache
-        copied = timed_copy(target, chunk) if copying_first else 0.0
+        copying_first = step // 2 % 2  # whoever comes second finds the chunk in the processor's cache
+        copied = timed_copy(targets[step % SLOTS], chunk) if copying_first else 0.0
         began = time.perf_counter()
         system.hand_over(step)
         handed_over = time.perf_counter() - began
         times["handed_over_at"].append(time.monotonic())
         if not copying_first:
-            copied = timed_copy(target, chunk)
+            copied = timed_copy(targets[step % SLOTS], chunk)
         if step >= WARM_UP_STEPS:
             times["hand_over"].append(handed_over)
             times["copy"].append(copied)
+        if turns:
+            turns.end(step, options.steps)
     times["gained_bytes"] = [private_bytes() - before]
     system.close(options.steps)
     gathered = COMM.gather(times)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from deisa.ray import Bridge, DeisaArray, Settings
-from deisa.ray._engine import session
+from deisa.ray._session import registration
 from deisa.ray.errors import (
     AnalyticsLostError,
     BridgeIdError,
@@ -73,7 +73,7 @@ def rank_process(session_name: str) -> Iterator[Callable[..., subprocess.Popen[s
 @pytest.fixture
 def nobody_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
     """All bridges have connected when one of them is refused: none need be waited for, to tell it too."""
-    monkeypatch.setattr(session, "LATECOMERS_S", 0.0)
+    monkeypatch.setattr(registration, "LATECOMERS_S", 0.0)
 
 
 def sums(site: Site, **settings: Any) -> tuple[Any, dict[int, float]]:
@@ -144,7 +144,7 @@ def test_a_rank_that_comes_late_learns_it_too(site: Site) -> None:
     deisa, _ = sums(site)
     simulation = Ranks([partial(site.bridge, 0, 3, {"x": rows(0, 3)})] * 2)
     analytics = Ranks([deisa.execute_callbacks])
-    wait_until(lambda: deisa._session._joined, "the analytics knows of a bridge")
+    wait_until(lambda: len(deisa._session.bridges), "the analytics knows of a bridge")
     late = Ranks([partial(site.bridge, 2, 3, {"x": rows(2, 3)}, connect_timeout_s=1)])
     (failure,) = analytics.errors()
     errors = [*simulation.errors(), *late.errors()]
@@ -292,7 +292,7 @@ def test_a_rank_that_is_refused_says_so_to_all(
     waits = Ranks([partial(site.bridge, 0, 2, {"x": rows(0, 2)}, start_timeout_s=PATIENCE_S)])
 
     def refused() -> None:
-        wait_until(lambda: deisa._session._joined, "the other bridge has joined")
+        wait_until(lambda: len(deisa._session.bridges), "the other bridge has joined")
         site.bridge(bridge_id, 2, metadata)
 
     wrong = Ranks([refused])

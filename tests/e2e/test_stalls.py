@@ -82,7 +82,7 @@ def test_arrays_that_a_thread_is_still_at_work_on(site: Site) -> None:
 
     def work(array: DeisaArray) -> None:
         total = 0.0
-        while not deisa._session._stalls._stuck_since:  # until the run has found that nothing can come
+        while not deisa._session._run._stalls._stuck_since:  # until the run has found that nothing can come
             total += float(np.sin(total))
         done.append(array.t)
 

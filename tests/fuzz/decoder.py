@@ -1,4 +1,4 @@
-"""Looks for bytes that the decoder of messages cannot stand, guided by the lines that they make it run.
+"""Looks for bytes that crash the decoder of messages, guided by the lines that they make it run.
 
     python -m tests.fuzz.decoder [options of libFuzzer]
     python -m tests.fuzz.decoder build/crash-...
@@ -12,19 +12,24 @@ the bytes mean.
 
 from __future__ import annotations
 
+import dataclasses
 import random
+import struct
 import sys
 from pathlib import Path
 from typing import Any
 
 import atheris
-import msgpack
 import numpy as np
 
-with atheris.instrument_imports(include=["deisa.ray._transport.messages", "deisa.ray._state.layout"]):
+with atheris.instrument_imports(
+    include=["deisa.ray._transport.codec", "deisa.ray._transport.messages", "deisa.ray._state.layout"]
+):
+    from deisa.ray._state import events
     from deisa.ray._state.events import BridgeStats
     from deisa.ray._state.layout import describe_arrays
     from deisa.ray._transport import messages
+    from deisa.ray._transport.limits import MemoryLimit
     from deisa.ray._transport.messages import FrameBuffer, Message, decode, encode
 
 from deisa.ray.errors import ProtocolError
@@ -54,26 +59,40 @@ ARRAYS = describe_arrays(
         "of nobody": [],
     }
 )
-REGION = messages.RegionSpec(3, 0, 4096, 8192, 2, (4, 3), (24, 8), DTYPES[5])
+REGION = messages.RegionSpec(3, 0, 4096, 8192, 2, (4, 3), (24, 8), DTYPES[5], DTYPES[5].itemsize)
 SEEDS: list[Message] = [
     messages.Hello(messages.PROTOCOL_VERSION, "s", 0, 4, ARRAYS, ()),
-    *(messages.Learned("a", dtype, ()) for dtype in DTYPES),
-    messages.Look(),
-    messages.HeldUp(1, -(2**63)),
-    messages.Advance(2**63 - 1),
+    *(messages.DeclareDtype("a", dtype, (MemoryLimit(1, "/", 2, 3),)) for dtype in DTYPES),
+    messages.Notify(),
+    messages.Ending(),
     messages.Close(BridgeStats(3, 96, 0.5)),
     messages.Abort("ZeroDivisionError"),
     messages.Attach(messages.PROTOCOL_VERSION, 0),
-    messages.Follow(messages.PROTOCOL_VERSION, "an id", 2),
+    messages.Follow(messages.PROTOCOL_VERSION, "an id", 2, 1),
+    messages.Release("analytics", (messages.ReleasedStep("a", -1), messages.ReleasedStep("b", 2))),
     messages.Progress("waiting for bridge 3 of 4"),
     messages.Slots((16384, 4096), (REGION, REGION)),
-    messages.Start((4096, 4096, 4096), {"a": messages.WantedArray((3, 4), 0, 2, 0, 1, 0)}),
-    messages.Start((), {}),
-    messages.Free(1),
+    messages.Start((4096, 4096, 4096), 6, (messages.WantedArray("a", (3, 4), 3, 8, 8, 1, 8),)),
+    messages.Start((), 0, ()),
     messages.Fail("HoleError", "array 'a': no chunk covers ..."),
-    messages.Orphaned(""),
+    messages.AnalyticsDown("the analytics has died"),
+    messages.AnalyticsUp(),
+    messages.Later("an earlier run is still there"),
     messages.Journal(4096),
-    messages.Attached("run:node", 0.0),
+    messages.Attached("run:node", "quiet", 0.5, "pid 1 on host h"),
+    messages.Events(
+        (
+            events.BridgeJoined(0, 4, ARRAYS, {"by position": (0,), "of nobody": ()}, 7, "h"),
+            events.DtypeDeclared(0, "a", DTYPES[5]),
+            events.StepComplete("a", 3, 1),
+            events.OwnersPassed("a", None),
+            events.StepTorn("a", 3, (0, 2)),
+            events.SendersBlocked("a", {0: 3}),
+            events.BridgeClosed(0, BridgeStats(3, 96, 0.5)),
+            events.BridgeLost(0, None, "killed"),
+            events.AgentLost("it has died"),
+        )
+    ),
 ]
 
 
@@ -117,31 +136,37 @@ def test_one_input(data: bytes) -> None:
 
 # Mutations of what the bytes mean.
 
-ODD: list[Any] = [
-    None, True, -1, 0, 1, 2**63 - 1, 2**63, -(2**63), float("nan"), float("inf"), "", "O", "|O8", "<f8", "V0", "(2,)f8",
-    "T", "\0", b"", [], {}, [[]], [1, 2], ["x", "<f8"], [["x", "<f8", [2]]], [[["title", "x"], "<i4"]],
-]  # fmt: skip
-
 
 def change(value: Any, source: random.Random) -> Any:
-    """Return a value that differs in one place, somewhere inside."""
-    if isinstance(value, list) and value and source.random() < 0.8:
+    """Return a value that differs in one place, somewhere inside; of the same type, so that it can be written."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = [field.name for field in dataclasses.fields(value)]
+        if not names:
+            return source.choice(SEEDS)
+        name = source.choice(names)
+        return dataclasses.replace(value, **{name: change(getattr(value, name), source)})
+    if isinstance(value, tuple):
         items = list(value)
-        at = source.randrange(len(items))
+        at = source.randrange(len(items)) if items else 0
         match source.randrange(8):
             case 0:
-                del items[at]
+                del items[at : at + 1]
             case 1:
-                items.insert(at, items[source.randrange(len(items))])
+                items[at:at] = items[at : at + 1] * source.choice([1, 2, 100])
             case _:
-                items[at] = change(items[at], source)
-        return items
-    if isinstance(value, dict) and value and source.random() < 0.8:
-        name = source.choice(sorted(value, key=repr))
-        return {**value, name: change(value[name], source)}
-    if isinstance(value, int) and source.random() < 0.5:
-        return value + source.choice([-1, 1])
-    return source.choice(ODD)
+                items[at : at + 1] = [change(item, source) for item in items[at : at + 1]]
+        return tuple(items)
+    if isinstance(value, dict):
+        return {change(key, source): change(item, source) for key, item in value.items()}
+    if isinstance(value, np.dtype):
+        return source.choice(DTYPES)
+    if isinstance(value, str):
+        return source.choice(["", "\0", value * 2, value[:-1], "x" * 3000, "\N{SNOWMAN}"])
+    if isinstance(value, float):
+        return source.choice([0.0, -1.0, float("nan"), float("inf")])
+    if isinstance(value, int):
+        return source.choice([-1, 0, 1, value - 1, value + 1, 2**63 - 1, -(2**63), source.getrandbits(62)])
+    return value
 
 
 def mutate(data: bytes, max_size: int, seed: int) -> bytes:
@@ -150,11 +175,10 @@ def mutate(data: bytes, max_size: int, seed: int) -> bytes:
     framed = source.random() < 0.5
     if source.random() < 0.5:
         try:
-            value = msgpack.unpackb(data[4:] if framed else data, strict_map_key=False)
-            body: bytes = msgpack.packb(change(value, source))
-        except Exception:  # it means nothing, or cannot be written: msgpack has many kinds
+            changed = encode(change(decode(data[4:] if framed else data), source))
+        except (ProtocolError, ValueError, TypeError, struct.error):  # it means nothing, or cannot be written
             return atheris.Mutate(data, max_size)
-        changed = len(body).to_bytes(4, "little") + body if framed else body
+        changed = changed if framed else changed[4:]
         if len(changed) <= max_size:
             return changed
     return atheris.Mutate(data, max_size)

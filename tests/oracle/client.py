@@ -47,9 +47,6 @@ from tests.oracle.pages import (
 from tests.oracle.writer import ArrayState, ChunkWriter, HandOver, SendState
 
 try:
-    from deisa.ray._transport._ending import decide_by_exit_status
-except ImportError:
-    decide_by_exit_status = None  # type: ignore[assignment]
 
 logger = logging.getLogger("deisa.ray.bridge")
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from deisa.ray import Deisa, DeisaArray, Settings, WindowSpec
-from deisa.ray._engine import session
+from deisa.ray._session import session
 from deisa.ray._transport.address import agent_address
 from deisa.ray._transport.reader import probe
 from deisa.ray.errors import BridgeLostError, WaitTimeoutError

@@ -19,13 +19,12 @@ from hypothesis.stateful import (
     rule,
 )
 
-from deisa.ray._state.arrivals import NodeArrivals, Turn
+from deisa.ray._state.arrivals import Grant, NodeArrivals
 from deisa.ray._state.events import (
     BridgeClosed,
     BridgeLost,
     BridgeStats,
     OwnersPassed,
-    SendHeldUp,
     StepComplete,
     StepTorn,
 )
@@ -60,7 +59,9 @@ def test_a_step_is_complete_when_every_chunk_is_in() -> None:
     arrivals = node({"a": 2}, {"a": 1}, slots={"a": 3})
     arrivals.put(0, 0, 5)
     arrivals.put(1, 2, 5)
-    assert arrivals.take_events() == [OwnersPassed("a", 5)]
+    assert arrivals.take_events() == [
+        OwnersPassed("a", 5)
+    ]  # a bridge is at another timestep, and has not all chunks in
     arrivals.put(0, 1, 5)
     assert arrivals.take_events() == [StepComplete("a", 5, 0)]
     assert arrivals.take_events() == []
@@ -69,7 +70,24 @@ def test_a_step_is_complete_when_every_chunk_is_in() -> None:
 def test_bridges_of_another_array_do_not_hold_an_array_back() -> None:
     arrivals = node({"a": 1}, {"b": 1}, slots={"a": 1, "b": 1})
     arrivals.put(0, 0, 3)
-    assert arrivals.take_events() == [OwnersPassed("a", 3), StepComplete("a", 3, 0)]
+    assert arrivals.take_events() == [StepComplete("a", 3, 0)]
+
+
+def test_a_complete_timestep_says_how_far_its_owners_are() -> None:
+    arrivals = node({"a": 1}, {"a": 1}, slots={"a": 3})
+    for t in (0, 1):
+        arrivals.put(0, 0, t)
+        arrivals.put(1, 1, t)
+        assert arrivals.take_events() == [StepComplete("a", t, t)]
+    for bridge in (0, 1):
+        arrivals.advance(bridge, 2)
+    assert not arrivals.has_events
+    assert arrivals.take_events() == []  # nothing is known but that timestep 1, which is complete, is over
+    for bridge in (0, 1):
+        arrivals.advance(bridge, 3)
+    assert arrivals.has_events
+    assert arrivals.take_events() == [OwnersPassed("a", 3)]  # nothing has come for timestep 2
+    assert arrivals.take_events() == []
 
 
 def test_a_slot_comes_back_when_every_consumer_has_let_go() -> None:
@@ -77,20 +95,20 @@ def test_a_slot_comes_back_when_every_consumer_has_let_go() -> None:
     arrivals.put(0, 0, 1)
     arrivals.put(1, 1, 1)
     assert arrivals.release("one", "a", 1) is None
-    assert arrivals.must_wait(0)
+    assert arrivals.must_wait(0, 0)
     with pytest.raises(ProtocolError, match="region 0 has no free slot"):
         arrivals.put(0, 0, 2)
-    assert arrivals.release("two", "a", 1) == Turn(1, 0)
-    assert not arrivals.must_wait(0)
+    assert arrivals.release("two", "a", 1) == Grant(1, 0)
+    assert not arrivals.must_wait(0, 0)
     arrivals.put(0, 0, 2)
 
 
-def test_the_slot_released_first_has_the_next_turn() -> None:
+def test_the_slot_released_first_has_the_next_sequence_number() -> None:
     arrivals = node({"a": 1}, slots={"a": 3})
     for t in range(3):
         arrivals.put(0, 0, t)
-    assert arrivals.release("c", "a", 1) == Turn(3, 1)
-    assert arrivals.release("c", "a", 0) == Turn(4, 0)
+    assert arrivals.release("c", "a", 1) == Grant(3, 1)
+    assert arrivals.release("c", "a", 0) == Grant(4, 0)
     arrivals.take_events()
     for t in (3, 4):
         arrivals.put(0, 0, t)
@@ -103,7 +121,7 @@ def test_chunks_of_one_timestep_in_different_slots_are_never_whole() -> None:
     arrivals.put(0, 0, 0)
     arrivals.put(0, 0, 1)
     arrivals.put(1, 1, 1)  # it skipped timestep 0
-    assert arrivals.take_events() == [StepTorn("a", 0, (1,)), OwnersPassed("a", 1)]
+    assert arrivals.take_events() == [StepTorn("a", 0, (1,))]
 
 
 def test_torn_step_names_those_who_skipped_it() -> None:
@@ -124,20 +142,9 @@ def test_closing_tears_what_is_unfinished() -> None:
     arrivals.close(0, BridgeStats(chunks=1))
     assert arrivals.take_events() == [
         BridgeClosed(1, BridgeStats()),
-        OwnersPassed("a", 0),
         StepTorn("a", 0, (1,)),
-        OwnersPassed("a", None),
         BridgeClosed(0, BridgeStats(chunks=1)),
-    ]
-
-
-def test_waiting_for_a_slot_says_how_far_the_bridge_is() -> None:
-    arrivals = node({"a": 1, "b": 1}, slots={"a": 1, "b": 1})
-    arrivals.hold_up(0, 0, 9)
-    assert arrivals.take_events() == [
-        OwnersPassed("a", 9),
-        OwnersPassed("b", 9),
-        SendHeldUp(0, "a", 9),
+        OwnersPassed("a", None),
     ]
 
 
@@ -190,24 +197,35 @@ def test_nothing_comes_after_closing() -> None:
     assert arrivals.take_events() == []
 
 
-def test_a_message_that_chunks_have_overtaken_says_nothing_new() -> None:
+def test_what_chunks_have_overtaken_says_nothing_new() -> None:
     arrivals = node({"a": 1}, slots={"a": 3})
     arrivals.put(0, 0, 0)
     arrivals.put(0, 0, 1)
     arrivals.take_events()
     arrivals.advance(0, 0)
     assert arrivals.take_events() == []
-    arrivals.hold_up(0, 0, 0)
-    assert arrivals.take_events() == [SendHeldUp(0, "a", 0)]
-    arrivals.put(0, 0, 1 + 1)
+    arrivals.put(0, 0, 2)
 
 
 def test_waiting_for_another_bridges_slot_is_refused() -> None:
     arrivals = node({"a": 1, "unwanted": 1}, {"a": 1}, slots={"a": 1})
     for region in (1, 2, 3):
         with pytest.raises(ProtocolError, match=f"bridge 0 has no region {region} to wait for"):
-            arrivals.hold_up(0, region, 0)
+            arrivals.must_wait(0, region)
     assert arrivals.take_events() == []
+
+
+def test_a_bridge_owes_what_others_have_sent() -> None:
+    arrivals = node({"a": 2}, {"a": 1, "b": 1}, slots={"a": 2, "b": 2})
+    assert not arrivals.owes(0)
+    arrivals.put(1, 3, 0)  # nobody else owns a chunk of `b`
+    assert not arrivals.owes(0)
+    arrivals.put(1, 2, 0)
+    assert arrivals.owes(0) and not arrivals.owes(1)
+    arrivals.put(0, 0, 0)
+    assert arrivals.owes(0)
+    arrivals.put(0, 1, 0)
+    assert not arrivals.owes(0)
 
 
 class Account(RuleBasedStateMachine):
@@ -237,11 +255,12 @@ class Account(RuleBasedStateMachine):
         self.wanted = [r for r, (_, array) in self.owner.items() if array in slots]
         self.regions = {array: sorted(r for r in self.wanted if self.owner[r][1] == array) for array in slots}
         self.at: list[float] = [-math.inf] * len(counts)
-        self.slot_of_turn = {array: list(range(count)) for array, count in slots.items()}
-        self.turn = dict.fromkeys(self.wanted, 0)
+        self.slot_of = {array: list(range(count)) for array, count in slots.items()}
+        self.number = dict.fromkeys(self.wanted, 0)
         self.sent: dict[tuple[str, int], dict[int, int]] = defaultdict(dict)
         self.held: dict[tuple[str, int], set[str]] = {}
         self.passed: dict[str, float] = dict.fromkeys(slots, -math.inf)
+        self.newest: dict[str, float] = dict.fromkeys(slots, -math.inf)  # complete
         self.torn: set[tuple[str, int]] = set()
 
     def told(self, bridge: int | None = None, t: float | None = None) -> list[Any]:
@@ -262,7 +281,8 @@ class Account(RuleBasedStateMachine):
                         self.torn.add((name, step))
                         missing = {self.owner[r][0] for r in regions if r not in sent}
                         expected.append(StepTorn(array, step, tuple(sorted(missing))))
-                expected.append(OwnersPassed(array, None if passed == math.inf else int(passed)))
+                if passed > self.newest[array] + 1:
+                    expected.append(OwnersPassed(array, None if passed == math.inf else int(passed)))
         events = self.arrivals.take_events()
         for event in expected:
             assert event in events
@@ -274,7 +294,7 @@ class Account(RuleBasedStateMachine):
         return [r for r in self.wanted if self.may_send(r) and self.at[self.owner[r][0]] < math.inf]
 
     def may_send(self, region: int) -> bool:
-        return self.turn[region] < len(self.slot_of_turn[self.owner[region][1]])
+        return self.number[region] < len(self.slot_of[self.owner[region][1]])
 
     def next_step(self, data: st.DataObject, bridge: int) -> int:
         at = self.at[bridge]
@@ -290,8 +310,10 @@ class Account(RuleBasedStateMachine):
         if region in self.sent[array, t]:
             t += 1
         self.arrivals.put(bridge, region, t)
-        self.sent[array, t][region] = slot = self.slot_of_turn[array][self.turn[region]]
-        self.turn[region] += 1
+        self.sent[array, t][region] = slot = self.slot_of[array][self.number[region]]
+        self.number[region] += 1
+        if set(self.sent[array, t]) == set(self.regions[array]):
+            self.newest[array] = t
         events = self.told(bridge, t)
         if set(self.sent[array, t]) == set(self.regions[array]) and set(self.sent[array, t].values()) == {
             slot
@@ -305,15 +327,15 @@ class Account(RuleBasedStateMachine):
     @rule(step=consumes(steps))
     def release(self, step: tuple[str, int, str]) -> None:
         array, t, consumer = step
-        turn = self.arrivals.release(consumer, array, t)
+        grant = self.arrivals.release(consumer, array, t)
         self.held[array, t].discard(consumer)
         if self.held[array, t]:
-            assert turn is None
+            assert grant is None
         else:
             (slot,) = set(self.sent[array, t].values())
-            assert turn == Turn(len(self.slot_of_turn[array]), slot)
-            self.slot_of_turn[array].append(slot)
-            assert set(self.slot_of_turn[array][-self.slots[array] :]) >= {slot}
+            assert grant == Grant(len(self.slot_of[array]), slot)
+            self.slot_of[array].append(slot)
+            assert set(self.slot_of[array][-self.slots[array] :]) >= {slot}
         assert self.told() == []
 
     def open_bridges(self) -> list[int]:
@@ -327,15 +349,6 @@ class Account(RuleBasedStateMachine):
         self.arrivals.advance(bridge, t)
         assert self.told(bridge, t) == []
 
-    @precondition(lambda self: self.sendable())
-    @rule(data=st.data())
-    def hold_up(self, data: st.DataObject) -> None:
-        region = data.draw(st.sampled_from(self.sendable()))
-        bridge, array = self.owner[region]
-        t = self.next_step(data, bridge)
-        self.arrivals.hold_up(bridge, region, t)
-        assert self.told(bridge, t) == [SendHeldUp(bridge, array, t)]
-
     @precondition(lambda self: self.open_bridges())
     @rule(data=st.data())
     def close(self, data: st.DataObject) -> None:
@@ -348,7 +361,7 @@ class Account(RuleBasedStateMachine):
         owner, array = self.owner.get(region, (None, ""))
         fine = (
             owner == bridge
-            and region in self.turn
+            and region in self.number
             and self.may_send(region)
             and t >= self.at[bridge]
             and region not in self.sent[array, t]
@@ -364,7 +377,7 @@ class Account(RuleBasedStateMachine):
 
     @precondition(lambda self: self.waiting())
     @rule(data=st.data())
-    def send_out_of_turn(self, data: st.DataObject) -> None:
+    def send_without_a_slot(self, data: st.DataObject) -> None:
         region = data.draw(st.sampled_from(self.waiting()))
         bridge, _ = self.owner[region]
         with pytest.raises(ProtocolError, match=f"region {region} has no free slot"):
@@ -388,7 +401,7 @@ class Account(RuleBasedStateMachine):
     def nothing_is_said_twice(self) -> None:
         if hasattr(self, "arrivals"):
             assert self.arrivals.take_events() == []
-            assert [r for r in self.wanted if self.arrivals.must_wait(r)] == [
+            assert [r for r in self.wanted if self.arrivals.must_wait(self.owner[r][0], r)] == [
                 r for r in self.wanted if not self.may_send(r)
             ]
 

@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytest
 
 from benchmarks import results
 from benchmarks.clusters import ROOT
+from benchmarks.intervals import median_interval
 from benchmarks.suite import MODULES, THIS, Case, Comparison, Outcome, Setting, all_cases
 from tests.support.patience import PATIENCE_S
 
@@ -77,6 +79,23 @@ def test_runs_are_kept_apart() -> None:
     }
     assert len(outcome.curves) == 2
     assert outcome.notes == ["A note.", "Another note."]
+
+
+@pytest.mark.parametrize(
+    ("count", "interval"),
+    # From tables of the binomial distribution: the second least of nine, the sixth of twenty, ...
+    [(5, None), (6, (1, 6)), (9, (2, 8)), (20, (6, 15)), (25, (8, 18)), (50, (18, 33))],
+)
+def test_the_interval_of_a_median(count: int, interval: tuple[int, int] | None) -> None:
+    values = list(range(1, count + 1))
+    assert median_interval(values[::-1]) == interval
+
+
+def test_the_interval_holds_the_median_as_often_as_it_says() -> None:
+    random = np.random.default_rng(3)
+    intervals = [median_interval(random.exponential(size=12).tolist()) for _ in range(2000)]
+    held = sum(one is not None and one[0] <= np.log(2) <= one[1] for one in intervals)
+    assert 0.95 <= held / 2000 <= 0.975  # the third of twelve: 96.1 %
 
 
 def test_every_module_has_cases() -> None:

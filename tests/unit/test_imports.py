@@ -52,6 +52,14 @@ ALLOWED = {
     "config": {"errors"},
     "types": {"errors", "numpy", "dask"},
     "_graph": {"_graph", "_transport", "_state", "errors", "config", "types", "numpy", "dask", "cloudpickle"},
+    "_session": {
+        *("_session", "_graph", "_transport", "_state", "errors", "config", "types", "report", "bridge"),
+        "numpy",
+    },
+    "_engine": {
+        *("_engine", "_session", "_graph", "_transport", "_state", "errors", "config", "report"),
+        *("numpy", "ray"),
+    },
 }
 
 
@@ -71,6 +79,11 @@ def test_only_the_engine_knows_ray() -> None:
     users = {name for name in MODULES if any(m.split(".")[0] == "ray" for m in imports(name))}
     assert users
     assert {room(name) for name in users} == {"_engine"}
+
+
+def test_only_those_above_know_the_session() -> None:
+    users = {room(name) for name in MODULES if any(room(module) == "_session" for module in imports(name))}
+    assert users <= {"_session", "_engine", "window_handler"}
 
 
 def test_only_those_above_know_the_engine() -> None:

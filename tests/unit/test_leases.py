@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from deisa.ray._engine.leases import Leases, Step
+from deisa.ray._session.leases import Leases, Step
 from tests.support.patience import PATIENCE_S
 
 

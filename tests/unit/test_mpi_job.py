@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from deisa.ray._engine.mpi_job import Place, explain_missing, forget_rank, no_rank, place_in_job
+from deisa.ray._session.mpi_job import Place, explain_missing, forget_rank, no_rank, place_in_job
 
 OF_A_RANK = {
     "mpich": ["PMI_RANK", "PMI_SIZE", "PMI_FD", "HYDI_CONTROL_FD", "MPI_LOCALNRANKS", "MPI_LOCALRANKID"],

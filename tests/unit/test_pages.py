@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 
 import pytest
@@ -10,71 +11,147 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deisa.ray._transport.memory import map_segment
-from deisa.ray._transport.pages import Board, Fence, OutboxReader, OutboxWriter, Page, TallyRow, map_words
+from deisa.ray._transport.pages import (
+    HEADER_WORDS,
+    ArrivalCounters,
+    RingReader,
+    SlotTable,
+    Submitted,
+    map_words,
+)
 from deisa.ray.errors import ProtocolError
+from tests.oracle import pages as rank
+from tests.support.patience import PATIENCE_S
 
 
-def test_only_the_agent_writes_on_its_board() -> None:
-    board = Board("deisa-test-board", {"a": 2, "b": 1})
-    theirs = map_words(os.dup(board.page.descriptor), board.page.nbytes, writable=False)
-    assert theirs[board.rows["a"] :][:3].tolist() == [2, 0, 1]
-    assert theirs[board.rows["b"] :][:2].tolist() == [1, 0]
-    board.give("a", 2, 1)
-    board.give("a", 3, 0)
-    assert theirs[board.rows["a"] :][:3].tolist() == [4, 1, 0]
+def test_only_the_agent_writes_to_its_slot_table() -> None:
+    table = SlotTable("deisa-test-table", {"a": 2, "b": 1})
+    page = table.page
+    theirs = rank.map_page(os.dup(page.descriptor), page.nbytes, rank.SLOT_TABLE)
+    a, b = (rank.SlotTableRow(theirs, table.rows[name], slots) for name, slots in (("a", 2), ("b", 1)))
+    assert [a.has_slot(n) for n in range(3)] == [True, True, False]
+    assert [b.has_slot(n) for n in range(2)] == [True, False]
+    assert [a.slot_of(0), a.slot_of(1), b.slot_of(0)] == [0, 1, 0]
+    before = a.wakes()
+    table.grant("a", 2, 1)
+    assert a.wakes() != before
+    table.grant("a", 3, 0)
+    assert [a.has_slot(n) for n in range(5)] == [True] * 4 + [False]
+    assert [a.slot_of(2), a.slot_of(3)] == [1, 0]
+    assert not b.has_slot(1)
     with pytest.raises(TypeError, match="read-only"):
         theirs[0] = 99
     with pytest.raises(PermissionError):
-        map_segment(board.page.descriptor, board.page.nbytes, writable=True)
+        map_segment(page.descriptor, page.nbytes, writable=True)
     with pytest.raises(PermissionError):
-        os.pwrite(board.page.descriptor, b"x", 0)
-    board.page.close()
+        os.pwrite(page.descriptor, b"x", 0)
+    page.close()
 
 
-@given(st.integers(1, 5), st.lists(st.one_of(st.just("take"), st.integers(-(2**63), 2**63 - 1)), max_size=40))
-def test_an_outbox_gives_every_entry_once_and_in_order(capacity: int, actions: list[str | int]) -> None:
-    reader = OutboxReader("deisa-test-outbox", capacity)
-    words = map_words(os.dup(reader.page.descriptor), reader.page.nbytes, writable=True)
-    writer = OutboxWriter(words, capacity, Fence())
+def test_a_rank_that_waits_is_woken() -> None:
+    table = SlotTable("deisa-test-table", {"a": 1, "b": 1})
+    theirs = rank.map_page(os.dup(table.page.descriptor), table.page.nbytes, rank.SLOT_TABLE)
+    a, b = (rank.SlotTableRow(theirs, table.rows[name], 1) for name in ("a", "b"))
+    waits = threading.Thread(target=a.wait, args=(a.wakes(), PATIENCE_S))
+    waits.start()
+    table.wake("b")
+    assert waits.is_alive()
+    table.wake("a")
+    waits.join(PATIENCE_S / 2)
+    assert not waits.is_alive()
+    seen = b.wakes()
+    table.wake_all()
+    b.wait(seen, PATIENCE_S)  # it has been woken before, and does not wait
+    table.page.close()
+
+
+@given(st.integers(1, 5), st.lists(st.one_of(st.just("look"), st.integers(-(2**63), 2**63 - 1)), max_size=40))
+def test_a_ring_gives_every_entry_once_and_in_order(capacity: int, actions: list[str | int]) -> None:
+    reader = RingReader("deisa-test-ring", capacity)
+    words = rank.map_page(os.dup(reader.page.descriptor), reader.page.nbytes, rank.RING)
+    writer = rank.RingWriter(words, capacity)
     under_way: deque[tuple[int, int]] = deque()
     for number, action in enumerate(actions):
         if isinstance(action, int) and len(under_way) < capacity:
-            writer.add(number, action)
+            writer.submit(number, action)
             under_way.append((number, action))
-        elif action == "take":
-            assert reader.take() == list(under_way)
+        elif action == "look":
+            assert reader.look() == Submitted(tuple(under_way), None, None)
             under_way.clear()
-    assert reader.take() == list(under_way)
+    assert reader.look() == Submitted(tuple(under_way), None, None)
     reader.page.close()
 
 
-@pytest.mark.parametrize("added", [3, -1, 2**62])
-def test_an_outbox_that_says_more_than_it_can_hold_is_refused(added: int) -> None:
-    reader = OutboxReader("deisa-test-outbox", 2)
+def test_a_ring_says_where_its_bridge_is() -> None:
+    reader = RingReader("deisa-test-ring", 2)
+    writer = rank.RingWriter(rank.map_page(os.dup(reader.page.descriptor), reader.page.nbytes, rank.RING), 2)
+    assert reader.look() == Submitted((), None, None) and not reader.is_blocked
+    writer.move_on(0)
+    writer.block(0)
+    assert reader.look() == Submitted((), 0, 0) and reader.is_blocked
+    writer.unblock()
+    writer.move_on(-7)
+    assert reader.look() == Submitted((), -7, None) and not reader.is_blocked
+    reader.page.close()
+
+
+@pytest.mark.parametrize("submitted", [3, -1, 2**62, -(2**63), 2**63 - 1])
+def test_a_ring_that_says_more_than_it_can_hold_is_refused(submitted: int) -> None:
+    reader = RingReader("deisa-test-ring", 2)
     words = map_words(os.dup(reader.page.descriptor), reader.page.nbytes, writable=True)
-    words[0] = added
+    words[rank.SUBMITTED] = submitted
     with pytest.raises(ProtocolError, match="more chunks than it has slots"):
-        reader.take()
+        reader.look()
     reader.page.close()
 
 
-@given(st.data(), st.lists(st.integers(1, 3), min_size=1, max_size=4))
-def test_the_last_bridge_of_a_timestep_knows_it(data: st.DataObject, chunks: list[int]) -> None:
-    """Whoever hands the last chunk of a timestep over is told so, and nobody else."""
-    page = Page("deisa-test-tally", 2 + len(chunks))
-    rows = [
-        TallyRow(
-            page.words, 2, len(chunks), 2 + number, count, memoryview(bytearray(8)).cast("q"), 0, Fence()
-        )
-        for number, count in enumerate(chunks)
-    ]
-    handed_over = [0] * len(chunks)
-    complete = 0
+@given(st.data(), st.dictionaries(st.sampled_from("abc"), st.integers(1, 4), min_size=1))
+def test_the_last_bridge_of_a_timestep_knows_it(data: st.DataObject, owners: dict[str, int]) -> None:
+    """Whoever submits the last chunk of a timestep is told so, and nobody else; arrays do not mix."""
+    counters = ArrivalCounters("deisa-test-counters", owners)
+    words = rank.map_page(os.dup(counters.page.descriptor), counters.page.nbytes, rank.COUNTERS)
+    entries = {
+        (name, i): rank.CountersEntry(words, counters.rows[name], count, counters.entry(name, i))
+        for name, count in owners.items()
+        for i in range(count)
+    }
+    whole, passed = dict.fromkeys(entries, 0), dict.fromkeys(entries, rank.NOTHING_YET)
     for _ in range(30):
-        number = data.draw(st.sampled_from(range(len(chunks))))
-        handed_over[number] += 1
-        now = min(n // count for n, count in zip(handed_over, chunks, strict=True))
-        assert rows[number].is_last() == (now > complete)
-        complete = now
-    del rows
-    page.close()
+        who = data.draw(st.sampled_from(sorted(entries)))
+        others = [other for other in entries if other[0] == who[0] and other != who]
+        if data.draw(st.booleans()):
+            whole[who] += 1
+            last = all(whole[other] >= whole[who] for other in others)
+            assert entries[who].count_whole(whole[who]) == last
+        else:
+            passed[who] = max(passed[who], 0) + 1
+            last = all(passed[other] >= passed[who] for other in others)
+            assert entries[who].move_on(passed[who]) == last
+    counters.page.close()
+
+
+def test_one_rank_notifies_for_all_until_the_agent_looks() -> None:
+    counters = ArrivalCounters("deisa-test-counters", {"a": 2})
+    words = rank.map_page(os.dup(counters.page.descriptor), counters.page.nbytes, rank.COUNTERS)
+    assert [rank.must_notify(words) for _ in range(3)] == [True, False, False]
+    counters.begin_look()
+    assert rank.must_notify(words)
+    counters.page.close()
+
+
+def test_pages_start_with_their_header() -> None:
+    """As ``docs/protocol.md`` has it."""
+    table = SlotTable("deisa-test-table", {"a": 3})
+    counters = ArrivalCounters("deisa-test-counters", {"a": 2})
+    ring = RingReader("deisa-test-ring", 4)
+    for page, magic, words in (
+        (table.page, b"deisaSLT", 5),
+        (counters.page, b"deisaCNT", 4),
+        (ring.page, b"deisaRNG", 8),
+    ):
+        assert bytes(page.words[:1]) == magic
+        assert page.words[1:4].tolist() == [1, HEADER_WORDS, HEADER_WORDS + words]
+    assert ring.page.words[4:8].tolist() == [4, 0, -(2**63), 0]
+    assert counters.page.words[8:12].tolist() == [0, -(2**63)] * 2
+    for page in (table.page, counters.page, ring.page):
+        page.close()

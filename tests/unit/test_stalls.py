@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from deisa.ray._engine.stalls import others_at_work
+from deisa.ray._session.stalls import others_at_work
 from deisa.ray._state.events import OwnersPassed, StepComplete
 from deisa.ray._state.stalls import steps_in_the_way
 from deisa.ray._state.timeline import Subscription, Timeline, When

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from deisa.ray._engine import watchdog
-from deisa.ray._engine.watchdog import Watchdog
+from deisa.ray._session import watchdog
+from deisa.ray._session.watchdog import Watchdog
 from tests.support.patience import wait_until
 
 WARN_S = 0.1  # the watchdog looks four times as often

@@ -13,12 +13,13 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Literal, NoReturn, cast
 
-from deisa.ray._engine.base import Engine
-from deisa.ray._engine.session import Session, Windows
-from deisa.ray._engine.watchdog import Watchdog
 from deisa.ray._graph.assemble import check_kind_of_arrays
 from deisa.ray._graph.running import dask_computes_with
 from deisa.ray._graph.scheduler import BundleScheduler
+from deisa.ray._session.engine import Engine
+from deisa.ray._session.run import Windows
+from deisa.ray._session.session import Session
+from deisa.ray._session.watchdog import Watchdog
 from deisa.ray._state.timeline import Firing, When
 from deisa.ray._transport.address import this_process
 from deisa.ray._transport.fork import OwnProcess

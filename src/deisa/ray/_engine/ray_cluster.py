@@ -16,7 +16,6 @@ import ray
 from ray._private import ray_constants
 from ray.exceptions import AuthenticationError, RayError
 
-from deisa.ray._engine.mpi_job import no_rank
 from deisa.ray._engine.ray_discovery import (
     DEFAULT_PORT,
     NoAnswerError,
@@ -27,6 +26,7 @@ from deisa.ray._engine.ray_discovery import (
     temp_folder,
     user_name,
 )
+from deisa.ray._session.mpi_job import no_rank
 from deisa.ray.config import Settings
 from deisa.ray.errors import ClusterError, cause_chain
 

@@ -30,7 +30,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from deisa.ray._engine.cpus import CpuShares, CpuWait, available_cpus, holders
 from deisa.ray._engine.local import NODE_ID as LOCAL
 from deisa.ray._engine.local import LocalBundle, LocalExecutor
-from deisa.ray._engine.mpi_job import forget_rank
 from deisa.ray._engine.ray_cluster import connect, node_cpus
 from deisa.ray._engine.ray_losses import loss_error
 from deisa.ray._graph.bundles import CALLER, Bundle
@@ -49,6 +48,7 @@ from deisa.ray._graph.work import (
     pack_work,
     result_error,
 )
+from deisa.ray._session.mpi_job import forget_rank
 from deisa.ray.config import Settings
 from deisa.ray.errors import ComputationLostError, NoFreeCpusError, PeerError, SessionEndedError
 from deisa.ray.report import SHOWN_NODE_ID

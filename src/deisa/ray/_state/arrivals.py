@@ -1,14 +1,14 @@
 """What has arrived on one node, and which slots hold it.
 
 A *region* is one chunk on this node. All regions of an array have K *slots* each and go through them
-in step: the n-th timestep that any of them hands over lies in the slot that the agent has given *turn* n.
-At first turn n has slot n; when every consumer's lease on an (array, timestep) has ended, its slot goes to
-the next turn. A rank that has handed over as many timesteps as there are turns has to wait.
+in step: the n-th timestep that is submitted of any of them has *sequence number* n, and lies in the slot that the
+agent has granted that number. At first number n has slot n; when every consumer's lease on an (array, timestep) has
+ended, its slot goes to the next number. A rank that has submitted as many timesteps as numbers are granted is blocked.
 
 ::
 
-    turn    0  1  2  3  4          K = 3; timesteps in slots 0, 1 and 2 have arrived,
-    slot    0  1  2  1             the one in slot 1 has been released: turn 3 may begin, turn 4 waits
+    sequence number  0  1  2  3  4      K = 3; timesteps in slots 0, 1 and 2 have arrived, the one in
+    slot             0  1  2  1         slot 1 has been released: number 3 may come, number 4 waits
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from deisa.ray._state.events import (
     BridgeStats,
     Event,
     OwnersPassed,
-    SendHeldUp,
     StepComplete,
     StepTorn,
 )
@@ -37,8 +36,8 @@ MIXED = -1  # chunks of one timestep in different slots
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """Turn number `number` has been given `slot`."""
+class Grant:
+    """Sequence number `number` has been given `slot`."""
 
     number: int
     slot: int
@@ -64,9 +63,10 @@ class _Array:
     slots: int
     sent: dict[int, int]  # region -> timesteps handed over
     last: dict[int, float]  # region -> timestep handed over last
-    slot_of_turn: list[int]  # slot of turn n at n % slots; older turns are over
-    turns: int  # so many have been given a slot
+    slot_of: list[int]  # slot of sequence number n at n % slots; older ones are over
+    granted: int  # so many sequence numbers have been given a slot
     passed: float = NOT_STARTED
+    told: float = NOT_STARTED  # of `passed`, what has been announced
     newest: float = NOT_STARTED  # the last timestep that was complete here
     arriving: dict[int, _Arriving] = field(default_factory=dict)  # by timestep
     leased: dict[int, tuple[int, set[str]]] = field(default_factory=dict)  # timestep -> slot, holders
@@ -126,20 +126,20 @@ class NodeArrivals:
                 )
 
     def put(self, bridge_id: int, region: int, timestep: int) -> None:
-        """A chunk lies in the slot of its region's turn.
+        """A chunk lies in the slot of its region's next sequence number.
 
         Raises
         ------
         ProtocolError
-            When the bridge breaks the account: another bridge's region, a turn that has no slot yet,
+            When the bridge breaks the account: another bridge's region, a sequence number that has no slot yet,
             an older timestep, the same chunk twice.
         """
         owner, name = self._owner.get(region, (None, ""))
         array = self._arrays.get(name)
         if owner != bridge_id or array is None:
             raise ProtocolError(f"bridge {bridge_id} has no region {region} to send")
-        turn = array.sent[region]
-        if turn >= array.turns:
+        number = array.sent[region]
+        if number >= array.granted:
             raise ProtocolError(f"bridge {bridge_id}: region {region} has no free slot")
         if array.last[region] == timestep:
             raise ProtocolError(f"bridge {bridge_id} sent region {region} twice for timestep {timestep}")
@@ -148,9 +148,9 @@ class NodeArrivals:
             raise ProtocolError(f"bridge {bridge_id} went back from timestep {at} to {timestep}")
         self.advance(bridge_id, timestep)
         array.last[region] = timestep
-        array.sent[region] = turn + 1
+        array.sent[region] = number + 1
         self._bridges[bridge_id].last_sent = timestep
-        slot = array.slot_of_turn[turn % array.slots]
+        slot = array.slot_of[number % array.slots]
         arriving = array.arriving.get(timestep)
         if arriving is None:
             arriving = array.arriving[timestep] = _Arriving(slot)
@@ -169,8 +169,8 @@ class NodeArrivals:
     def advance(self, bridge_id: int, timestep: float) -> None:
         """A bridge says that it will send nothing older than `timestep` any more.
 
-        An older timestep than the last says nothing new: the message was under way while chunks that were
-        handed over after it have been seen.
+        An older timestep than the last says nothing new: it was written while chunks that were submitted after it
+        have been seen.
         """
         bridge = self._bridges[bridge_id]
         if timestep <= bridge.at:
@@ -190,20 +190,30 @@ class NodeArrivals:
             there = array.arriving.pop(timestep).regions
             absent = {self._owner[region][0] for region in array.regions if region not in there}
             self._events.append(StepTorn(name, timestep, tuple(sorted(absent))))
-        self._events.append(OwnersPassed(name, None if passed == FINISHED else int(passed)))
 
-    def hold_up(self, bridge_id: int, region: int, timestep: int) -> None:
-        """A rank has no free slot for a chunk of `timestep`."""
+    def must_wait(self, bridge_id: int, region: int) -> bool:
+        """Whether the next sequence number of a bridge's region has no slot yet.
+
+        Raises
+        ------
+        ProtocolError
+            When the bridge has no such region.
+        """
         owner, name = self._owner.get(region, (None, ""))
-        if owner != bridge_id or name not in self._arrays:
+        array = self._arrays.get(name)
+        if owner != bridge_id or array is None:
             raise ProtocolError(f"bridge {bridge_id} has no region {region} to wait for")
-        self.advance(bridge_id, timestep)
-        self._events.append(SendHeldUp(bridge_id, name, timestep))
+        return array.sent[region] >= array.granted
 
-    def must_wait(self, region: int) -> bool:
-        """Whether the region's next turn has no slot yet."""
-        array = self._arrays[self.array_of(region)]
-        return array.sent[region] >= array.turns
+    def owes(self, bridge_id: int) -> bool:
+        """Whether others have submitted a timestep of an array that lacks a chunk of this bridge."""
+        for name, regions in self._bridges[bridge_id].regions.items():
+            array = self._arrays.get(name)
+            if array is not None and any(
+                not there.regions.issuperset(regions) for there in array.arriving.values()
+            ):
+                return True
+        return False
 
     def array_of(self, region: int) -> str:
         """The array that a region is a chunk of."""
@@ -218,20 +228,20 @@ class NodeArrivals:
         """A bridge has gone without closing. What it had not sent will never be complete."""
         self._events.append(BridgeLost(bridge_id, self._bridges[bridge_id].last_sent, reason))
 
-    def release(self, consumer: str, array: str, timestep: int) -> Turn | None:
-        """End a consumer's lease; returns the turn that got the slot, once nobody holds it any more."""
+    def release(self, consumer: str, array: str, timestep: int) -> Grant | None:
+        """End a consumer's lease; returns what is granted, once nobody holds the slot any more."""
         account = self._arrays[array]
         slot, holders = account.leased[timestep]
         holders.discard(consumer)
         if holders:
             return None
         del account.leased[timestep]
-        turn = Turn(account.turns, slot)
-        # This overwrites the turn before by as many as there are slots. Every region is past it: one of the turns
+        grant = Grant(account.granted, slot)
+        # This overwrites the number before by as many as there are slots. Every region is past it: one of the numbers
         # since then has been released, having been complete.
-        account.slot_of_turn[turn.number % account.slots] = slot
-        account.turns += 1
-        return turn
+        account.slot_of[grant.number % account.slots] = slot
+        account.granted += 1
+        return grant
 
     def regions_of(self, bridge_id: int) -> Mapping[str, Sequence[int]]:
         """The bridge's regions by array."""
@@ -245,7 +255,7 @@ class NodeArrivals:
             if array.owners
         }
 
-    def waiting_at(self, bridge_id: int) -> float:
+    def at(self, bridge_id: int) -> float:
         """The timestep that a bridge is at."""
         return self._bridges[bridge_id].at
 
@@ -261,10 +271,22 @@ class NodeArrivals:
     @property
     def has_events(self) -> bool:
         """Whether there is anything to hand over."""
-        return bool(self._events)
+        return bool(self._events) or any(map(_has_passed_more, self._arrays.values()))
 
     def take_events(self) -> list[Event]:
-        """Hand over the events that have gathered, oldest first."""
+        """Hand over the events that have gathered, oldest first, and how far owners are where nothing else says so.
+
+        A complete timestep says that all its owners have come to it, so that nothing older will come.
+        """
         events, self._events = self._events, []
+        for name, array in self._arrays.items():
+            if _has_passed_more(array):
+                array.told = array.passed
+                events.append(OwnersPassed(name, None if array.passed == FINISHED else int(array.passed)))
         self._lasting += [event for event in events if isinstance(event, LASTING)]
         return events
+
+
+def _has_passed_more(array: _Array) -> bool:
+    """Whether owners have passed more timesteps than announced, and than the last complete one says."""
+    return array.passed > max(array.told, array.newest + 1)

@@ -102,14 +102,16 @@ class Timeline:
         self._ready: list[tuple[int, int]] = []
 
     def step_complete(self, node: str, event: StepComplete) -> CompleteStep | None:
-        """A node has all its chunks; returns the step when every node has, else None.
+        """A node has all its chunks, and nothing older will come; returns the step when every node has, else None.
 
         Raises
         ------
         IncompleteTimestepError
-            When another node has skipped the timestep.
+            When another node has skipped the timestep, or this one an older timestep.
         """
         array = self._arrays[event.array]
+        if event.timestep > array.passed[node]:
+            self._pass(event.array, node, event.timestep)
         by_node = array.arrived.setdefault(event.timestep, {})
         by_node[node] = event.slot
         skipped = [n for n in array.owners if n not in by_node and array.passed[n] > event.timestep]
@@ -137,17 +139,20 @@ class Timeline:
         IncompleteTimestepError
             When another node has chunks of a timestep that this node has skipped.
         """
-        array = self._arrays[event.array]
+        self._pass(event.array, node, math.inf if event.timestep is None else event.timestep)
+
+    def _pass(self, name: str, node: str, passed: float) -> None:
+        array = self._arrays[name]
         before = array.passed[node]
-        array.passed[node] = passed = math.inf if event.timestep is None else event.timestep
+        array.passed[node] = passed
         for timestep in sorted(array.arrived):
             if timestep < passed and node not in array.arrived[timestep]:
-                raise self._torn(event.array, timestep, array.owners[node])
+                raise self._torn(name, timestep, array.owners[node])
         if before <= array.resolved + 1:  # this node may have been the last one
             resolved = min(array.passed.values()) - 1
             if resolved > array.resolved:
                 array.resolved = resolved
-                self._decide(event.array)
+                self._decide(name)
 
     def step_torn(self, event: StepTorn) -> IncompleteTimestepError:
         """Build the error for bridges that skipped a timestep which their neighbours sent."""

@@ -20,7 +20,7 @@ from deisa.ray._transport.fork import close_in_children
 from deisa.ray._transport.limits import MemoryLimit
 from deisa.ray._transport.listening import Listener
 from deisa.ray._transport.messages import FrameBuffer, Message
-from deisa.ray._transport.pages import OutboxReader
+from deisa.ray._transport.pages import RingReader
 from deisa.ray._transport.peers import open_process
 from deisa.ray.errors import PeerError
 
@@ -38,6 +38,25 @@ class Ready(Enum):
     ENDED = "end of the peer's process"
 
 
+@dataclass(slots=True)
+class Blocked:
+    """A rank waits for a slot.
+
+    Attributes
+    ----------
+    array : str
+    timestep : int
+    since : float
+    told : str
+        Whom it has been told to wait for.
+    """
+
+    array: str
+    timestep: int
+    since: float
+    told: str = ""
+
+
 @dataclass(slots=True, eq=False)
 class Connection:
     """A peer: a bridge, once it has said who it is, a reader, or the analytics."""
@@ -48,11 +67,13 @@ class Connection:
     frames: FrameBuffer = field(default_factory=FrameBuffer)
     outgoing: deque[tuple[memoryview, list[int]]] = field(default_factory=deque)
     bridge_id: int | None = None
-    outbox: OutboxReader | None = None
+    ring: RingReader | None = None
     arrays: dict[str, ArrayDescription] = field(default_factory=dict)
     limits: tuple[MemoryLimit, ...] = ()
     joined: BridgeJoined | None = None
     closed: bool = False
+    ending_since: float | None = None  # its process has said that it is ending
+    blocked: Blocked | None = None
 
     def queue(self, message: Message, descriptors: Sequence[int]) -> None:
         """Have a message go with the next `Connections.flush`."""

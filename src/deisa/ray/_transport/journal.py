@@ -40,7 +40,7 @@ class JournalLine:
         ------
         ProtocolError, OSError
         """
-        follow = messages.Follow(messages.PROTOCOL_VERSION, self._driver_id, callbacks)
+        follow = messages.Follow(messages.PROTOCOL_VERSION, self._driver_id, callbacks, 0)
         self._socket.sendall(messages.encode(follow))
         for message, descriptors in receive_messages(self._socket):
             if not isinstance(message, messages.Journal) or not descriptors:

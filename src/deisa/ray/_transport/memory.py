@@ -52,7 +52,9 @@ def lay_out(
     for region, shape, dtype, slots in chunks:
         slot_bytes = slot_size(shape, dtype)
         strides = contiguous_strides(shape, dtype.itemsize)
-        regions.append(RegionSpec(region, segment, base, slot_bytes, slots, shape, strides, dtype))
+        regions.append(
+            RegionSpec(region, segment, base, slot_bytes, slots, shape, strides, dtype, dtype.itemsize)
+        )
         base += slot_bytes * slots
     return regions, base
 

@@ -1,18 +1,19 @@
-"""Pages of 64-bit words that an agent and the ranks of its node share, so that few messages are needed.
+"""The agent's ends of the pages: shared memory of 64-bit words, in place of messages about every chunk.
 
 Waking a process by a message costs more than copying a small chunk. So what happens for every chunk is
 written where the other side looks when it has reason to:
 
-- The **board**, written by the agent alone: which slot each turn has. A rank that finds its turn there
-  needs no message.
-- An **outbox** for each bridge, written by its rank alone: the chunks handed over, as a ring of (region,
-  timestep) behind the number of all so far. It has room for every chunk that can be under way, since a chunk
-  without a slot cannot be handed over.
-- The **tally**, written by all ranks: how many timesteps of an array each bridge has handed over whole. The
-  rank that finds itself the last for a timestep wakes the agent, which then looks into every outbox.
+- The **slot table**, written by the agent alone: which slot each sequence number of an array has. A rank that finds its
+  number there needs no message; one that does not waits on a futex of the table.
+- A **submission ring** for each bridge, written by its rank alone: the chunks submitted, the timestep that the bridge
+  is at, and whether it waits for a slot.
+- The **arrival counters**, written by all ranks: how far each bridge is with each array. The rank that finds itself the
+  last one notifies the agent, which then looks into every ring.
 
-Only outboxes count. What the tally says is a hint, which a faulty rank may spoil for the others, and an
-agent looks into the outboxes every `LOOK_S` anyway: then a timestep is seen a little later.
+Only rings count. What the counters say is a hint, which a faulty rank may spoil for the others, and an
+agent looks into the rings every `RING_SCAN_S` anyway: then a timestep is seen a little later.
+
+``docs/protocol.md`` says what every word means, and ``_handoff/pages.h`` argues the order of loads and stores.
 """
 
 from __future__ import annotations
@@ -20,35 +21,29 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
-import threading
+import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 
+from deisa.ray._handoff._native import exchange, load, store, wake
 from deisa.ray._transport.memory import WITHOUT_DESCRIPTOR, map_segment, whole_pages
 from deisa.ray.errors import ProtocolError
 
-LOOK_S = 0.02
+RING_SCAN_S = 0.02
 DESCRIPTORS_PER_PAGE = 1 if WITHOUT_DESCRIPTOR else 2  # of a `Page`
-_WORD_BYTES = 8  # words are signed and aligned: written and read as a whole
-_LARGEST_WORD = 2**63 - 1
-_ENTRY_WORDS = 2
+LAYOUT_VERSION = 1
+NO_TIMESTEP = -(2**63)  # in the place of one, before the first
+
+MAGIC, VERSION, FIRST, IN_USE = range(4)  # words of every header
+HEADER_WORDS = 8
+GRANTED, WAKE, FIRST_SLOT = range(3)  # of a row of the slot table
+NOTIFIED = 4  # of the arrival counters' header
+COUNTER_PASSED, COUNTER_WORDS = 1, 2  # of an entry of the arrival counters
+CAPACITY, SUBMITTED, PASSED, BLOCKED = range(4, 8)  # of a ring's header
+ENTRY_WORDS = 2  # of a ring
+
+_WORD_BYTES = 8
 _F_SEAL_FUTURE_WRITE = 0x10  # fcntl has it from Python 3.13 on
-
-
-class Fence:
-    """Keeps what a thread has written before a call apart from what it reads and writes after it, for other processors.
-
-    Python has no memory barrier of its own, but a lock that is released and taken again is one.
-    """
-
-    __slots__ = ("_lock",)
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._lock.acquire()
-
-    def __call__(self) -> None:
-        self._lock.release()
-        self._lock.acquire()
 
 
 class Page:
@@ -72,6 +67,13 @@ class Page:
         fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, seals | (_F_SEAL_FUTURE_WRITE if only_here else 0))
         self.words = memoryview(self._memory).cast("q")
 
+    def begin(self, magic: bytes, words: int) -> None:
+        """Write the header of a page that uses so many words."""
+        self.words[MAGIC] = int.from_bytes(magic, sys.byteorder, signed=True)
+        self.words[VERSION] = LAYOUT_VERSION
+        self.words[FIRST] = HEADER_WORDS
+        self.words[IN_USE] = words
+
     def close(self) -> None:
         """Give the memory back, as far as no rank has it mapped."""
         self.words.release()
@@ -93,41 +95,109 @@ def map_words(descriptor: int, nbytes: int, *, writable: bool) -> memoryview:
         os.close(descriptor)
 
 
-class Board:
-    """The agent's end of the board.
+class SlotTable:
+    """Which slot each sequence number of an array has.
 
     Parameters
     ----------
     name : str
     slots : mapping of str to int
-        For each array, its number of slots; so many first turns have a slot from the start.
+        For each array, its number of slots; so many first sequence numbers have a slot from the start.
+
+    Attributes
+    ----------
+    rows : dict of str to int
+        Where the row of each array starts.
     """
 
     def __init__(self, name: str, slots: Mapping[str, int]) -> None:
         self._slots = dict(slots)
         self.rows: dict[str, int] = {}
-        words = 0
+        words = HEADER_WORDS
         for array, count in self._slots.items():
             self.rows[array] = words
-            words += 1 + count
+            words += FIRST_SLOT + count
         self.page = Page(name, words, only_here=True)
-        self._fence = Fence()
+        self.page.begin(b"deisaSLT", words)
         for array, count in self._slots.items():
             row = self.rows[array]
-            self.page.words[row] = count
-            for turn in range(count):
-                self.page.words[row + 1 + turn] = turn
+            for number in range(count):
+                self.page.words[row + FIRST_SLOT + number] = number
+            store(self.page.words, row + GRANTED, count)
 
-    def give(self, array: str, turn: int, slot: int) -> None:
-        """Give a slot to the next turn; the number of turns comes last, for ranks look at it first."""
+    def grant(self, array: str, number: int, slot: int) -> None:
+        """Give a slot to the next sequence number, and wake the ranks that wait for one."""
         row = self.rows[array]
-        self.page.words[row + 1 + turn % self._slots[array]] = slot
-        self._fence()
-        self.page.words[row] = turn + 1
+        self.page.words[row + FIRST_SLOT + number % self._slots[array]] = slot
+        store(self.page.words, row + GRANTED, number + 1)
+        wake(self.page.words, row + WAKE)
+
+    def wake(self, array: str) -> None:
+        """Have the ranks that wait for a slot look at their connections."""
+        wake(self.page.words, self.rows[array] + WAKE)
+
+    def wake_all(self) -> None:
+        """Have all ranks that wait look at their connections."""
+        for array in self.rows:
+            self.wake(array)
 
 
-class OutboxReader:
-    """The agent's end of an outbox.
+class ArrivalCounters:
+    """How far each bridge is with each array, for ranks to see whether they are the last one.
+
+    Parameters
+    ----------
+    name : str
+    bridges : mapping of str to int
+        For each array, how many bridges of the node own chunks of it.
+
+    Attributes
+    ----------
+    rows : dict of str to int
+        Where the row of each array starts.
+    """
+
+    def __init__(self, name: str, bridges: Mapping[str, int]) -> None:
+        self.rows: dict[str, int] = {}
+        words = HEADER_WORDS
+        for array, count in bridges.items():
+            self.rows[array] = words
+            words += COUNTER_WORDS * count
+        self.page = Page(name, words)
+        self.page.begin(b"deisaCNT", words)
+        for entry in range(HEADER_WORDS, words, COUNTER_WORDS):
+            self.page.words[entry + COUNTER_PASSED] = NO_TIMESTEP
+
+    def entry(self, array: str, position: int) -> int:
+        """Where the entry of a bridge starts, by its position among those of the array."""
+        return self.rows[array] + COUNTER_WORDS * position
+
+    def begin_look(self) -> None:
+        """Have whoever submits from now on notify again."""
+        exchange(self.page.words, NOTIFIED, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """What a rank has written since the last look.
+
+    Attributes
+    ----------
+    entries : tuple of (int, int)
+        Regions with their timesteps, oldest first.
+    passed : int or None
+        The timestep that the bridge is at, or has been after the entries at least; None before the first.
+    blocked : int or None
+        The region for which it waits for a slot.
+    """
+
+    entries: tuple[tuple[int, int], ...]
+    passed: int | None
+    blocked: int | None
+
+
+class RingReader:
+    """The agent's end of a submission ring.
 
     Parameters
     ----------
@@ -139,117 +209,37 @@ class OutboxReader:
     def __init__(self, name: str, capacity: int) -> None:
         self._capacity = capacity
         self._taken = 0
-        self.page = Page(name, outbox_words(capacity))
-        self._fence = Fence()
+        words = HEADER_WORDS + ENTRY_WORDS * capacity
+        self.page = Page(name, words)
+        self.page.begin(b"deisaRNG", words)
+        self.page.words[CAPACITY] = capacity
+        self.page.words[PASSED] = NO_TIMESTEP
 
-    def take(self) -> list[tuple[int, int]]:
-        """Return the (region, timestep) pairs that have been added, oldest first.
+    @property
+    def is_blocked(self) -> bool:
+        """Whether the rank says that it waits for a slot."""
+        return load(self.page.words, BLOCKED) != 0
+
+    def look(self) -> Submitted:
+        """Return what the rank has written since the last time.
 
         Raises
         ------
         ProtocolError
-            When the rank has added more than it had slots for, or taken some back.
+            When the rank has submitted more than it had slots for, or taken some back.
         """
         words = self.page.words
-        added = words[0]
-        if added == self._taken:
-            return []
-        if not 0 < added - self._taken <= self._capacity:
+        blocked, passed = load(words, BLOCKED), load(words, PASSED)
+        submitted = load(words, SUBMITTED)  # after them: all that came before they were stored is seen
+        if not 0 <= submitted - self._taken <= self._capacity:
             raise ProtocolError("a rank has handed over more chunks than it has slots")
-        self._fence()
         entries = []
-        for number in range(self._taken, added):
-            at = 1 + _ENTRY_WORDS * (number % self._capacity)
+        for number in range(self._taken, submitted):
+            at = HEADER_WORDS + ENTRY_WORDS * (number % self._capacity)
             entries.append((words[at], words[at + 1]))
-        self._taken = added
-        return entries
-
-
-class OutboxWriter:
-    """The rank's end of its outbox; `capacity` as the agent has it."""
-
-    __slots__ = ("_fence", "capacity", "words")
-
-    def __init__(self, words: memoryview, capacity: int, fence: Fence) -> None:
-        self.words = words
-        self.capacity = capacity
-        self._fence = fence
-
-    @property
-    def added(self) -> int:
-        """Chunks handed over so far."""
-        number: int = self.words[0]
-        return number
-
-    def add(self, region: int, timestep: int) -> None:
-        """Hand a chunk over; the number of entries comes last, for the agent looks at it first."""
-        words = self.words
-        added = words[0]
-        at = 1 + _ENTRY_WORDS * (added % self.capacity)
-        words[at] = region
-        words[at + 1] = timestep
-        self._fence()
-        words[0] = added + 1
-
-
-def outbox_words(capacity: int) -> int:
-    """Words that an outbox needs."""
-    return 1 + _ENTRY_WORDS * max(1, capacity)
-
-
-class TallyRow:
-    """A rank's view of the tally's row for one array.
-
-    Parameters
-    ----------
-    words : memoryview
-    first, count : int
-        Where the row lies.
-    own : int
-        The word of this bridge.
-    chunks : int
-        Chunks that this bridge hands over for each timestep.
-    account : memoryview
-    within : int
-        The word of `account` that counts those handed over for a timestep that is not whole yet.
-    """
-
-    __slots__ = ("_account", "_fence", "_own", "_row", "chunks", "within", "words")
-
-    def __init__(
-        self,
-        words: memoryview,
-        first: int,
-        count: int,
-        own: int,
-        chunks: int,
-        account: memoryview,
-        within: int,
-        fence: Fence,
-    ) -> None:
-        self.words = words
-        self._row = words[first : first + count]
-        self._own = own - first
-        self.chunks = chunks
-        self._account = account
-        self.within = within
-        self._fence = fence
-
-    def is_last(self) -> bool:
-        """Count a chunk; whether it makes this bridge the last one to have handed a timestep over."""
-        self._account[self.within] += 1
-        if self._account[self.within] < self.chunks:
-            return False
-        self._account[self.within] = 0
-        row = self._row
-        before = row[self._own]  # others can write there
-        whole = before + 1 if before < _LARGEST_WORD else -_LARGEST_WORD
-        row[self._own] = whole
-        if len(row) == 1:
-            return True
-        self._fence()  # of two that come at the same time, one at least sees the other
-        return min(row) >= whole
-
-    def count_again(self, handed_over: int) -> None:
-        """Count all chunks of the array anew, after an exception may have kept `is_last` from counting one."""
-        self._row[self._own], self._account[self.within] = divmod(handed_over, self.chunks)
+        self._taken = submitted
+        return Submitted(
+            tuple(entries),
+            None if passed == NO_TIMESTEP else passed,
+            None if blocked == 0 else blocked - 1,
+        )

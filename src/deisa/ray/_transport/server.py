@@ -14,17 +14,15 @@ import os
 import socket
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
-from deisa.ray._state.arrivals import NodeArrivals
-from deisa.ray._state.events import AgentLost, BridgeJoined, DtypeLearned, Event, SendHeldUp
+from deisa.ray._state.arrivals import FINISHED, NodeArrivals
+from deisa.ray._state.events import AgentLost, BridgeJoined, DtypeDeclared, Event, SendersBlocked
 from deisa.ray._state.layout import Shape
 from deisa.ray._state.newcomers import Run, answer_newcomer
 from deisa.ray._state.plan import Boxes, StartPlan
@@ -32,14 +30,21 @@ from deisa.ray._state.presence import Presence, State
 from deisa.ray._state.takeover import NOTHING_HANDLED, NodeState
 from deisa.ray._transport import messages
 from deisa.ray._transport.address import agent_address, shown
-from deisa.ray._transport.connections import Connection, Connections, Ready
+from deisa.ray._transport.connections import Blocked, Connection, Connections, Ready
 from deisa.ray._transport.descriptor_limit import check_descriptors
 from deisa.ray._transport.descriptors import RECEIVE_BYTES
 from deisa.ray._transport.limits import MemoryLimit, check_limits
 from deisa.ray._transport.listening import listen
 from deisa.ray._transport.memory import check_fits, create_segment, lay_out, slot_size, within
 from deisa.ray._transport.messages import Message, RegionSpec
-from deisa.ray._transport.pages import DESCRIPTORS_PER_PAGE, LOOK_S, Board, OutboxReader, Page
+from deisa.ray._transport.pages import (
+    DESCRIPTORS_PER_PAGE,
+    RING_SCAN_S,
+    ArrivalCounters,
+    Page,
+    RingReader,
+    SlotTable,
+)
 from deisa.ray.config import Settings
 from deisa.ray.errors import (
     AnalyticsLostError,
@@ -55,6 +60,11 @@ logger = logging.getLogger("deisa.ray.agent")
 
 DESCRIPTORS_PER_MESSAGE = 64
 TICK_S = 0.5
+ENDING_S = 5.0  # that a process may take to end once it has said so, while others wait for it
+BLOCKED_S = (
+    0.25  # that ranks wait before the analytics hears of it: nothing, where it is merely slower than they
+)
+PROGRESS_S = 1.0  # that a rank waits before it hears for whom
 MOST_UNREAD = 1000  # messages that wait for a peer which does not read
 MOST_LAST_READS = 64  # of what a process that has ended said before
 
@@ -111,10 +121,12 @@ class AgentServer:
         self._arrivals = NodeArrivals()
         self._bridges: dict[int, Connection] = {}
         self._segments: list[_Segment] = []
-        self._board: Board | None = None
-        self._tally: Page | None = None
+        self._table: SlotTable | None = None
+        self._counters: ArrivalCounters | None = None
         self._lost: list[tuple[int, str]] = []  # bridges, and why; still to be reported
-        self._held_up: dict[str, set[tuple[int, int]]] = defaultdict(set)  # array -> (bridge, region) waiting
+        self._blocked: dict[
+            str, dict[int, int]
+        ] = {}  # by array what was reported last: bridges, and timesteps
         self._plan: StartPlan | None = None
         self._progress = "the analytics is up but has not called execute_callbacks() yet"
         self._joined: list[Event] = []
@@ -127,7 +139,7 @@ class AgentServer:
         self._dismissed: DeisaError | None = None  # what the analytics told the ranks when it ended the run
         self._journal: Page | None = None
         self._callbacks = 0  # that it has a word for
-        self._learned: list[Event] = []
+        self._declared: list[Event] = []
         self._full = False  # no connection could be accepted, for want of descriptors
         self.closed = threading.Event()
         listener = listen(settings, run_id)
@@ -162,7 +174,7 @@ class AgentServer:
         with self._changed:
             presence = self._presence
             if presence.begin_poll():
-                self._tell_orphaned()
+                self._tell_of_analytics()
             driver_id = presence.driver_id
             deadline = time.monotonic() + timeout_s
             events: list[Event] = []
@@ -194,13 +206,14 @@ class AgentServer:
         """The analytics goes, and another one may take over."""
         with self._lock:
             if self._presence.leave(messages.shorten(reason), time.monotonic()):
-                self._tell_orphaned()
+                self._tell_of_analytics()
                 self._changed.notify_all()
 
-    def _tell_orphaned(self) -> None:
+    def _tell_of_analytics(self) -> None:
+        reason = self._presence.reason
         for connection in self._bridges.values():
             if connection in self._connections and not connection.closed:
-                self._post(connection, messages.Orphaned(self._presence.reason))
+                self._post(connection, messages.AnalyticsDown(reason) if reason else messages.AnalyticsUp())
 
     def take_over(self, driver_id: str, holder: str = "another analytics") -> NodeState:
         """Serve another analytics from now on, and tell it where the last one was.
@@ -218,7 +231,7 @@ class AgentServer:
             if last is not None:
                 self._drop(last, "")
             if self._presence.follow(driver_id, holder, time.monotonic()):
-                self._tell_orphaned()
+                self._tell_of_analytics()
             for connection in list(self._connections):  # a rank that has died is to be known as lost
                 self._receive(connection)
             self._collect_all()
@@ -226,17 +239,25 @@ class AgentServer:
             self._changed.notify_all()
             held = self._arrivals.held()
             joined = [c.joined for c in self._bridges.values() if c.joined is not None]
-            since: list[Event] = [*self._learned, *self._arrivals.lasting_events, *self._waiting()]
+            since: list[Event] = [*self._declared, *self._arrivals.lasting_events, *self._waiting()]
             self._joined.clear()
             self._arrivals.take_events()
             return NodeState(self.agent_id, self._plan, tuple(joined), held, tuple(since), self._handled())
 
     def _waiting(self) -> list[Event]:
-        return [
-            SendHeldUp(bridge_id, array, int(self._arrivals.waiting_at(bridge_id)))
-            for array, waiting in self._held_up.items()
-            for bridge_id, _ in sorted(waiting)
-        ]
+        return [SendersBlocked(array, timesteps) for array, timesteps in self._blocked_now().items()]
+
+    def _blocked_now(self, longer_than_s: float = 0.0) -> dict[str, dict[int, int]]:
+        """The bridges that wait for a slot of each array, and with which timesteps, unless one has just come."""
+        now = time.monotonic()
+        found: dict[str, dict[int, int]] = {}
+        newest: dict[str, float] = {}
+        for bridge_id, connection in sorted(self._bridges.items()):
+            blocked = connection.blocked
+            if blocked is not None and connection in self._connections:
+                found.setdefault(blocked.array, {})[bridge_id] = blocked.timestep
+                newest[blocked.array] = max(newest.get(blocked.array, blocked.since), blocked.since)
+        return {array: who for array, who in found.items() if now - newest[array] >= longer_than_s}
 
     def _take_events(self) -> list[Event]:
         joined, self._joined = self._joined, []
@@ -246,11 +267,11 @@ class AgentServer:
         """Pass on what the analytics waits for: to all ranks before the start, then to those that have no slot."""
         with self._lock:
             self._progress = text = messages.shorten(text)
-            bridges = (
-                self._bridges if self._plan is None else {b for w in self._held_up.values() for b, _ in w}
-            )
-            for bridge_id in bridges:
-                self._post(self._bridges[bridge_id], messages.Progress(text))
+            if self._plan is None:
+                for connection in self._bridges.values():
+                    self._post(connection, messages.Progress(text))
+            else:
+                self._tell_blocked()
 
     def positions(self) -> dict[int, float]:
         """The timestep that each bridge is at which has not closed."""
@@ -306,63 +327,57 @@ class AgentServer:
                 if named is not None and self._bridges.get(named) is not connection:  # too late to be noticed
                     self._fail(connection, BridgeIdError(f"bridge_id {named} is taken"))
             self._arrivals.subscribe(plan.slots, plan.consumers)
-            self._board = board = Board(f"deisa-{self._settings.session}-board", plan.slots)
+            self._table = table = SlotTable(f"deisa-{self._settings.session}-table", plan.slots)
             for connection in self._bridges.values():
                 self._provide(connection, _known_dtypes(plan, without=boxes))
             for name in boxes:
                 self._provide_boxes(name, boxes, plan)
-            self._let_all_go(plan, board)
-            self._connections.wake()  # from now on the thread looks into the outboxes
+            self._let_all_go(plan, table)
+            self._connections.wake()  # from now on the thread looks into the rings
 
-    def _let_all_go(self, plan: StartPlan, board: Board) -> None:
+    def _let_all_go(self, plan: StartPlan, table: SlotTable) -> None:
         """Give every rank its places on the shared pages."""
         owners: dict[str, list[int]] = {}
         for bridge_id in self._bridges:
             for name, regions in self._arrivals.regions_of(bridge_id).items():
                 if name in plan.slots and regions:
                     owners.setdefault(name, []).append(bridge_id)
-        firsts = dict(zip(owners, accumulate(map(len, owners.values()), initial=0), strict=False))
         prefix = f"deisa-{self._settings.session}"
-        self._tally = tally = Page(f"{prefix}-tally", sum(map(len, owners.values())))
+        counted = {name: len(bridges) for name, bridges in owners.items()}
+        self._counters = counters = ArrivalCounters(f"{prefix}-counters", counted)
         for bridge_id, connection in self._bridges.items():
-            wanted = {
-                name: messages.WantedArray(
+            wanted = tuple(
+                messages.WantedArray(
+                    name,
                     tuple(regions),
-                    board.rows[name],
                     plan.slots[name],
-                    firsts[name],
-                    len(owners[name]),
-                    firsts[name] + owners[name].index(bridge_id),
+                    table.rows[name],
+                    counters.rows[name],
+                    counted[name],
+                    counters.entry(name, owners[name].index(bridge_id)),
                 )
                 for name, regions in self._arrivals.regions_of(bridge_id).items()
                 if name in plan.slots and regions
-            }
+            )
             if not wanted:
-                self._post(connection, messages.Start((), {}))
+                self._post(connection, messages.Start((), 0, ()))
                 continue
-            capacity = sum(len(array.regions) * array.slots for array in wanted.values())
-            connection.outbox = OutboxReader(f"{prefix}-outbox", capacity)
-            pages = (board.page, tally, connection.outbox.page)
-            start = messages.Start(tuple(page.nbytes for page in pages), wanted)
+            capacity = sum(len(array.regions) * array.slots for array in wanted)
+            connection.ring = RingReader(f"{prefix}-ring", capacity)
+            pages = (table.page, counters.page, connection.ring.page)
+            start = messages.Start(tuple(page.nbytes for page in pages), capacity, wanted)
             self._post(connection, start, [page.descriptor for page in pages])
 
     def release(self, consumer: str, steps: Sequence[tuple[str, int]]) -> None:
         """End a consumer's leases on (array, timestep) pairs, and give free slots back to the ranks."""
         with self._lock:
-            board = self._board
-            if self.closed.is_set() or board is None:
+            table = self._table
+            if self.closed.is_set() or table is None:
                 return  # the memory has gone
             for array, timestep in steps:
-                turn = self._arrivals.release(consumer, array, timestep)
-                if turn is not None:
-                    board.give(array, turn.number, turn.slot)
-                    for bridge_id, region in list(self._held_up[array]):
-                        if not self._arrivals.must_wait(region):
-                            self._let_go(bridge_id, region)
-
-    def _let_go(self, bridge_id: int, region: int) -> None:
-        self._held_up[self._arrivals.array_of(region)].discard((bridge_id, region))
-        self._post(self._bridges[bridge_id], messages.Free(region))
+                grant = self._arrivals.release(consumer, array, timestep)
+                if grant is not None:
+                    table.grant(array, grant.number, grant.slot)
 
     def close(self, error: DeisaError | None = None) -> None:
         """End the session on this node: tell the ranks why, close every socket, free the memory."""
@@ -384,7 +399,7 @@ class AgentServer:
         yield_to_ranks()
         try:
             while not self.closed.is_set():
-                ready = self._connections.wait(TICK_S if self._plan is None else LOOK_S)
+                ready = self._connections.wait(TICK_S if self._plan is None else RING_SCAN_S)
                 with self._lock:
                     if not self.closed.is_set():
                         for what, peer in ready:
@@ -394,6 +409,8 @@ class AgentServer:
                         self._collect_all()
                         self._report_losses()
                         self._answer_newcomers()
+                        self._mind_blocked()
+                        self._mind_endings()
                         self._check_driver()
         except Exception as error:
             logger.exception("the agent has failed")
@@ -414,7 +431,9 @@ class AgentServer:
             self._receive(connection)
 
     def _collect_all(self) -> None:
-        """Look into every outbox, and tell the analytics if anything has become complete."""
+        """Look into every ring, and tell the analytics if anything has become complete."""
+        if self._counters is not None:
+            self._counters.begin_look()
         for connection in list(self._bridges.values()):
             if connection in self._connections and not connection.closed:
                 try:
@@ -432,10 +451,55 @@ class AgentServer:
 
     def _collect(self, connection: Connection) -> None:
         """Account for what a rank has handed over since the last look."""
-        if connection.outbox is not None:
-            assert connection.bridge_id is not None
-            for region, timestep in connection.outbox.take():
-                self._arrivals.put(connection.bridge_id, region, timestep)
+        if connection.ring is None:
+            return
+        bridge_id = connection.bridge_id
+        assert bridge_id is not None
+        submitted = connection.ring.look()
+        for entry in submitted.entries:
+            self._arrivals.put(bridge_id, *entry)
+        if submitted.passed is not None:
+            self._arrivals.advance(bridge_id, submitted.passed)
+        waits, region = None, submitted.blocked
+        if region is not None and self._arrivals.must_wait(bridge_id, region):
+            waits = (self._arrivals.array_of(region), int(self._arrivals.at(bridge_id)))
+        if waits is None:
+            connection.blocked = None
+        elif connection.blocked is None or (connection.blocked.array, connection.blocked.timestep) != waits:
+            connection.blocked = Blocked(*waits, time.monotonic())
+
+    def _mind_blocked(self) -> None:
+        """Report once which bridges wait for slots, and tell them for whom."""
+        for array, timesteps in self._blocked_now(BLOCKED_S).items():
+            if self._blocked.get(array) != timesteps:
+                self._blocked[array] = timesteps
+                self._joined.append(SendersBlocked(array, timesteps))
+                self._changed.notify_all()
+        self._tell_blocked()
+
+    def _tell_blocked(self) -> None:
+        now = time.monotonic()
+        for connection in self._bridges.values():
+            blocked = connection.blocked
+            if blocked is not None and now - blocked.since >= PROGRESS_S and blocked.told != self._progress:
+                blocked.told = self._progress
+                self._post(connection, messages.Progress(self._progress))
+
+    def _mind_endings(self) -> None:
+        """Wait no longer for a bridge whose process is ending and does not: it may wait for the other ranks."""
+        now = time.monotonic()
+        for bridge_id, connection in self._bridges.items():
+            since = connection.ending_since
+            if since is None or now - since < ENDING_S or connection.closed:
+                continue
+            if connection in self._connections and self._arrivals.owes(bridge_id):
+                self._drop(
+                    connection,
+                    f"it was not closed, and its process has been ending for {now - since:.0f} s: MPI_Finalize waits "
+                    "for the other ranks. Call close() on all ranks, or start them with `python -m mpi4py`",
+                )
+            elif connection in self._connections:
+                self._arrivals.advance(bridge_id, FINISHED)  # ranks of other nodes may wait for it
 
     def _report_losses(self) -> None:
         """Report the bridges that were lost, after all that the others had sent by then."""
@@ -521,25 +585,17 @@ class AgentServer:
             raise ProtocolError(f"a {type(message).__name__} is out of place here")
         self._collect(connection)  # it was handed over before the message was sent
         match message:
-            case messages.Look():
-                pass  # all outboxes are looked into after every round
-            case messages.HeldUp(region, timestep):
-                self._arrivals.hold_up(bridge_id, region, timestep)
-                self._held_up[self._arrivals.array_of(region)].add((bridge_id, region))
-                if not self._arrivals.must_wait(region):  # since the message left
-                    self._let_go(bridge_id, region)
-                elif self._progress:
-                    self._post(connection, messages.Progress(self._progress))
-            case messages.Advance(timestep):
-                self._arrivals.advance(bridge_id, timestep)
-            case messages.Learned(array, dtype, limits):
-                self._learn(connection, array, dtype, limits)
+            case messages.Notify():
+                pass  # all rings are looked into after every round
+            case messages.DeclareDtype(array, dtype, limits):
+                self._declare(connection, array, dtype, limits)
             case messages.Abort(reason):
                 self._drop(connection, messages.shorten(reason))
+            case messages.Ending():
+                connection.ending_since = time.monotonic()
             case messages.Close(stats):
                 connection.closed = True
-                for waiting in self._held_up.values():
-                    waiting.difference_update([who for who in waiting if who[0] == bridge_id])
+                connection.blocked = None
                 self._arrivals.close(bridge_id, stats)
             case _:
                 raise ProtocolError(f"a {type(message).__name__} is not for an agent")
@@ -605,7 +661,7 @@ class AgentServer:
         connection.limits = hello.limits
         self._post(connection, messages.Progress(self._progress))
         if self._presence.reason:
-            self._post(connection, messages.Orphaned(self._presence.reason))
+            self._post(connection, messages.AnalyticsDown(self._presence.reason))
         if hello.bridge_id in self._bridges:  # the analytics will find it twice, and tell every rank
             where = (connection.pid, self._host)
             self._joined.append(BridgeJoined(hello.bridge_id, hello.world_size, (), {}, *where))
@@ -619,7 +675,7 @@ class AgentServer:
         )
         self._joined.append(connection.joined)
 
-    def _learn(
+    def _declare(
         self, connection: Connection, array: str, dtype: np.dtype, limits: tuple[MemoryLimit, ...]
     ) -> None:
         bridge_id = connection.bridge_id
@@ -643,9 +699,9 @@ class AgentServer:
             and has_memory.isdisjoint(self._arrivals.regions_of(b)[array])
         ]
         check_limits(touched, self._settings.memory_fraction, f"array {array!r}: ")
-        learned = DtypeLearned(bridge_id, array, dtype)
-        self._learned.append(learned)
-        self._joined.append(learned)
+        declared_event = DtypeDeclared(bridge_id, array, dtype)
+        self._declared.append(declared_event)
+        self._joined.append(declared_event)
         self._provide(connection, {array: dtype})
         self._try_to_flush(connection)
 
@@ -737,7 +793,7 @@ class AgentServer:
     def _check_driver(self) -> None:
         now, session = time.monotonic(), self._settings.session
         if self._presence.fall_silent(f"the analytics of session {session!r} does not answer", now):
-            self._tell_orphaned()
+            self._tell_of_analytics()
         quiet_s = self._presence.quiet_s(now)
         if self._dismissed is not None and self._presence.reason:
             self.close(self._dismissed)
@@ -755,6 +811,13 @@ class AgentServer:
     def _post(self, connection: Connection, message: Message, descriptors: Sequence[int] = ()) -> None:
         connection.queue(message, descriptors)
         self._try_to_flush(connection)
+        self._wake_blocked(connection)
+
+    def _wake_blocked(self, connection: Connection) -> None:
+        """Have a rank that waits for a slot look at its connection."""
+        ring, table = connection.ring, self._table
+        if ring is not None and table is not None and ring.is_blocked:
+            table.wake_all()
 
     def _try_to_flush(self, connection: Connection) -> None:
         try:
@@ -772,6 +835,7 @@ class AgentServer:
         if connection not in self._connections:
             return
         self._connections.hang_up(connection)
+        self._wake_blocked(connection)
         self._newcomers.pop(connection, None)
         if connection is self._driver:
             self._driver = None
@@ -781,6 +845,7 @@ class AgentServer:
         with suppress(ProtocolError):  # what a rank handed over before it died counts
             if not connection.closed:
                 self._collect(connection)
+        connection.blocked = None
         bridge_id = connection.bridge_id
         if bridge_id is not None and self._bridges.get(bridge_id) is connection and not connection.closed:
             self._lost.append((bridge_id, reason))
@@ -788,12 +853,15 @@ class AgentServer:
     def _shut(self) -> None:
         with self._lock:
             self._connections.close()
+            if self._table is not None:
+                self._table.wake_all()
             for segment in self._segments:
                 os.close(segment.descriptor)
             self._segments.clear()
-            pages = [c.outbox.page for c in self._bridges.values() if c.outbox is not None]
-            pages += [self._board.page] if self._board is not None else []
-            pages += [page for page in (self._tally, self._journal) if page is not None]
+            pages = [c.ring.page for c in self._bridges.values() if c.ring is not None]
+            pages += [shared.page for shared in (self._table, self._counters) if shared is not None]
+            pages += [self._journal] if self._journal is not None else []
+            self._table = self._counters = None
             for page in pages:
                 page.close()
             self.closed.set()
@@ -806,7 +874,7 @@ def _known_dtypes(plan: StartPlan, without: Boxes) -> dict[str, np.dtype]:
 
 
 def _descriptors_of(connection: Connection, plan: StartPlan, boxes: Boxes) -> int:
-    """What will be opened for a bridge: its outbox, one segment, and one more for each dtype that comes late."""
+    """What will be opened for a bridge: its ring, one segment, and one more for each dtype that comes late."""
     wanted = [name for name, array in connection.arrays.items() if array.chunks and name in plan.slots]
     late = sum(plan.dtypes[name] is None for name in wanted)
     at_once = any(plan.dtypes[name] is not None and name not in boxes for name in wanted)

@@ -13,15 +13,16 @@ import sysconfig
 import threading
 import time
 import traceback
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from concurrent.futures import thread as pool
 from pathlib import Path
 from types import FrameType
 
 from deisa.ray import bridge
-from deisa.ray._engine.base import AgentGroup
-from deisa.ray._engine.leases import Leases, Step
-from deisa.ray._state.events import SendHeldUp, StepComplete
+from deisa.ray._session.engine import AgentGroup
+from deisa.ray._session.leases import Leases, Step
+from deisa.ray._session.start import SlotCounts
+from deisa.ray._state.events import SendersBlocked, StepComplete
 from deisa.ray._state.layout import name_bridges
 from deisa.ray._state.stalls import steps_in_the_way
 from deisa.ray._state.timeline import NEXT_TIMESTEP, Timeline
@@ -30,7 +31,7 @@ from deisa.ray.errors import KeptArraysError
 
 logger = logging.getLogger("deisa.ray")
 
-LOOK_S = 1.0  # how often it is looked whom the simulation waits for
+STALLED_S = 1.0  # without a change, before it is looked whom the simulation waits for; and how often
 GRACE_S = 5.0  # for arrays to be dropped before nothing can come any more
 GRACE_OF_THREADS_S = 60.0  # where threads of the user are at work, which may drop them
 SHOWN_STEPS = 10
@@ -49,27 +50,34 @@ class Stalls:
     ----------
     agents : AgentGroup
     leases : Leases
+    counts : SlotCounts
     settings : Settings
     computing : callable
         Whether bundles are under way: they hold arrays, and let them go.
     """
 
     def __init__(
-        self, agents: AgentGroup, leases: Leases, settings: Settings, computing: Callable[[], bool]
+        self,
+        agents: AgentGroup,
+        leases: Leases,
+        counts: SlotCounts,
+        settings: Settings,
+        computing: Callable[[], bool],
     ) -> None:
         self._agents = agents
         self._leases = leases
+        self._counts = counts
         self._settings = settings
         self._computing = computing
-        self._waiting: dict[int, SendHeldUp] = {}
+        self._waiting: dict[int, Step] = {}  # bridges, and what they wait to send
         self._moved_at: dict[str, float] = {}  # arrays for which ranks wait, or have waited
         self._stuck_since: float | None = None
-        self._looked = self._warned = -math.inf
+        self._checked = self._warned = -math.inf
         self.told = ""  # whom ranks that have no slot were told to wait for
 
-    def wait_for_slot(self, event: SendHeldUp) -> None:
-        """A rank waits."""
-        self._waiting[event.bridge_id] = event
+    def wait_for_slots(self, event: SendersBlocked) -> None:
+        """Ranks of a node wait."""
+        self._waiting |= {bridge_id: (event.array, t) for bridge_id, t in event.timesteps.items()}
         self._moved_at[event.array] = time.monotonic()
 
     def waited(self, bridge_id: int) -> bool:
@@ -79,9 +87,9 @@ class Stalls:
     def complete(self, step: StepComplete) -> None:
         """A step is complete: whoever waited with it has gone on."""
         self._waiting = {
-            bridge_id: event
-            for bridge_id, event in self._waiting.items()
-            if event.array != step.array or event.timestep > step.timestep
+            bridge_id: (array, timestep)
+            for bridge_id, (array, timestep) in self._waiting.items()
+            if array != step.array or timestep > step.timestep
         }
         self.moved([step.array])
 
@@ -89,24 +97,15 @@ class Stalls:
         """Arrays go on: one is complete at another timestep, or a callback looks at them."""
         self._moved_at |= dict.fromkeys(arrays, time.monotonic())
         self._stuck_since = None
-        if self.told and not any(event.array not in arrays for event in self._waiting.values()):
+        if self.told and not any(array not in arrays for array, _ in self._waiting.values()):
             self._tell("")
 
-    def look(
-        self,
-        timeline: Timeline,
-        slots: Mapping[str, int],
-        largest: Mapping[str, int],
-        windows: Collection[Step],
-        closed: Collection[int],
-    ) -> None:
+    def check(self, timeline: Timeline, windows: Collection[Step], closed: Collection[int]) -> None:
         """See who holds up ranks whose arrays have not moved for a moment.
 
         Parameters
         ----------
         timeline : Timeline
-        slots, largest : mapping of str to int
-            Of each array the slots, and the largest window.
         windows : collection of (str, int)
             The steps that callbacks may still need.
         closed : collection of int
@@ -118,15 +117,17 @@ class Stalls:
             When nothing can come, since the analytics keeps arrays, and has kept them for a while.
         """
         now = time.monotonic()
-        waiting = {b: e for b, e in self._waiting.items() if now - self._moved_at[e.array] >= LOOK_S}
-        if not waiting or now - self._looked < LOOK_S:
+        waiting = {
+            b: array for b, (array, _) in self._waiting.items() if now - self._moved_at[array] >= STALLED_S
+        }
+        if not waiting or now - self._checked < STALLED_S:
             return
-        self._looked = now
+        self._checked = now
         if self._leases.live() - set(windows):
             gc.collect()  # arrays in reference cycles, as tracebacks make them
         kept = sorted(self._leases.live() - set(windows))
         names = {name for name, _ in kept}
-        if any(event.array in names for event in waiting.values()):
+        if not names.isdisjoint(waiting.values()):
             if self._computing():  # what is under way lets go of them, as persist() does
                 self._stuck_since = None
                 return
@@ -136,22 +137,16 @@ class Stalls:
                 "the simulation waits because arrays of earlier timesteps are kept alive: "
                 f"{_shown(kept)}; drop them, or keep copies with persist() or compute()",
             )
-            self._mind_kept(now, slots, largest, windows, timeline.owners.difference(closed))
+            self._mind_kept(now, windows, timeline.owners.difference(closed))
             return
         culprit = timeline.waiting_for(self._agents.positions())
         if culprit != NEXT_TIMESTEP:
             self._tell(culprit)
             self._warn(now, f"{name_bridges(waiting)} can't go on: the analytics waits for {culprit}")
 
-    def _mind_kept(
-        self,
-        now: float,
-        slots: Mapping[str, int],
-        largest: Mapping[str, int],
-        windows: Collection[Step],
-        senders: Collection[int],
-    ) -> None:
-        waiting = {bridge_id: event.array for bridge_id, event in self._waiting.items()}
+    def _mind_kept(self, now: float, windows: Collection[Step], senders: Collection[int]) -> None:
+        slots = self._counts.slots
+        waiting = {bridge_id: array for bridge_id, (array, _) in self._waiting.items()}
         in_the_way = steps_in_the_way(slots, self._leases.live(), windows, waiting, senders)
         if not in_the_way or self._computing():
             self._stuck_since = None
@@ -161,12 +156,12 @@ class Stalls:
         if now - self._stuck_since < (GRACE_OF_THREADS_S if others_at_work() else GRACE_S):
             return
         name = in_the_way[0][0]
-        spare = slots[name] - largest[name]
+        spare = slots[name] - self._counts.windows[name]
         bridge_id = min(b for b in senders if waiting[b] == name)
         raise KeptArraysError(
             f"nothing more can come: the analytics keeps arrays of earlier timesteps, {_shown(in_the_way)}, so that "
             f"none of the {slots[name]} slots of array {name!r} is free while {name_bridges(senders)} wait with "
-            f"timestep {self._waiting[bridge_id].timestep}. Beside its windows, a run may keep {spare} "
+            f"timestep {self._waiting[bridge_id][1]}. Beside its windows, a run may keep {spare} "
             f"timestep{'s' if spare != 1 else ''} of {name!r} (max_simulation_ahead). An array that is computed lazily "
             "from others keeps them: call compute() or persist() on what you keep, or raise max_simulation_ahead"
         )

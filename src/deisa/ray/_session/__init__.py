@@ -1,0 +1,1 @@
+"""What leads a run in the analytics' process, from the first bridge to the last callback; imports no Ray."""

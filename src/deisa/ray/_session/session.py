@@ -1,0 +1,208 @@
+"""One session, seen from the analytics: its bridges register, it is started, it runs, it ends.
+
+::
+
+    Bridges (registration) ---+
+    Predecessor --------------+--> PlacedArray (tiling) --> StartPlan (start) --> Run
+    callbacks' windows -------+
+"""
+
+from __future__ import annotations
+
+import gc
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+
+from deisa.ray._session.end_request import EndRequest
+from deisa.ray._session.engine import AgentGroup
+from deisa.ray._session.leases import Leases, Step
+from deisa.ray._session.predecessor import Predecessor, find_predecessor
+from deisa.ray._session.registration import Bridges, wait_registered
+from deisa.ray._session.run import Run, Windows
+from deisa.ray._session.stalls import Stalls
+from deisa.ray._session.start import CONSUMER, announce, boxes_by_node, count_slots, make_plan
+from deisa.ray._session.tiling import PlacedArray, place_array
+from deisa.ray._state.events import BridgeStats
+from deisa.ray._state.layout import ArrayLayout
+from deisa.ray._state.timeline import Firing, Subscription, Timeline
+from deisa.ray.config import Settings
+from deisa.ray.errors import DeisaError
+from deisa.ray.report import ArrayFigures
+
+ARRAYS_TIMEOUT_S = 0.5  # for arrays to be dropped that nobody refers to any more
+
+
+class Session:
+    """The analytics' side of one session.
+
+    Parameters
+    ----------
+    agents : AgentGroup
+        Open already.
+    settings : Settings
+    computing : callable
+        Whether bundles are under way.
+
+    Attributes
+    ----------
+    bridges : Bridges
+        Those that have registered.
+    leases : Leases
+    bound_bytes : mapping of str to int
+        Chunk memory reserved on each node, once started.
+    """
+
+    def __init__(
+        self, agents: AgentGroup, settings: Settings, computing: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._agents = agents
+        self._settings = settings
+        self._computing = computing
+        self._end = EndRequest()
+        self._predecessor = Predecessor()
+        self._layouts: dict[str, ArrayLayout] = {}
+        self._owners: dict[str, Mapping[str, tuple[int, ...]]] = {}
+        self._run: Run | None = None
+        self.bridges = Bridges(settings.session)
+        self.leases = Leases(self._release)
+        self.bound_bytes: Mapping[str, int] = {}
+
+    def wait_registered(self) -> dict[str, ArrayLayout] | None:
+        """Wait for every bridge, check that their descriptions fit together, and return the arrays.
+
+        Returns
+        -------
+        dict of str to ArrayLayout, or None
+            None where `stop` was called.
+
+        Raises
+        ------
+        LayoutError, WaitTimeoutError, BridgeLostError, AgentLostError
+        """
+        self._predecessor = find_predecessor(self._agents, self._settings)
+        self.bridges = Bridges(self._settings.session, self._predecessor.waiting_bridges)
+        self._predecessor.register(self.bridges)
+        if not wait_registered(self.bridges, self._agents, self._settings, self._end):
+            return None
+        self._layouts = self.bridges.layouts()
+        return self._layouts
+
+    def start(self, subscriptions: Sequence[Subscription]) -> None:
+        """Reserve the slots and let the simulation go; or hear again what it has sent, where it is under way.
+
+        Raises
+        ------
+        MemoryBoundError
+            Before anything is allocated.
+        WindowError
+            When a session that is under way has too few slots.
+        """
+        started_with = self._predecessor.plan
+        counts = count_slots(subscriptions, self._settings.max_simulation_ahead, started_with)
+        arrays = {name: self._place(self._layouts[name]) for name in counts.slots}
+        self._owners = {name: array.owners() for name, array in arrays.items()}
+        handled = self._predecessor.handled
+        self._run = run = Run(
+            self._agents,
+            self.bridges,
+            arrays,
+            Timeline(self._owners, subscriptions, handled),
+            Stalls(self._agents, self.leases, counts, self._settings, self._computing),
+            self.leases,
+            self._open_journal(len(subscriptions), handled),
+            self._settings,
+            self._end,
+        )
+        if started_with is not None:
+            resumption = self._predecessor.resumption(self._settings.session)
+            self._agents.release(CONSUMER, resumption.releases)
+            run.absorb(resumption.events)
+            return
+        plan, boxes = make_plan(arrays, counts.slots), boxes_by_node(arrays)
+        self.bound_bytes = self._agents.bound_bytes(plan, boxes)
+        announce(arrays, counts.slots, self.bound_bytes)
+        self._agents.start(plan, boxes)
+
+    def _place(self, layout: ArrayLayout) -> PlacedArray:
+        return place_array(
+            layout,
+            self.bridges,
+            self._predecessor.plan,
+            self._settings.merge_chunks_beyond,
+            self._agents.cpus,
+        )
+
+    def _open_journal(self, callbacks: int, handled: Sequence[int]) -> memoryview | None:
+        journal = self._agents.follow(callbacks)
+        if journal is not None:
+            for callback, timestep in enumerate(handled[:callbacks]):
+                journal[callback] = timestep
+        return journal
+
+    def run(self, deliver: Callable[[Firing, Windows], None]) -> None:
+        """Call `deliver` for each callback and timestep, until every bridge has closed.
+
+        Raises
+        ------
+        IncompleteTimestepError, BridgeLostError, AgentLostError, WaitTimeoutError
+            After everything that was complete before has been delivered.
+        """
+        if self._run is None:
+            raise RuntimeError("the session has not been started")
+        self._run.deliver(deliver)
+
+    def _release(self, steps: Sequence[Step]) -> None:
+        by_node: dict[str, list[Step]] = defaultdict(list)
+        for step in steps:
+            for node_id in self._owners[step[0]]:
+                by_node[node_id].append(step)
+        self._agents.release(CONSUMER, by_node)
+
+    # The end.
+
+    def drop_arrays(self) -> bool:
+        """Drop the windows; returns whether no array of this session is alive any more."""
+        if self._run is not None:
+            self._run.drop_arrays()
+        if self.leases.wait_gone(ARRAYS_TIMEOUT_S):
+            return True
+        gc.collect()
+        return self.leases.wait_gone(ARRAYS_TIMEOUT_S)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether `stop` was called."""
+        return self._end.stopped
+
+    def stop(self, error: DeisaError) -> None:
+        """End `wait_registered` and `run` at the next moment between callbacks; ranks learn `error` at once."""
+        if self._end.stop():
+            self._agents.dismiss(error)
+
+    def close(self, error: DeisaError) -> None:
+        """End the session on every node; ranks that are still there learn `error`."""
+        self._end.close()
+        if self._run is not None:
+            self._run.drop_arrays()
+        self._agents.close(error)
+        self.leases.stop()
+        if self._run is not None:
+            self._run.close()
+
+    def abandon(self, error: DeisaError) -> None:
+        """Leave the session to another analytics, with all that has not been handled."""
+        self._end.close()
+        self.leases.stop()
+        self._agents.abandon(error)
+        if self._run is not None:
+            self._run.close()
+
+    @property
+    def array_figures(self) -> dict[str, ArrayFigures]:
+        """What has become of each array that a callback asked for."""
+        return self._run.array_figures if self._run is not None else {}
+
+    @property
+    def bridge_stats(self) -> dict[int, BridgeStats]:
+        """What each bridge that has closed did, by bridge id."""
+        return self._run.bridge_stats if self._run is not None else {}
