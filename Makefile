@@ -56,9 +56,10 @@ bench: $(VENV)/.bench
 chaos: $(VENV)/.dev
 	$(BIN)/python -m tests.chaos $(ARGS)
 
-# Look for bytes that crash the decoder of messages, for a minute: make fuzz ARGS="-max_total_time=3600"
+# Look for bytes that crash what reads messages, in Python and in C, for a minute each: make fuzz ARGS="-max_total_time=3600"
 fuzz: $(VENV)/.fuzz
 	$(BIN)/python -m tests.fuzz.decoder -max_total_time=60 $(ARGS)
+	$(BIN)/python -m tests.fuzz.client -max_total_time=60 $(ARGS)
 
 # The tests with the oldest releases of everything that pyproject.toml admits.
 floors: $(FLOORS)/.installed

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import skip_or_fail
+from tests.fuzz import client as fuzz_client
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
@@ -72,6 +73,8 @@ CROSS = "gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user"
 AARCH64 = Build(
     "aarch64", "aarch64-linux-gnu-gcc", ("-O2", "-static", "-DEMULATED=1"), ("qemu-aarch64",), CROSS
 )
+FUZZER = ("-fsanitize=fuzzer-no-link,address,undefined",)
+CLANG_FUZZER = Build("clang-fuzzer", "clang", FUZZER, needs=CLANG)
 BUILDS = [
     Build("gcc", "gcc", needs="gcc libc6-dev"),
     Build("gcc-address", "gcc", ADDRESS, needs="gcc libc6-dev"),
@@ -80,6 +83,18 @@ BUILDS = [
     Build("clang-thread", "clang", THREAD, needs=CLANG),
     AARCH64,
 ]
+
+
+def run(*command: Path | str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        env={**os.environ, "TSAN_OPTIONS": "halt_on_error=1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
 
 
 def succeeded(done: subprocess.CompletedProcess[str]) -> str:
@@ -112,16 +127,19 @@ def build(
 def test_program(program: str, build: tuple[Build, list[Path]], tmp_path: Path) -> None:
     how, objects = build
     succeeded(how.compile(HERE / f"{program}.c", *objects, output=tmp_path / program))
-    done = subprocess.run(
-        [*how.run, tmp_path / program],
-        env={**os.environ, "TSAN_OPTIONS": "halt_on_error=1"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
-    succeeded(done)
+    succeeded(run(*how.run, tmp_path / program))
+
+
+@pytest.mark.slow
+def test_what_an_agent_sends_does_not_crash_the_client(tmp_path: Path) -> None:
+    """A short `make fuzz`: the same inputs in each run."""
+    reason = CLANG_FUZZER.reason_unavailable(tmp_path)
+    if reason is not None:
+        skip_or_fail(reason)
+    fuzz_client.write_seeds(tmp_path / "corpus")
+    program = fuzz_client.compiled(tmp_path)
+    options = ["-runs=100000", "-seed=1", "-timeout=60", f"-artifact_prefix={tmp_path}/"]
+    succeeded(run(program, *options, tmp_path / "corpus"))
 
 
 ORDERS = """
