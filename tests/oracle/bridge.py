@@ -1,12 +1,12 @@
-"""`Bridge` in Python alone, as the document of the protocol says it: what the client in C has to do as well.
+"""`Bridge` with a client in Python, as the document of the protocol says it: what the client in C has to do as well.
 
-It has the signature of `deisa.ray.bridge.Bridge`, which also says what the calls mean.
+It has the signature of `deisa.ray.bridge.Bridge`, which also says what the calls mean; and it shares with it what that
+does in Python before there is a client.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import operator
 import threading
 import weakref
@@ -14,18 +14,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Never, Protocol
+from typing import Any, Never
 
 import numpy as np
 
 from deisa.ray._state.dtypes import conversion, same_values, shareable
 from deisa.ray._state.events import BridgeStats
-from deisa.ray._state.layout import ArrayDescription, Shape, describe_arrays
+from deisa.ray._state.layout import ArrayDescription, Shape
 from deisa.ray._transport.ending import forget, is_orderly_end, program_has_left, reason_of, watch
 from deisa.ray._transport.fork import OwnProcess
+from deisa.ray.bridge import Communicator, _describe, _identity, _on_host, _on_size
 from deisa.ray.config import OnAnalyticsLost, Settings, disabled_by_environment
 from deisa.ray.errors import (
-    BridgeIdError,
     ChunkDtypeError,
     ChunkIndexError,
     ChunkShapeError,
@@ -33,7 +33,6 @@ from deisa.ray.errors import (
     ConfigurationError,
     DeisaError,
     DescriptionError,
-    DeviceMemoryError,
     DuplicateChunkError,
     ForkedProcessError,
     LayoutError,
@@ -47,17 +46,8 @@ from tests.oracle.writer import ChunkWriter
 
 logger = logging.getLogger("deisa.ray.bridge")
 
-_FIRST_TIMESTEP, _LAST_TIMESTEP = -(2**63), 2**63 - 1
-_BAD_STATUS = "its process ended without close(), and its exit status was not 0"
-_LAST_CALL_S = 1.0  # for threads that are sending when the process ends
+_FIRST_TIMESTEP, _LAST_TIMESTEP = -(2**63) + 1, 2**63 - 1
 _DLPACK_HOST_DEVICES = {1, 3, 11}  # kDLCPU, kDLCUDAHost, kDLROCMHost
-
-
-class Communicator(Protocol):
-    """What a Bridge needs of an MPI communicator, as mpi4py's has it."""
-
-    def Get_rank(self) -> int: ...
-    def Get_size(self) -> int: ...
 
 
 class _OwnChunk:
@@ -217,18 +207,19 @@ class OracleBridge:
                     f"got {data.dtype}; {f'send {convert} or ' if convert else ''}declare the other dtype"
                 )
             writer = own.writer
-            self._channel.advance(timestep)
             if writer is None:
-                self._channel.hear()
                 own.passed_over = timestep
+                self._channel.advance(timestep)
                 return
+            self._channel.check()
+            must_notify = self._channel.move_on(timestep)
             lent = own.lent
             if lent is not chunk:
                 writer.free_slot(timestep)[...] = data
             if lent is not None:  # whoever still has it must not write into what is handed over
                 lent.flags.writeable = False
                 own.lent = None
-            writer.put(timestep, data.nbytes)
+            writer.put(timestep, data.nbytes, must_notify=must_notify)
 
     def slot(self, array_name: str, timestep: int, *, chunk_index: int | None = None) -> np.ndarray:
         """Give out the memory that the next `send` of a chunk will hand over, to compute into directly."""
@@ -243,7 +234,6 @@ class OracleBridge:
                 )
             if own.writer is not None:
                 self._channel.advance(timestep)
-                self._channel.hear()
                 own.lent = lent = own.writer.free_slot(timestep).view()
                 return lent
         # No callback asks for the array, or nobody is there any more: any memory will do.
@@ -255,7 +245,6 @@ class OracleBridge:
             self._check_open()
             if not self._alone:
                 self._channel.advance(self._check_timestep(timestep))
-                self._channel.hear()
 
     def close(self, timestep: int | None = None) -> None:
         """Say that this rank sends nothing more. What it sent stays with the agent; closing twice is fine."""
@@ -302,29 +291,10 @@ class OracleBridge:
             self._lock.release()
 
     def end_with_process(self, *, in_order: bool = False) -> None:
-        """Close when the process ends in order, as its exit status says if that is not sure. Not for users."""
-        if not self._lock.acquire(timeout=_LAST_CALL_S):
-            self.lose("its process has ended while a thread was still sending")
-            return
-        try:
+        """Close, whatever the exit status will be: only the client in C can wait for that. Not for users."""
+        with self._lock:
             if self._open:
-                if in_order:
-                    logger.warning("bridge %d is still open as its process ends, and closes now", self._id)
-                elif not self._alone:
-                    logger.warning(
-                        "bridge %d is still open as its process ends: with exit status 0 it counts as closed, with any "
-                        "other as lost; call close(), or use it in a with block",
-                        self._id,
-                    )
-                stats = self._leave()
-                if in_order:
-                    self._channel.close(stats)
-                else:
-                    self._channel.close_with_process(stats, _BAD_STATUS)
-        except DeisaError as error:
-            logger.warning("bridge %d: %s", self._id, error)
-        finally:
-            self._lock.release()
+                self._channel.close(self._leave())
 
     @property
     def opened_by(self) -> threading.Thread | None:
@@ -393,22 +363,15 @@ class OracleBridge:
         if not self._open:
             raise ClosedError(f"bridge {self._id} is closed; nothing can be sent after close()")
 
-    def _check_timestep(self, timestep: int, array_name: str | None = None) -> int:
-        if type(timestep) is int and (self._timestep is None or timestep >= self._timestep):
-            step = timestep
-        else:
-            step = self._as_timestep(timestep, array_name)
-        if not _FIRST_TIMESTEP <= step <= _LAST_TIMESTEP:
-            raise TimestepError(f"{self._what(array_name)}: timestep {step} exceeds 64 bits")
-        return step
-
-    def _as_timestep(self, timestep: Any, array_name: str | None) -> int:
+    def _check_timestep(self, timestep: Any, array_name: str | None = None) -> int:
         try:
             step = int(operator.index(timestep))
         except TypeError as exc:
             raise TimestepError(
                 f"{self._what(array_name)}: timesteps are integers, got {timestep!r}"
             ) from exc
+        if not _FIRST_TIMESTEP <= step <= _LAST_TIMESTEP:
+            raise TimestepError(f"{self._what(array_name)}: timestep {step} exceeds 64 bits")
         if self._timestep is not None and step < self._timestep:
             raise TimestepError(
                 f"{self._what(array_name)}: timestep {step} comes after timestep {self._timestep}; "
@@ -452,87 +415,3 @@ class OracleBridge:
         for chunk in self._own[own.array]:
             chunk.dtype = dtype
         return dtype
-
-
-def _identity(
-    comm: Communicator | None, bridge_id: int | None, system_metadata: Mapping[str, Any] | None
-) -> tuple[int, int]:
-    """Return this bridge's id and the number of bridges."""
-    if comm is not None:
-        try:
-            rank, size = comm.Get_rank(), comm.Get_size()
-        except AttributeError as exc:
-            raise ConfigurationError(
-                f"comm must have Get_rank() and Get_size(), as mpi4py's communicators do; got {type(comm).__name__}"
-            ) from exc
-        if bridge_id is not None and bridge_id != rank:
-            raise BridgeIdError(f"bridge_id is {bridge_id}, but comm says rank {rank}; give one of them")
-        return int(rank), int(size)
-    if bridge_id is None or system_metadata is None:
-        raise ConfigurationError(
-            "who is this bridge? Give comm=, or bridge_id= and system_metadata={'world_size': ...}"
-        )
-    if not isinstance(system_metadata, Mapping) or "world_size" not in system_metadata:
-        raise ConfigurationError("system_metadata must be a dict with 'world_size'")
-    try:
-        identity, world_size = (
-            int(operator.index(bridge_id)),
-            int(operator.index(system_metadata["world_size"])),
-        )
-    except TypeError as exc:
-        raise ConfigurationError("bridge_id and world_size must be integers") from exc
-    if world_size < 1:
-        raise ConfigurationError(f"world_size is {world_size}; it must be at least 1")
-    return identity, world_size
-
-
-def _describe(
-    bridge_id: int, world_size: int, arrays_metadata: Mapping[str, Any] | None
-) -> Sequence[ArrayDescription]:
-    """Check what a rank says about itself and its chunks."""
-    if not 0 <= bridge_id < world_size:
-        raise BridgeIdError(
-            f"bridge_id {bridge_id} lies outside 0..{world_size - 1} (world_size is {world_size})"
-        )
-    if arrays_metadata is None:
-        raise DescriptionError("arrays_metadata is missing: describe the chunks this rank will send")
-    return describe_arrays(arrays_metadata)
-
-
-def _on_size(size: int, declared: Shape) -> str:
-    """Say what can be done where a chunk has changed its size."""
-    if size == math.prod(declared):
-        return ""
-    return (
-        "; an array keeps its size for the whole run: where it changes, describe the largest one, fill up what is not "
-        "used (with NaN, say) and send the number of elements as an array of its own"
-    )
-
-
-def _on_host(array_name: str, chunk: Any) -> np.ndarray:
-    """Turn what is not exactly a NumPy array into one, if it lies in host memory."""
-    if isinstance(chunk, np.ma.MaskedArray):
-        raise ChunkDtypeError(
-            f"array {array_name!r}: a masked array would lose its mask; send chunk.filled(), where its fill_value "
-            "stands for what is masked, or chunk.data where nothing ever is"
-        )
-    if isinstance(chunk, np.ndarray):
-        return np.asarray(chunk)
-    on_device = hasattr(chunk, "__cuda_array_interface__")
-    if not on_device and hasattr(chunk, "__dlpack_device__"):
-        on_device = int(chunk.__dlpack_device__()[0]) not in _DLPACK_HOST_DEVICES
-    if on_device:
-        raise DeviceMemoryError(
-            f"array {array_name!r}: the chunk ({type(chunk).__name__}) lies in the memory of an accelerator; copy it "
-            "to the host first (CuPy: chunk.get(), PyTorch: chunk.cpu(), JAX: jax.device_get(chunk))"
-        )
-    if hasattr(chunk, "__array__") or hasattr(chunk, "__array_interface__"):
-        return np.asarray(chunk)
-    if hasattr(chunk, "__dlpack__"):
-        return np.from_dlpack(chunk)
-    if isinstance(chunk, bool | int | float | complex | list | tuple):
-        return np.asarray(chunk)
-    raise ChunkDtypeError(
-        f"array {array_name!r}: a chunk must be a NumPy array or offer __array__ or __dlpack__, "
-        f"got {type(chunk).__name__}"
-    )

@@ -46,11 +46,9 @@ from tests.oracle.pages import (
 )
 from tests.oracle.writer import ArrayState, ChunkWriter, HandOver, SendState
 
-try:
-
 logger = logging.getLogger("deisa.ray.bridge")
 
-MAX_REASON = 500  # characters
+MAX_REASON = 2_000  # characters
 REFUSAL_S = 2.0  # that a rank whose description is refused looks for somebody to tell
 LONGEST_WAIT_S = 0.5  # for a slot, before the rank looks at its connection again
 ANALYTICS_BUSY = "the analytics (slower than the simulation, or keeping arrays alive)"
@@ -311,7 +309,7 @@ class RankChannel:
         finally:
             if self._ring is not None:
                 self._ring.unblock()
-        self.held_up_s += time.perf_counter() - started
+            self.held_up_s += time.perf_counter() - started
 
     def notify(self) -> None:
         """Have the agent look at the pages, if nobody has."""
@@ -323,22 +321,34 @@ class RankChannel:
         if self._failure is not None or self._connection.wait(0):
             self.receive()
 
-    def advance(self, timestep: int) -> None:
-        """Say that nothing older than `timestep` will come."""
+    def check(self) -> None:
+        """Raise what has failed, as the agent has said."""
+        if self._failure is not None:
+            self.receive()
+
+    def move_on(self, timestep: int) -> bool:
+        """Say that nothing older than `timestep` will come; whether there is reason to notify the agent."""
         state = self.state
         if timestep == state.timestep and not state.moving:
-            return
+            return False
         if not state.moving:
             state.before = state.timestep
             state.moving = True
         state.timestep = timestep
+        last = False
         if self._ring is not None:
             self._ring.move_on(timestep)
-            if state.before is not None:
-                missed = [array for array in self._arrays if not array.is_whole(state.before)]
-                if any([array.entry.move_on(timestep) for array in missed]):  # all of them, each time
-                    self.notify()
+            for array in self._arrays:
+                skipped = state.before is not None and not array.is_whole(state.before)
+                last |= array.entry.move_on(timestep) and skipped
         state.moving = False
+        return last
+
+    def advance(self, timestep: int) -> None:
+        """Say that nothing older than `timestep` will come."""
+        if self.move_on(timestep):
+            self.notify()
+        self.hear()
 
     def close(self, stats: BridgeStats) -> None:
         """End in order; what was handed over stays with the agent."""
@@ -352,19 +362,6 @@ class RankChannel:
                     self._connection.send(messages.Close(stats))
         finally:
             self._drop_connection()
-
-    def close_with_process(self, stats: BridgeStats, otherwise: str) -> None:
-        """End in order if the process does: if its exit status is 0; else as `abort` does, with that reason."""
-        if self._connection.is_open and decide_by_exit_status is not None and self._failure is None:
-            self._send(messages.Ending())
-            decide_by_exit_status(
-                self._connection.duplicate(),  # for the rest of the process's life
-                messages.encode(messages.Close(stats)),
-                messages.encode(messages.Abort(otherwise)),
-            )
-            self._drop_connection()
-        else:
-            self.close(stats)
 
     def abort(self, reason: str = "") -> None:
         """End because of an error, whose text the analytics reports; without one, as a dying rank does."""

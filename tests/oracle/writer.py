@@ -149,8 +149,8 @@ class ChunkWriter:
             f"all {self._row.slots} slots of array {self._array!r} are in use: timestep {timestep} waits for"
         )
 
-    def put(self, timestep: int, nbytes: int) -> None:
-        """Hand the filled slot over; wakes the agent only when every rank of its node has done so.
+    def put(self, timestep: int, nbytes: int, *, must_notify: bool) -> None:
+        """Hand the filled slot over; notifies the agent when every rank of its node has done so.
 
         Raises
         ------
@@ -173,6 +173,6 @@ class ChunkWriter:
         noted.note(channel.state)
         is_last = array.is_whole(timestep) and array.entry.count_whole(array.whole)
         channel.under_way = None
-        if is_last:
+        if is_last or must_notify:
             channel.notify()
         channel.hear()

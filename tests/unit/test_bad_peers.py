@@ -42,7 +42,7 @@ from deisa.ray._state.events import (
     StepTorn,
 )
 from deisa.ray._state.layout import ArrayDescription, ChunkDescription, describe_arrays, missing_bridges
-from deisa.ray._transport import messages, server
+from deisa.ray._transport import exchange, messages
 from deisa.ray._transport.address import agent_address
 from deisa.ray._transport.descriptors import receive_with_descriptors
 from deisa.ray._transport.journal import JournalLine
@@ -323,7 +323,7 @@ def test_a_refusal_does_not_grow_with_what_is_refused() -> None:
     chunk = ChunkDescription((4,), None, None)  # it lies nowhere
     name = "\1" * (messages.MAX_MESSAGE_BYTES // 2)  # written out, each character takes four
     arrays = (ArrayDescription(name, np.dtype("f8"), (4,), None, (chunk,)),)
-    with scene() as here, mock.patch.object(server, "logger") as logger:
+    with scene() as here, mock.patch.object(exchange, "logger") as logger:
         here.stranger_says(encode(messages.Hello(messages.PROTOCOL_VERSION, SESSION, 9, 10, arrays, ())))
         here.step()
         here.end()
@@ -545,7 +545,7 @@ def growing_at_most(nbytes: int) -> Iterator[None]:
     Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far
     before = resident()
     with mock.patch.object(
-        server.logger, "disabled", True
+        exchange.logger, "disabled", True
     ):  # pytest keeps what is logged, with all that it refers to
         yield
     assert resident("VmHWM") - before <= nbytes

@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -29,8 +30,10 @@ from deisa.ray._state.events import (
     StepComplete,
 )
 from deisa.ray._state.plan import StartPlan
-from deisa.ray._transport import memory, messages, reader, server
+from deisa.ray._transport import memory, messages, reader
+from deisa.ray._transport import store as chunk_store
 from deisa.ray._transport.address import agent_address, check_same_user, shown
+from deisa.ray._transport.exchange import Exchange
 from deisa.ray._transport.reader import attach, probe
 from deisa.ray._transport.server import AgentServer
 from deisa.ray.bridge import Bridge
@@ -169,7 +172,7 @@ def test_every_fixed_size_dtype(agent: Agent, dtype: Any, declared: bool) -> Non
 def test_a_dtype_is_that_of_the_first_chunk(agent: Agent) -> None:
     said = [whole((8,), dtype=None) | {"chunk_shape": (4,), "offset": (4 * i,)} for i in range(2)]
     (bridge,) = agent.bridges({"a": said}, slots={"a": 1}, a=None)
-    assert not agent.server._segments
+    assert not agent.server._store.segments
     bridge.send("a", np.arange(4, dtype="i2"), 0, chunk_index=1)
     assert agent.wait(DtypeDeclared) == DtypeDeclared(0, "a", np.dtype("i2"))
     bridge.send("a", np.zeros(4, dtype="i2"), 0, chunk_index=0)
@@ -187,7 +190,7 @@ def test_a_scalar(agent: Agent) -> None:
 def test_an_array_that_nobody_asks_for_is_not_copied(agent: Agent) -> None:
     (bridge,) = agent.bridges({"a": whole((2,)), "unwanted": whole((2**20,))}, slots={"a": 1})
     assert mappings(agent.settings.session) == 1 + 2 * 3  # the rank's slots, and three pages on either side
-    assert agent.server._segments[0].nbytes == memory.PAGE_BYTES
+    assert agent.server._store.segments[0].nbytes == memory.PAGE_BYTES
     for t in range(100):
         bridge.send("unwanted", np.zeros(2**20), t)
     assert bridge.stats == BridgeStats()
@@ -446,7 +449,7 @@ def test_the_bound_on_memory(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(memory, "available_bytes", lambda: 20 * 2**20)
     with pytest.raises(MemoryBoundError, match=r"needs 24\.0 MiB of chunk memory, but only 16\.0 MiB"):
         agent.server.bound_bytes(plan, {})
-    assert not agent.server._segments
+    assert not agent.server._store.segments
 
 
 def test_the_bound_on_memory_of_an_array_whose_dtype_comes_late(
@@ -522,9 +525,9 @@ def test_an_agent_without_its_analytics_ends_by_itself() -> None:
 def test_an_agent_that_is_being_asked_does_not_end() -> None:
     with running() as agent:
         asking = agent.in_thread(agent.wait, BridgeJoined)
-        wait_until(lambda: agent.server._presence._polls, "the agent is being asked")
-        agent.server._settings = settings_with(agent, driver_timeout_s=0.01)
-        agent.server._check_driver()
+        wait_until(lambda: agent.server._subscriber.presence._polls, "the agent is being asked")
+        agent.server._node.driver_timeout_s = 0.01
+        agent.server._node.look_over(time.monotonic())
         (opening,) = [agent.open_bridge(0, 1, {})]
         asking.result(PATIENCE_S)
         assert agent.server.closed.wait(PATIENCE_S)
@@ -593,7 +596,7 @@ def test_a_bridge_that_breaks_the_protocol_is_lost_and_the_others_go_on(
     agent: Agent, foul: messages.Message
 ) -> None:
     bad, good = open_one_after_the_other(agent, {"a": whole((4,))}, {"b": whole((4,))})
-    bad._channel._send(messages.encode(foul))
+    bad._channel._send(foul)
     lost = agent.wait(BridgeLost)
     assert lost.bridge_id == 0
     with pytest.raises(ProtocolError):
@@ -735,16 +738,16 @@ def have_all_handled(agent: Agent) -> None:
 
 def test_only_the_last_rank_of_a_node_wakes_the_agent(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
     woken: list[messages.Message] = []
-    handle = AgentServer._handle
+    handle = Exchange._handle
 
-    def noting(server: AgentServer, connection: Any, message: messages.Message) -> None:
+    def noting(exchange: Exchange, connection: Any, message: messages.Message) -> None:
         if not isinstance(message, messages.Attach):  # of `have_all_handled`
             woken.append(message)
-        handle(server, connection, message)
+        handle(exchange, connection, message)
 
     said = [{"a": whole((3,)) | {"chunk_shape": (1,), "offset": (i,)}} for i in range(3)]
     bridges = agent.bridges(*said, slots={"a": 3})
-    monkeypatch.setattr(AgentServer, "_handle", noting)
+    monkeypatch.setattr(Exchange, "_handle", noting)
     for timestep, order in enumerate([(0, 1, 2), (1, 0, 2), (2, 1, 0)]):
         *others, last = order
         for number in others:
@@ -815,7 +818,7 @@ def test_a_region_that_is_not_there(agent: Agent) -> None:
 
 
 def test_more_segments_than_go_into_one_message(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "DESCRIPTORS_PER_MESSAGE", 2)
+    monkeypatch.setattr(chunk_store, "DESCRIPTORS_PER_MESSAGE", 2)
     said = [{"a": whole((5,)) | {"chunk_shape": (1,), "offset": (i,)}} for i in range(5)]
     for number, bridge in enumerate(agent.bridges(*said, slots={"a": 1})):
         bridge.send("a", [float(number)], 0)

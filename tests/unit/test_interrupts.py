@@ -94,7 +94,7 @@ def test_an_interrupt_at_any_line_of_a_hand_over(agent: Agent, chunks: int, give
         if not at_line:
             break
     assert retried
-    assert duplicates
+    assert duplicates or use_native  # one call of the client in C, which nothing interrupts
     bridge.close()
     assert agent.wait(BridgeClosed).stats.chunks == chunks * (line + 1)
 

@@ -195,7 +195,7 @@ class Simulation:
     def _where(self) -> int:
         """The newest timestep, which only the refusal of an older one tells."""
         try:
-            self.bridge.advance(-(2**63))
+            self.bridge.advance(1 - 2**63)
         except TimestepError as error:
             return int(str(error).split("comes after timestep ")[1].split(";")[0])
         except DeisaError:

@@ -17,7 +17,7 @@ from deisa.ray._state.events import (
     BridgeJoined,
     BridgeLost,
     BridgeStats,
-    DtypeLearned,
+    DtypeDeclared,
     Event,
     StepComplete,
     StepTorn,
@@ -208,9 +208,9 @@ def test_a_session_that_cannot_go_on(nodes: Mapping[str, NodeState], why: str) -
 def test_what_was_lost_is_heard_after_what_is_complete() -> None:
     """Dtypes first, without which no array can be made; then steps, and only then losses, which end the run."""
     loss, torn = BridgeLost(0, 3, "killed"), StepTorn("x", 3, (1,))
-    learned, closed = DtypeLearned(1, "x", F8), BridgeClosed(1, BridgeStats())
+    declared, closed = DtypeDeclared(1, "x", F8), BridgeClosed(1, BridgeStats())
     later = ("a", BridgeLost(1, 4, "killed"))
-    node = left([0, 1], loss, closed, torn, learned, held={"x": HeldArray({2: 0}, 2, -np.inf)})
+    node = left([0, 1], loss, closed, torn, declared, held={"x": HeldArray({2: 0}, 2, -np.inf)})
     resumption = Predecessor({"a": node}, (later,)).resumption("s")
     told = [event for _, event in resumption.events]
-    assert told == [learned, StepComplete("x", 2, 0), closed, loss, torn, later[1]]
+    assert told == [declared, StepComplete("x", 2, 0), closed, loss, torn, later[1]]

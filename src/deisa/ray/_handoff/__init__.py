@@ -1,1 +1,1 @@
-"""The hand-off: a C library that needs nothing but libc and pthreads, and the extension that makes it a rank's client."""
+"""The hand-off: a C library that needs only libc and pthreads, and the extension that makes it a client."""

@@ -186,7 +186,7 @@ class Run:
                 timeline.owners_passed(node_id, event)
             case events.SendersBlocked():
                 self._stalls.wait_for_slots(event)
-            case events.DtypeLearned(bridge_id, array, dtype):
+            case events.DtypeDeclared(bridge_id, array, dtype):
                 known = self._dtypes.setdefault(array, dtype)
                 if known != dtype:
                     raise DescriptionMismatchError(

@@ -67,6 +67,7 @@ class _Array:
     granted: int  # so many sequence numbers have been given a slot
     passed: float = NOT_STARTED
     told: float = NOT_STARTED  # of `passed`, what has been announced
+    torn: bool = False  # some region has skipped a timestep, whose slot is lost
     newest: float = NOT_STARTED  # the last timestep that was complete here
     arriving: dict[int, _Arriving] = field(default_factory=dict)  # by timestep
     leased: dict[int, tuple[int, set[str]]] = field(default_factory=dict)  # timestep -> slot, holders
@@ -189,6 +190,7 @@ class NodeArrivals:
         for timestep in sorted(t for t in array.arriving if t < passed):
             there = array.arriving.pop(timestep).regions
             absent = {self._owner[region][0] for region in array.regions if region not in there}
+            array.torn = True
             self._events.append(StepTorn(name, timestep, tuple(sorted(absent))))
 
     def must_wait(self, bridge_id: int, region: int) -> bool:
@@ -242,6 +244,34 @@ class NodeArrivals:
         account.slot_of[grant.number % account.slots] = slot
         account.granted += 1
         return grant
+
+    def check(self) -> None:
+        """Raise `AssertionError` if the account contradicts itself.
+
+        Of the K slots of an array, each belongs to one leased timestep or to one sequence number that some region has
+        still to submit, and to no other; unless a timestep was torn, whose slot is lost.
+        """
+        for name, array in self._arrays.items():
+            if not all(0 <= array.granted - sent <= array.slots for sent in array.sent.values()):
+                raise AssertionError(
+                    f"{name!r}: {array.granted} granted, {array.slots} slots, submitted {array.sent}"
+                )
+            waiting = range(
+                max(array.sent.values()) if array.torn else min(array.sent.values()), array.granted
+            )
+            used = [array.slot_of[number % array.slots] for number in waiting]
+            used += [slot for slot, _ in array.leased.values()]
+            if len(set(used)) < len(used) or not (array.torn or set(used) == set(range(array.slots))):
+                raise AssertionError(f"{name!r}: the slots in use are {sorted(used)} of {array.slots}")
+            if not all(holders for _, holders in array.leased.values()):
+                raise AssertionError(f"{name!r}: a lease is held by nobody")
+            for timestep, arriving in array.arriving.items():
+                if not arriving.regions < set(array.regions) or timestep < array.passed:
+                    raise AssertionError(
+                        f"{name!r} at {timestep}: {arriving.regions} of {array.regions} arrive"
+                    )
+            if any(self._bridges[self._owner[region][0]].at < last for region, last in array.last.items()):
+                raise AssertionError(f"{name!r}: a bridge is behind what it has submitted")
 
     def regions_of(self, bridge_id: int) -> Mapping[str, Sequence[int]]:
         """The bridge's regions by array."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import os
 import selectors
@@ -12,15 +13,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from deisa.ray._state.events import BridgeJoined
-from deisa.ray._state.layout import ArrayDescription
 from deisa.ray._transport import messages
 from deisa.ray._transport.address import check_same_user
 from deisa.ray._transport.fork import close_in_children
 from deisa.ray._transport.limits import MemoryLimit
 from deisa.ray._transport.listening import Listener
 from deisa.ray._transport.messages import FrameBuffer, Message
-from deisa.ray._transport.pages import RingReader
 from deisa.ray._transport.peers import open_process
 from deisa.ray.errors import PeerError
 
@@ -38,42 +36,17 @@ class Ready(Enum):
     ENDED = "end of the peer's process"
 
 
-@dataclass(slots=True)
-class Blocked:
-    """A rank waits for a slot.
-
-    Attributes
-    ----------
-    array : str
-    timestep : int
-    since : float
-    told : str
-        Whom it has been told to wait for.
-    """
-
-    array: str
-    timestep: int
-    since: float
-    told: str = ""
-
-
 @dataclass(slots=True, eq=False)
 class Connection:
-    """A peer: a bridge, once it has said who it is, a reader, or the analytics."""
+    """A peer: a rank, a reader, or an analytics."""
 
+    number: int
     socket: socket.socket
     pid: int
     process: int | None = None  # from `open_process`
     frames: FrameBuffer = field(default_factory=FrameBuffer)
     outgoing: deque[tuple[memoryview, list[int]]] = field(default_factory=deque)
-    bridge_id: int | None = None
-    ring: RingReader | None = None
-    arrays: dict[str, ArrayDescription] = field(default_factory=dict)
-    limits: tuple[MemoryLimit, ...] = ()
-    joined: BridgeJoined | None = None
-    closed: bool = False
-    ending_since: float | None = None  # its process has said that it is ending
-    blocked: Blocked | None = None
+    limits: tuple[MemoryLimit, ...] = ()  # that a rank has said it is under
 
     def queue(self, message: Message, descriptors: Sequence[int]) -> None:
         """Have a message go with the next `Connections.flush`."""
@@ -88,7 +61,8 @@ class Connections:
 
     def __init__(self, listener: Listener | None) -> None:
         self._listener = listener
-        self._open: set[Connection] = set()
+        self._open: dict[int, Connection] = {}  # by number
+        self._numbers = itertools.count()
         self._stuck: set[Connection] = set()  # to which something could not be sent for the moment
         self._selector = selectors.DefaultSelector()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC)
@@ -98,10 +72,14 @@ class Connections:
         close_in_children(self)
 
     def __iter__(self) -> Iterator[Connection]:
-        return iter(self._open)
+        return iter(list(self._open.values()))
 
     def __contains__(self, connection: Connection) -> bool:
-        return connection in self._open
+        return connection.number in self._open
+
+    def get(self, number: int) -> Connection | None:
+        """Return the connection of a number, if it has not ended."""
+        return self._open.get(number)
 
     def wake(self) -> None:
         """End the wait of the thread that waits."""
@@ -145,8 +123,8 @@ class Connections:
             accepted.close()
             return None
         accepted.setblocking(False)
-        connection = Connection(accepted, pid)
-        self._open.add(connection)
+        connection = Connection(next(self._numbers), accepted, pid)
+        self._open[connection.number] = connection
         self._selector.register(accepted, selectors.EVENT_READ, connection)
         try:
             connection.process = open_process(pid)
@@ -164,7 +142,7 @@ class Connections:
         OSError
             When nothing can be sent any more.
         """
-        if connection not in self._open:
+        if connection not in self:
             return
         self._stuck.discard(connection)
         try:
@@ -188,7 +166,7 @@ class Connections:
 
     def hang_up(self, connection: Connection) -> None:
         """End a connection."""
-        self._open.discard(connection)
+        self._open.pop(connection.number, None)
         self._stuck.discard(connection)
         self._selector.unregister(connection.socket)
         connection.socket.close()
@@ -199,7 +177,7 @@ class Connections:
 
     def close(self) -> None:
         """End all connections, and stop listening."""
-        for connection in list(self._open):
+        for connection in self:
             self.hang_up(connection)
         if self._listener is not None:
             self._listener.close()
@@ -211,7 +189,7 @@ class Connections:
 
         The selector's own table is the parent's: nothing may be unregistered here.
         """
-        for connection in self._open:
+        for connection in self:
             connection.socket.close()
             if connection.process is not None:
                 os.close(connection.process)

@@ -5,7 +5,7 @@ Who sees which of the two it is:
 
 - `sys.excepthook` sees an exception that ends the program, `threading.excepthook` one that ends a thread;
 - ``atexit`` runs after the last line and after ``SystemExit`` alike: there only the exit status tells, and that is
-  known when the interpreter has gone (`_ending.c`);
+  known when the interpreter has gone (`last_words` of the client in C);
 - a child that ``multiprocessing`` has forked ends without ``atexit``, but runs the finalizers of that package.
 """
 

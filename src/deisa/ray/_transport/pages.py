@@ -32,6 +32,7 @@ from deisa.ray.errors import ProtocolError
 RING_SCAN_S = 0.02
 DESCRIPTORS_PER_PAGE = 1 if WITHOUT_DESCRIPTOR else 2  # of a `Page`
 LAYOUT_VERSION = 1
+SLOT_TABLE_MAGIC, ARRIVAL_COUNTERS_MAGIC, SUBMISSION_RING_MAGIC = b"deisaSLT", b"deisaCNT", b"deisaRNG"
 NO_TIMESTEP = -(2**63)  # in the place of one, before the first
 
 MAGIC, VERSION, FIRST, IN_USE = range(4)  # words of every header
@@ -118,7 +119,7 @@ class SlotTable:
             self.rows[array] = words
             words += FIRST_SLOT + count
         self.page = Page(name, words, only_here=True)
-        self.page.begin(b"deisaSLT", words)
+        self.page.begin(SLOT_TABLE_MAGIC, words)
         for array, count in self._slots.items():
             row = self.rows[array]
             for number in range(count):
@@ -164,7 +165,7 @@ class ArrivalCounters:
             self.rows[array] = words
             words += COUNTER_WORDS * count
         self.page = Page(name, words)
-        self.page.begin(b"deisaCNT", words)
+        self.page.begin(ARRIVAL_COUNTERS_MAGIC, words)
         for entry in range(HEADER_WORDS, words, COUNTER_WORDS):
             self.page.words[entry + COUNTER_PASSED] = NO_TIMESTEP
 
@@ -211,7 +212,7 @@ class RingReader:
         self._taken = 0
         words = HEADER_WORDS + ENTRY_WORDS * capacity
         self.page = Page(name, words)
-        self.page.begin(b"deisaRNG", words)
+        self.page.begin(SUBMISSION_RING_MAGIC, words)
         self.page.words[CAPACITY] = capacity
         self.page.words[PASSED] = NO_TIMESTEP
 

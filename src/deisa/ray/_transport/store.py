@@ -1,0 +1,296 @@
+"""The memory of a node: segments with the chunks' slots, pages, and whether all that fits."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from deisa.ray._state.arrivals import NodeArrivals
+from deisa.ray._state.layout import ArrayDescription, ChunkDescription, Shape
+from deisa.ray._state.plan import Boxes, StartPlan
+from deisa.ray._state.takeover import NOTHING_HANDLED
+from deisa.ray._transport import messages
+from deisa.ray._transport.descriptor_limit import check_descriptors
+from deisa.ray._transport.limits import MemoryLimit, check_limits
+from deisa.ray._transport.memory import check_fits, create_segment, lay_out, slot_size, within
+from deisa.ray._transport.messages import Message, RegionSpec
+from deisa.ray._transport.pages import (
+    DESCRIPTORS_PER_PAGE,
+    ArrivalCounters,
+    Page,
+    RingReader,
+    SlotTable,
+)
+
+DESCRIPTORS_PER_MESSAGE = 64
+
+Post = tuple[Message, list[int]]  # a message, and the descriptors that go with it
+
+
+@dataclass(slots=True)
+class Segment:
+    """Shared memory with the slots of some chunks, `regions` as readers see them."""
+
+    descriptor: int
+    nbytes: int
+    regions: list[RegionSpec]
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """A bridge, as far as memory is concerned."""
+
+    bridge_id: int
+    arrays: Mapping[str, ArrayDescription]
+    regions: Mapping[str, Sequence[int]]
+    limits: tuple[MemoryLimit, ...]
+
+    def chunks(self, array: str) -> Iterator[tuple[int, ChunkDescription]]:
+        """Its chunks of an array, with their regions."""
+        if array in self.arrays:
+            yield from zip(self.regions[array], self.arrays[array].chunks, strict=True)
+
+    def sized(
+        self, dtypes: Mapping[str, np.dtype], slots: Mapping[str, int]
+    ) -> list[tuple[int, Shape, np.dtype, int]]:
+        """Its chunks of some arrays, as `lay_out` wants them."""
+        return [
+            (region, chunk.shape, dtype, slots[name])
+            for name, dtype in dtypes.items()
+            for region, chunk in self.chunks(name)
+        ]
+
+
+class Store:
+    """Segments and pages of one node, from the start to the end of its session.
+
+    Parameters
+    ----------
+    session : str
+    memory_fraction : float
+        The part of what is available that chunks may take.
+
+    Attributes
+    ----------
+    table, counters : SlotTable, ArrivalCounters or None
+        None before `create_pages`.
+    rings : dict of int to RingReader
+        By bridge.
+    """
+
+    def __init__(self, session: str, memory_fraction: float) -> None:
+        self._session = session
+        self._prefix = f"deisa-{session}"
+        self._fraction = memory_fraction
+        self.segments: list[Segment] = []
+        self.table: SlotTable | None = None
+        self.counters: ArrivalCounters | None = None
+        self.rings: dict[int, RingReader] = {}
+        self._journals: dict[str, tuple[Page, int]] = {}  # by consumer, with the number of callbacks
+
+    # Bounds.
+
+    def bound_bytes(self, owners: Collection[Owner], plan: StartPlan, boxes: Boxes) -> int:
+        """Chunk memory that is needed.
+
+        Raises
+        ------
+        MemoryBoundError
+            When that is more than the node may give.
+        DescriptorLimitError
+            When the memory of so many bridges takes more descriptors than this process may have.
+        """
+        separate = known_dtypes(plan, without=boxes)
+        merged = {name: dtype for name in boxes if (dtype := plan.dtypes[name]) is not None}
+        own = {o.bridge_id: lay_out(o.sized(separate, plan.slots))[1] for o in owners}
+        needed = sum(own.values()) + sum(_lay_out_boxes(name, boxes, plan)[1] for name in boxes)
+        touched = [
+            (
+                o.bridge_id,
+                own[o.bridge_id]
+                + sum(math.prod(s) * d.itemsize * n for _, s, d, n in o.sized(merged, plan.slots)),
+                o.limits,
+            )
+            for o in owners
+        ]
+        what = f"session {self._session!r}"
+        check_fits(needed, self._fraction, what)
+        check_limits(touched, self._fraction, f"{what}: ")
+        check_descriptors(len(boxes) + sum(_descriptors_of(o, plan, boxes) for o in owners), len(touched))
+        return needed
+
+    def check_declared(
+        self, owner: Owner, others: Collection[Owner], array: str, dtype: np.dtype, slots: int
+    ) -> None:
+        """Check that memory for an array can be had whose dtype has come late.
+
+        Parameters
+        ----------
+        owner : Owner
+            The bridge that declares it.
+        others : collection of Owner
+            Those that have it still to do, with this one.
+        array : str
+        dtype : numpy.dtype
+        slots : int
+
+        Raises
+        ------
+        MemoryBoundError
+        """
+
+        def needed(bridge: Owner) -> int:
+            return slots * sum(slot_size(chunk.shape, dtype) for _, chunk in bridge.chunks(array))
+
+        check_fits(needed(owner), self._fraction, f"array {array!r} of bridge {owner.bridge_id}")
+        groups = {limit.group for limit in owner.limits}
+        touched = [
+            (o.bridge_id, needed(o), owner.limits)
+            for o in others
+            if groups & {limit.group for limit in o.limits}
+        ]
+        check_limits(touched, self._fraction, f"array {array!r}: ")
+
+    # Segments.
+
+    def provide(
+        self, owner: Owner, dtypes: Mapping[str, np.dtype], slots: Mapping[str, int]
+    ) -> Iterator[Post]:
+        """Create one segment with the slots of a bridge's chunks of some arrays."""
+        chunks = owner.sized(dtypes, slots)
+        if chunks:
+            segment = self._add(*lay_out(chunks))
+            yield messages.Slots((segment.nbytes,), tuple(segment.regions)), [segment.descriptor]
+
+    def provide_boxes(
+        self, owners: Collection[Owner], array: str, boxes: Boxes, plan: StartPlan
+    ) -> Iterator[tuple[int, Post]]:
+        """Create one segment with the slots of all boxes of an array; yields what each bridge has to be sent."""
+        segment = self._add(*_lay_out_boxes(array, boxes, plan))
+        places = {
+            region: (whole, offset)
+            for whole, box in zip(segment.regions, boxes[array], strict=True)
+            for region, offset in box.chunks
+        }
+        for owner in owners:
+            own = tuple(within(places[r][0], r, places[r][1], c.shape) for r, c in owner.chunks(array))
+            if own:
+                yield owner.bridge_id, (messages.Slots((segment.nbytes,), own), [segment.descriptor])
+
+    def _add(self, regions: list[RegionSpec], nbytes: int) -> Segment:
+        segment = Segment(create_segment(self._prefix, nbytes), nbytes, regions)
+        self.segments.append(segment)
+        return segment
+
+    def for_readers(self, mapped: int) -> Iterator[Post]:
+        """All segments but the first so many."""
+        for start in range(mapped, len(self.segments), DESCRIPTORS_PER_MESSAGE):
+            batch = self.segments[start : start + DESCRIPTORS_PER_MESSAGE]
+            regions = [replace(r, segment=i) for i, segment in enumerate(batch) for r in segment.regions]
+            sizes = tuple(segment.nbytes for segment in batch)
+            yield messages.Slots(sizes, tuple(regions)), [segment.descriptor for segment in batch]
+
+    # Pages.
+
+    def create_pages(
+        self, arrivals: NodeArrivals, bridges: Sequence[int], plan: StartPlan
+    ) -> Iterator[tuple[int, Post]]:
+        """Create all pages; yields what each bridge has to be sent."""
+        wanted = {
+            b: {n: tuple(r) for n, r in arrivals.regions_of(b).items() if n in plan.slots and r}
+            for b in bridges
+        }
+        owners: dict[str, list[int]] = {}
+        for bridge_id in bridges:
+            for name in wanted[bridge_id]:
+                owners.setdefault(name, []).append(bridge_id)
+        self.table = table = SlotTable(f"{self._prefix}-table", plan.slots)
+        self.counters = counters = ArrivalCounters(
+            f"{self._prefix}-counters", {name: len(bridges) for name, bridges in owners.items()}
+        )
+        for bridge_id in bridges:
+            arrays = tuple(
+                messages.WantedArray(
+                    name,
+                    regions,
+                    plan.slots[name],
+                    table.rows[name],
+                    counters.rows[name],
+                    len(owners[name]),
+                    counters.entry(name, owners[name].index(bridge_id)),
+                )
+                for name, regions in wanted[bridge_id].items()
+            )
+            if not arrays:
+                yield bridge_id, (messages.Start((), 0, ()), [])
+                continue
+            capacity = sum(len(array.regions) * array.slots for array in arrays)
+            ring = self.rings[bridge_id] = RingReader(f"{self._prefix}-ring", capacity)
+            pages = (table.page, counters.page, ring.page)
+            start = messages.Start(tuple(page.nbytes for page in pages), capacity, arrays)
+            yield bridge_id, (start, [page.descriptor for page in pages])
+
+    def wake_if_blocked(self, bridge_id: int) -> None:
+        """Have a rank that waits for a slot look at its connection."""
+        ring = self.rings.get(bridge_id)
+        if ring is not None and self.table is not None and ring.is_blocked:
+            self.table.wake_all()
+
+    # Journals.
+
+    def journal(self, consumer: str, callbacks: int) -> Post:
+        """Create the journal of a consumer anew, with what it has noted so far."""
+        handled = [*self.handled(consumer), *[NOTHING_HANDLED] * callbacks]
+        if consumer in self._journals:
+            self._journals[consumer][0].close()
+        page = Page(f"{self._prefix}-journal", callbacks)
+        self._journals[consumer] = page, callbacks
+        for callback in range(callbacks):
+            page.words[callback] = handled[callback]
+        return messages.Journal(page.nbytes), [page.descriptor]
+
+    def handled(self, consumer: str) -> tuple[int, ...]:
+        """What a consumer has noted."""
+        if consumer not in self._journals:
+            return ()
+        page, callbacks = self._journals[consumer]
+        return tuple(page.words[:callbacks])
+
+    def close(self) -> None:
+        """Give all memory back, as far as nobody else has it mapped."""
+        for segment in self.segments:
+            os.close(segment.descriptor)
+        pages = [ring.page for ring in self.rings.values()]
+        pages += [page for page, _ in self._journals.values()]
+        if self.table is not None and self.counters is not None:
+            self.table.wake_all()
+            pages += [self.table.page, self.counters.page]
+        for page in pages:
+            page.close()
+        self.segments.clear()
+        self.rings.clear()
+        self._journals.clear()
+        self.table = self.counters = None
+
+
+def known_dtypes(plan: StartPlan, without: Boxes) -> dict[str, np.dtype]:
+    """The dtypes of the arrays whose chunks have memory of their own, as far as bridges have declared them."""
+    return {name: dtype for name, dtype in plan.dtypes.items() if dtype is not None and name not in without}
+
+
+def _descriptors_of(owner: Owner, plan: StartPlan, boxes: Boxes) -> int:
+    """What will be opened for a bridge: its ring, one segment, and one more for each dtype that comes late."""
+    wanted = [name for name, array in owner.arrays.items() if array.chunks and name in plan.slots]
+    late = sum(plan.dtypes[name] is None for name in wanted)
+    at_once = any(plan.dtypes[name] is not None and name not in boxes for name in wanted)
+    return (DESCRIPTORS_PER_PAGE if wanted else 0) + at_once + late
+
+
+def _lay_out_boxes(array: str, boxes: Boxes, plan: StartPlan) -> tuple[list[RegionSpec], int]:
+    dtype = plan.dtypes[array]
+    assert dtype is not None
+    return lay_out([(box.chunks[0][0], box.shape, dtype, plan.slots[array]) for box in boxes[array]])
