@@ -101,7 +101,7 @@ class _Environments(dict[str, Path]):
                 _run([*pip, *recipe.packages], peer)
             if recipe.commit:
                 with tempfile.TemporaryDirectory() as source:
-                    _check_out(recipe.commit, Path(source))
+                    check_out(recipe.commit, Path(source))
                     _run([*pip, source, *(f"{name}=={version(name)}" for name in SAME_RELEASES)], peer)
             if recipe.must_import:
                 _run([str(python), "-c", f"import {recipe.must_import}"], peer)
@@ -110,8 +110,14 @@ class _Environments(dict[str, Path]):
         return python
 
 
-def _check_out(commit: str, folder: Path) -> None:
-    """Write the files of a commit of this repository into a folder."""
+def check_out(commit: str, folder: Path) -> None:
+    """Write the files of a commit of this repository into a folder.
+
+    Raises
+    ------
+    PeerUnavailableError
+        When this checkout has no such commit, as a shallow clone.
+    """
     archive = folder / "source.tar"
     try:
         found = subprocess.run(

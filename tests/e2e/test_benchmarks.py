@@ -16,7 +16,7 @@ from tests.support.processes import kill_tree
 pytestmark = [pytest.mark.mpi, pytest.mark.ray]
 
 # One for each way in which cases measure, but `slowdown` and `traffic`, which are slow.
-SHARING = ["send-small", "harder-callback"]
+SHARING = ["answer", "harder-callback"]
 APART = [
     pytest.param(case, marks=pytest.mark.slow) for case in ("memory", "scale")
 ]  # want a cluster to themselves

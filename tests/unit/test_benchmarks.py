@@ -14,6 +14,7 @@ import pytest
 from benchmarks import results
 from benchmarks.clusters import ROOT
 from benchmarks.intervals import median_interval
+from benchmarks.peers import PeerUnavailableError, check_out
 from benchmarks.suite import MODULES, THIS, Case, Comparison, Outcome, Setting, all_cases
 from tests.support.patience import PATIENCE_S
 
@@ -79,6 +80,13 @@ def test_runs_are_kept_apart() -> None:
     }
     assert len(outcome.curves) == 2
     assert outcome.notes == ["A note.", "Another note."]
+
+
+def test_a_commit_that_is_not_here_is_no_failure(tmp_path: Path) -> None:
+    with pytest.raises(
+        PeerUnavailableError, match=r"commit fffffff of this repository is not here .* --unshallow"
+    ):
+        check_out("f" * 40, tmp_path)
 
 
 @pytest.mark.parametrize(

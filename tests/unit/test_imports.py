@@ -50,7 +50,7 @@ ALLOWED = {
     "bridge": {"_transport", "_state", "errors", "config", "numpy"},
     "errors": set(),
     "config": {"errors"},
-    "types": {"errors", "numpy", "dask"},
+    "types": {"_graph", "errors", "numpy"},
     "_graph": {"_graph", "_transport", "_state", "errors", "config", "types", "numpy", "dask", "cloudpickle"},
     "_session": {
         *("_session", "_graph", "_transport", "_state", "errors", "config", "types", "report", "bridge"),
@@ -89,6 +89,53 @@ def test_only_those_above_know_the_session() -> None:
 def test_only_those_above_know_the_engine() -> None:
     users = {room(name) for name in MODULES if any(room(module) == "_engine" for module in imports(name))}
     assert users <= {"_engine", "window_handler", "scheduler"}
+
+
+ADAPTER = "deisa.ray._graph._dask"
+
+
+def test_one_module_alone_imports_what_dask_does_not_document() -> None:
+    users = {
+        name: found for name in MODULES if (found := {m for m in imports(name) if m.split(".")[0] == "dask"})
+    }
+    assert {"dask._task_spec", "dask._expr"} <= users.pop(ADAPTER)
+    assert users
+    assert set().union(*users.values()) <= {"dask", "dask.array"}
+
+
+def test_what_is_below_the_arrays_is_only_the_adapter() -> None:
+    assert {m for m in imports("deisa.ray.types") if room(m) == "_graph"} == {ADAPTER}
+    assert {m for m in imports(ADAPTER) if m.startswith("deisa")} == {"deisa.ray.errors"}
+
+
+UNDOCUMENTED = {
+    *(
+        "_name",
+        "_chunks",
+        "_meta",
+        "_keys",
+        "__name",
+        "hlg",
+        "low_level_optimizer",
+        "operands",
+        "has_legacy_tasks",
+    ),
+    *("array_plugins", "split_every", "optimization.fuse.active", "optimization"),
+}
+
+
+def words(name: str) -> set[str]:
+    """The attributes that a module names, and its strings but for docstrings."""
+    nodes = list(ast.walk(ast.parse(MODULES[name].read_text())))
+    named = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    return named | {
+        node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+
+
+@pytest.mark.parametrize("name", [m for m in MODULES if room(m) in ("_graph", "types") and m != ADAPTER])
+def test_one_module_alone_names_what_dask_does_not_document(name: str) -> None:
+    assert not words(name) & UNDOCUMENTED
 
 
 RANK = """

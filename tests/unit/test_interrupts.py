@@ -7,21 +7,22 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import numpy as np
 import pytest
 
-import tests.oracle
 from deisa.ray import bridge as native
 from deisa.ray._state.events import BridgeClosed, BridgeLost, OwnersPassed, SendersBlocked, StepComplete
 from deisa.ray.errors import ClosedError, DuplicateChunkError
+from tests.oracle import client as oracle
+from tests.oracle import pages, writer
 from tests.support.patience import PATIENCE_S
-from tests.unit.agent import Agent, running, whole
+from tests.unit.agent import Agent, Client, running, whole
 
-FILES = {native.__file__, *map(str, Path(tests.oracle.__file__).parent.glob("*.py"))}
+# Not where the oracle takes its lock: a trace function is called between bytecodes where no signal's handler is.
+FILES = {native.__file__, oracle.__file__, pages.__file__, writer.__file__}
 
 pytestmark = pytest.mark.usefixtures("client")
 
@@ -60,7 +61,9 @@ def interrupted(act: Callable[[], Any], line: int) -> bool:
 
 @pytest.mark.parametrize("given", [False, True], ids=["copied", "in a slot"])
 @pytest.mark.parametrize("chunks", [1, 2])
-def test_an_interrupt_at_any_line_of_a_hand_over(agent: Agent, chunks: int, given: bool) -> None:
+def test_an_interrupt_at_any_line_of_a_hand_over(
+    agent: Agent, client: Client, chunks: int, given: bool
+) -> None:
     parts = [
         whole((4,)) | {"chunk_shape": (4 // chunks,), "offset": (i * 4 // chunks,)} for i in range(chunks)
     ]
@@ -94,7 +97,9 @@ def test_an_interrupt_at_any_line_of_a_hand_over(agent: Agent, chunks: int, give
         if not at_line:
             break
     assert retried
-    assert duplicates or use_native  # one call of the client in C, which nothing interrupts
+    assert duplicates or isinstance(
+        bridge, native.Bridge
+    )  # one call of the client in C, which nothing interrupts
     bridge.close()
     assert agent.wait(BridgeClosed).stats.chunks == chunks * (line + 1)
 
@@ -145,7 +150,7 @@ def test_an_error_in_the_block_ends_the_wait_of_another_thread(agent: Agent) -> 
     assert "closed" in repr(bridge)
 
 
-def test_an_error_in_the_block_waits_for_a_thread_that_copies(agent: Agent) -> None:
+def test_an_error_in_the_block_ends_a_thread_that_converts(agent: Agent, client: Client) -> None:
     (bridge,) = agent.bridges({"a": whole((4,))}, slots={"a": 1})
     copying, go_on = threading.Event(), threading.Event()
 
@@ -164,7 +169,7 @@ def test_an_error_in_the_block_waits_for_a_thread_that_copies(agent: Agent) -> N
 
     failing = agent.in_thread(fail)
     assert agent.wait(BridgeLost).reason == "RuntimeError: diverges"
-    assert not failing.done()
+    assert client is native.Bridge or not failing.done()  # the oracle looks at the chunk with its lock held
     go_on.set()
     with pytest.raises(ClosedError):
         sending.result(PATIENCE_S)

@@ -233,4 +233,5 @@ def play(client: str, policy: str, history: list[Any]) -> list[Any]:
 
 @given(st.sampled_from(["wait", "continue", "raise"]), HISTORIES)
 def test_the_same_comes_of_every_history(policy: str, history: list[Any]) -> None:
-    assert play("native", policy, history) == play("oracle", policy, history)
+    outcomes = zip(play("native", policy, history), play("oracle", policy, history), strict=True)
+    assert [(native, oracle) for native, oracle in outcomes if native != oracle] == []

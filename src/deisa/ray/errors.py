@@ -4,6 +4,7 @@
 
     DeisaError
     ├── ConfigurationError (ValueError)        a setting or an environment variable makes no sense
+    │   └── UntestedDaskError (ImportError)        the installed Dask is not one that was tested
     ├── LayoutError (ValueError)               the bridges' descriptions do not make whole arrays
     │   ├── DescriptionError                       one bridge's own description is malformed
     │   ├── DescriptionMismatchError               two bridges describe one array differently
@@ -69,6 +70,10 @@ class DeisaError(Exception):
 
 class ConfigurationError(DeisaError, ValueError):
     """A setting or an environment variable has a value that makes no sense."""
+
+
+class UntestedDaskError(ConfigurationError, ImportError):
+    """The installed release of Dask is not one that this deisa-ray was tested with."""
 
 
 class LayoutError(DeisaError, ValueError):

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn, SupportsIndex
 
 import numpy as np
-from dask._expr import Expr, HLGExpr
-from dask.array.core import Array
-from dask.highlevelgraph import HighLevelGraph
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
+from deisa.ray._graph._dask import Array, ArrayView
 from deisa.ray.errors import WindowError
 
 
@@ -105,14 +103,7 @@ def can_be_formatted(array: Array) -> None:
         array.__class__ = FormattedArray
 
 
-def _of_dask(name: str) -> property:
-    """An attribute that is also that of the Dask array held, whichever of the two is changed."""
-    return property(
-        lambda self: getattr(self.dask, name), lambda self, value: setattr(self.dask, name, value)
-    )
-
-
-class DeisaArray(FormattedArray):
+class DeisaArray(FormattedArray, ArrayView):
     """A whole global array at one timestep.
 
     It is a Dask array that knows its timestep. What is computed from it (methods, operators, slices, functions of
@@ -133,45 +124,15 @@ class DeisaArray(FormattedArray):
     ...     return abs(latest - earlier).max().compute() / max(1, latest.t - earlier.t)
     """
 
-    __slots__ = ("_held", "t")
+    __slots__ = ("t",)
 
-    _held: Array
     t: int
 
     def __new__(cls, dask: Array, t: int) -> DeisaArray:
-        """Hold a Dask array; `Array.__new__`, which builds one from a graph, has nothing to do."""
-        self = object.__new__(cls)
-        self._held = dask
+        """Hold a Dask array at a timestep."""
+        self = ArrayView.__new__(cls, dask)
         self.t = t
-        self.__dict__ = dask.__dict__  # type: ignore[misc]  # where Dask caches what it derives from the chunks
         return self
-
-    # What Dask's methods know of an array, but for its graph: Dask changes these when it assigns in place.
-    name = _of_dask("name")
-    chunks = _of_dask("chunks")
-    _name = _of_dask("_name")
-    _chunks = _of_dask("_chunks")
-    _meta = _of_dask("_meta")
-
-    @property
-    def dask(self) -> Array:
-        """The same as an ordinary Dask array."""
-        return self._held
-
-    @dask.setter
-    def dask(self, graph: HighLevelGraph) -> None:
-        self._held.dask = graph  # in-place assignment and ``out=`` set an array's graph under this name
-
-    def __dask_graph__(self) -> HighLevelGraph:
-        return self._held.dask
-
-    def __dask_keys__(self) -> Any:
-        return self._held.__dask_keys__()
-
-    @property
-    def expr(self) -> Expr:
-        """The array's graph, where Dask asks a collection for one."""
-        return HLGExpr.from_collection(self._held)
 
     def __dask_postpersist__(self) -> Any:
         rebuild, state = self._held.__dask_postpersist__()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Literal, NoReturn, cast
 
-from deisa.ray._graph.assemble import check_kind_of_arrays
+from deisa.ray._graph._dask import check_kind_of_arrays
 from deisa.ray._graph.running import dask_computes_with
 from deisa.ray._graph.scheduler import BundleScheduler
 from deisa.ray._session.engine import Engine

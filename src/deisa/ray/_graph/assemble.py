@@ -11,33 +11,23 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
-from dask._task_spec import DataNode, GraphNode, Task, TaskRef
-from dask.base import clone_key
-from dask.graph_manipulation import chunks
-from dask.highlevelgraph import HighLevelGraph, Layer, MaterializedLayer
 
+from deisa.ray._graph._dask import (
+    DataNode,
+    GraphNode,
+    HighLevelGraph,
+    Layer,
+    MaterializedLayer,
+    Task,
+    TaskRef,
+    bind,
+    clone_key,
+)
 from deisa.ray._graph.leaves import AgentAddress, ChunkPlace, Leaf, StepSlots, read_chunk
 from deisa.ray._state.boxes import Tiling
 from deisa.ray._state.layout import Shape
-from deisa.ray.errors import ConfigurationError
 
 Key = Hashable
-
-
-def check_kind_of_arrays() -> None:
-    """Check that ``dask.array`` has arrays of graphs, which chunks can be made into.
-
-    Raises
-    ------
-    ConfigurationError
-        When its query planning is on: arrays are expressions then.
-    """
-    if da.Array.__module__ != "dask.array.core":
-        raise ConfigurationError(
-            "Dask's query planning for arrays is on, and deisa-ray cannot make such arrays yet: set "
-            "DASK_ARRAY__QUERY_PLANNING=False, or dask.config.set({'array.query-planning': False}) before dask.array "
-            "is imported for the first time"
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +141,7 @@ class StepLayer(Layer):
             else:
                 read = (f"read-{new[0]}", *new[1:])
                 tasks[read] = leaf.substitute({}, key=read)
-                tasks[new] = Task(new, chunks.bind, TaskRef(read), TaskRef(bind_to))
+                tasks[new] = Task(new, bind, TaskRef(read), TaskRef(bind_to))
         return MaterializedLayer(tasks), bind_to is not None
 
     def cull(self, keys: set[Key], all_hlg_keys: Collection[Key]) -> tuple[Layer, Mapping[Key, set[Key]]]:

@@ -23,15 +23,13 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import TypeGuard
 
-from dask._task_spec import Alias, GraphNode, Task
-from dask.array import chunk as dask_chunk
-
+from deisa.ray._graph._dask import Alias, GraphNode, Task, getitem
 from deisa.ray._graph.leaves import chunk_of
 from deisa.ray._state.layout import Shape
 
 Key = Hashable
 ANYWHERE: str | None = None
-_CUTTING = (operator.getitem, dask_chunk.getitem)
+_CUTTING = (operator.getitem, getitem)
 GUESSED_BYTES = 1024  # size of a value of which nothing is known
 FEED_BYTES = 64 * 2**20  # that a bundle returns for tasks of the caller
 CALLER = "caller"  # stands among nodes for the process that computes

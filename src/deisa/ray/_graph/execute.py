@@ -9,8 +9,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from dask._task_spec import GraphNode
-
+from deisa.ray._graph._dask import GraphNode
 from deisa.ray._graph.bundles import Bundle
 
 THREADS_PAY_BYTES = 256 * 1024  # chunk bytes read by each task, from which on threads beat one

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-from dask._task_spec import DataNode, GraphNode, Task
 
+from deisa.ray._graph._dask import DataNode, GraphNode, Task
 from deisa.ray._state.layout import Shape
 from deisa.ray._transport.reader import attach
 

@@ -17,11 +17,15 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import dask
-from dask._expr import HLGExpr
-from dask._task_spec import Task, TaskRef
-from dask.highlevelgraph import HighLevelGraph, Layer, MaterializedLayer
-
+from deisa.ray._graph._dask import (
+    Layer,
+    MaterializedLayer,
+    Task,
+    TaskRef,
+    graphs_in,
+    optimization_settings,
+    state_of,
+)
 from deisa.ray._graph.assemble import StepLayer
 from deisa.ray._graph.bundles import Partition
 from deisa.ray._graph.leaves import StepSlots, fetch_kept, step_of
@@ -149,7 +153,7 @@ def structure_of(dsk: Any, wanted: Sequence[Key]) -> Structure | None:
         None where a plan could not be reused: no chunk of a timestep in it, results kept on the nodes, or
         something that cannot be pickled.
     """
-    found = _graphs(dsk)
+    found = graphs_in(dsk)
     if found is None:
         return None
     layers = {name: layer for graph, _ in found for name, layer in graph.layers.items()}
@@ -158,7 +162,7 @@ def structure_of(dsk: Any, wanted: Sequence[Key]) -> Structure | None:
     try:
         # One pickler for all, so that what layers share is written once.
         pickler = _Pickler(buffer)
-        pickler.dump(dask.config.get("optimization", {}))
+        pickler.dump(optimization_settings())
         for _, optimizer in found:
             pickler.dump(optimizer)
         for name, layer in layers.items():
@@ -177,24 +181,10 @@ def structure_of(dsk: Any, wanted: Sequence[Key]) -> Structure | None:
     return Structure(digest.digest(), tuple(steps), tuple(steps.values()))
 
 
-def _graphs(dsk: Any) -> list[tuple[HighLevelGraph, Any]] | None:
-    """The graphs in what Dask hands to a scheduler, each with its optimizer; None for other expressions."""
-    if isinstance(dsk, HighLevelGraph):
-        return [(dsk, None)]
-    if isinstance(dsk, HLGExpr):
-        return [(dsk.hlg, dsk.low_level_optimizer)]
-    parts = getattr(dsk, "operands", ())
-    if parts and all(isinstance(part, HLGExpr) for part in parts):
-        return [(part.hlg, part.low_level_optimizer) for part in parts]
-    return None
-
-
 def _written(layer: Layer) -> tuple[Any, ...]:
     if isinstance(layer, StepLayer):
         return (StepLayer, layer.home.uid)
-    state = {name: value for name, value in vars(layer).items() if not name.startswith("_")}
-    state.pop("has_legacy_tasks", None)  # found out by looking
-    return (type(layer).__module__, type(layer).__qualname__, state)
+    return (type(layer).__module__, type(layer).__qualname__, state_of(layer))
 
 
 def _number_tokens(written: bytes, layers: Mapping[str, Layer]) -> bytes:

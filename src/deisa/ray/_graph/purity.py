@@ -23,8 +23,8 @@ from typing import Any
 
 import cloudpickle
 import numpy as np
-from dask._task_spec import GraphNode, TaskRef
-from dask.utils import methodcaller
+
+from deisa.ray._graph._dask import STORE_FUNCTIONS, STORE_MODULE, GraphNode, TaskRef, methodcaller
 
 _LIBRARIES = ("dask", "numpy", "scipy", "toolz", "cytoolz", "tlz", "xarray", "deisa.ray")
 _STANDARD = (
@@ -59,7 +59,7 @@ _EFFECT_NAMES = {  # functions and classes elsewhere in them that do
         "save", "savez", "savez_compressed", "savetxt", "load", "loadtxt", "genfromtxt", "fromfile", "fromregex",
         "memmap", "frompyfunc", "seterr", "seterrcall", "set_printoptions",
     },
-    "dask.array.core": {"store_chunk", "load_store_chunk", "load_chunk"},
+    STORE_MODULE: {*STORE_FUNCTIONS},
 }  # fmt: skip
 _METHODS = {  # of arrays, which `methodcaller` may call
     "all", "any", "astype", "clip", "conj", "copy", "cumprod", "cumsum", "diagonal", "dot", "flatten", "max", "mean",

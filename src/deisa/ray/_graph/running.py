@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import dask
-import dask.threaded
 
+from deisa.ray._graph._dask import compute_in_threads, computing_with
 from deisa.ray._graph.scheduler import BundleScheduler
 from deisa.ray.types import can_be_formatted
 
@@ -34,14 +34,7 @@ class _RunningSchedulers:
         """Have Dask compute with `scheduler` in this thread, and in threads without a run of their own."""
         with self._lock:
             if not self._running:
-                self._configured = dask.config.set(
-                    {
-                        "scheduler": self,
-                        "optimization.fuse.active": False,
-                        "split_every": SPLIT_EVERY,
-                        "array_plugins": (*dask.config.get("array_plugins", ()), can_be_formatted),
-                    }
-                )
+                self._configured = computing_with(self, SPLIT_EVERY, can_be_formatted)
             self._running.append(scheduler)
         outer, self._own.scheduler = getattr(self._own, "scheduler", None), scheduler
         try:
@@ -55,7 +48,7 @@ class _RunningSchedulers:
 
     def __call__(self, dsk: Any, keys: Any, **options: Any) -> Any:
         """Compute the values of `keys`."""
-        return (self._current or dask.threaded.get)(dsk, keys, **options)
+        return (self._current or compute_in_threads)(dsk, keys, **options)
 
     def persist(self, collections: Sequence[Any], **options: Any) -> list[Any]:
         """Start computing collections."""

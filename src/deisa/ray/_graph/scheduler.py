@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
-from dask._task_spec import GraphNode, convert_legacy_graph
-from dask.base import collections_to_expr, flatten
 
+from deisa.ray._graph._dask import GraphNode, expression_of, flatten, tasks_of
 from deisa.ray._graph.bundles import ANYWHERE, CALLER, Bundle, Partition, partition
 from deisa.ray._graph.execute import Picks
 from deisa.ray._graph.in_caller import launch_around_caller
@@ -131,8 +130,7 @@ class BundleScheduler:
 
     def persist(self, collections: Sequence[Any], optimize_graph: bool = True, **_ignored: Any) -> list[Any]:
         """Start computing collections and return them with their chunks kept where they are made."""
-        expression = collections_to_expr(collections, optimize_graph).optimize()
-        keys_of = [list(flatten(keys)) for keys in expression.__dask_keys__()]
+        expression, keys_of = expression_of(collections, optimize_graph)
         kept = self._run(expression, [key for keys in keys_of for key in keys], waits=False)
         rebuilt = []
         for collection, keys in zip(collections, keys_of, strict=True):
@@ -159,7 +157,7 @@ class BundleScheduler:
                 bound: dict[Key, StepSlots] = dict(zip(plan.step_keys, structure.steps, strict=True))
                 results = self._launch(plan, {}, bound, waits)
                 return {new: results[old] for old, new in zip(plan.wanted, wanted, strict=True)}
-            graph = _materialize(dsk)
+            graph = tasks_of(dsk)
             kept = {key: found for key, task in graph.items() if (found := kept_of(task)) is not None}
             steps = {key: step for key, task in graph.items() if (step := step_of(task)) is not None}
             plan = self._plan(
@@ -270,16 +268,6 @@ def _by_handle(bundle: Bundle, kept: Mapping[Key, KeptResult]) -> dict[Handle, t
         if key in kept:
             picks[kept[key].handle] += ((kept[key].index, key),)
     return picks
-
-
-def _materialize(dsk: Any) -> dict[Hashable, GraphNode]:
-    """Turn an expression, a high-level graph or a plain dict into tasks."""
-    if hasattr(dsk, "__dask_graph__"):
-        dsk = dsk.__dask_graph__()
-    graph = dict(dsk)
-    if not all(isinstance(task, GraphNode) for task in graph.values()):
-        graph = convert_legacy_graph(graph)
-    return graph
 
 
 def _writable(value: Any) -> Any:

@@ -16,10 +16,16 @@ import functools
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import dask.array.core as dask_core
-from dask._task_spec import DataNode, GraphNode, NestedContainer, Task, TaskRef
-from dask.array.optimization import fuse_slice
-
+from deisa.ray._graph._dask import (
+    STORE_FUNCTIONS,
+    TARGET_AT,
+    DataNode,
+    GraphNode,
+    NestedContainer,
+    Task,
+    TaskRef,
+    fuse_slice,
+)
 from deisa.ray._graph.leaves import chunk_of, kept_of
 from deisa.ray._graph.purity import is_in
 
@@ -39,9 +45,7 @@ _LIBRARIES = (
     "builtins",
 )
 _TARGET_AT = {  # functions that touch a target, by id, since not all functions have a hash; and where they take it
-    id(getattr(dask_core, name)): position
-    for name, position in (("load_store_chunk", 1), ("store_chunk", 1), ("load_chunk", 0))
-    if hasattr(dask_core, name)
+    id(function): TARGET_AT[name] for name, function in STORE_FUNCTIONS.items()
 }
 _MEMORY_FILES = ("memory", "reference")  # file systems of fsspec that are in this process
 

@@ -8,9 +8,7 @@ import types
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from dask._task_spec import DataNode, GraphNode, Task
-from dask.utils import funcname
-
+from deisa.ray._graph._dask import DataNode, GraphNode, Task, funcname
 from deisa.ray._graph.purity import pack
 from deisa.ray.errors import NotPicklableError
 

@@ -19,9 +19,8 @@ from typing import Any
 
 import cloudpickle
 import numpy as np
-from dask._task_spec import GraphNode
-from dask.sizeof import sizeof
 
+from deisa.ray._graph._dask import GraphNode, sizeof
 from deisa.ray._graph.execute import Picks, pick, run_bundle
 from deisa.ray._graph.failures import Failure
 from deisa.ray._graph.leaves import StepSlots

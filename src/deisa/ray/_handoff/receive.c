@@ -26,8 +26,10 @@ int client_lost(handoff_client *client, handoff_error *error)
              "the agent of session '%s' on this host has gone; the analytics has ended or died, or the node's memory is "
              "nearly full (%s)",
              client->session, TEXT_MEMORY_MONITOR);
-    if (client->welcomed)
+    if (client->welcomed) {
         client->failure = *error;
+        client->failed = 1;
+    }
     return -1;
 }
 
@@ -58,6 +60,7 @@ static int on_fail(handoff_client *client, wire_in *in, handoff_error *error)
     if (get_text(in, kind, sizeof kind) < 0 || get_text(in, text, sizeof text) < 0)
         return malformed("Fail", error);
     fail(&client->failure, kind, "%s", text);
+    client->failed = 1;
     *error = client->failure;
     return -1;
 }
@@ -68,6 +71,7 @@ static int on_analytics_down(handoff_client *client, wire_in *in, handoff_error 
         return malformed("AnalyticsDown", error);
     if (client->options.on_lost != HANDOFF_WAIT) {
         fail(&client->failure, "AnalyticsLostError", "%s", client->down);
+        client->failed = 1;
         *error = client->failure;
         return -1;
     }
@@ -342,7 +346,7 @@ int client_receive(handoff_client *client, handoff_error *error)
 {
     if (atomic_load_explicit(&client->ended_by_thread, memory_order_acquire))
         return fail(error, "ClosedError", "another thread has ended the bridge: %s", client->ended_why);
-    if (*client->failure.kind) {
+    if (client->failed) {
         *error = client->failure;
         return -1;
     }

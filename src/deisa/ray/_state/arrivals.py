@@ -231,8 +231,18 @@ class NodeArrivals:
         self._events.append(BridgeLost(bridge_id, self._bridges[bridge_id].last_sent, reason))
 
     def release(self, consumer: str, array: str, timestep: int) -> Grant | None:
-        """End a consumer's lease; returns what is granted, once nobody holds the slot any more."""
-        account = self._arrays[array]
+        """End a consumer's lease; returns what is granted, once nobody holds the slot any more.
+
+        Raises
+        ------
+        ProtocolError
+            When nothing of that kind is leased.
+        """
+        account = self._arrays.get(array)
+        if account is None or consumer not in account.leased.get(timestep, (0, set()))[1]:
+            raise ProtocolError(
+                f"{consumer!r:.60} has no lease on array {array!r:.60} at timestep {timestep}"
+            )
         slot, holders = account.leased[timestep]
         holders.discard(consumer)
         if holders:
@@ -248,8 +258,8 @@ class NodeArrivals:
     def check(self) -> None:
         """Raise `AssertionError` if the account contradicts itself.
 
-        Of the K slots of an array, each belongs to one leased timestep or to one sequence number that some region has
-        still to submit, and to no other; unless a timestep was torn, whose slot is lost.
+        Of the K slots of an array, each belongs to one leased timestep, or to one sequence number that some region has
+        still to submit, or to timesteps that arrive; unless a timestep was torn, whose slot is lost.
         """
         for name, array in self._arrays.items():
             if not all(0 <= array.granted - sent <= array.slots for sent in array.sent.values()):
@@ -261,7 +271,8 @@ class NodeArrivals:
             )
             used = [array.slot_of[number % array.slots] for number in waiting]
             used += [slot for slot, _ in array.leased.values()]
-            if len(set(used)) < len(used) or not (array.torn or set(used) == set(range(array.slots))):
+            covered = {*used, *(arriving.slot for arriving in array.arriving.values())}
+            if len(set(used)) < len(used) or not (array.torn or covered == set(range(array.slots))):
                 raise AssertionError(f"{name!r}: the slots in use are {sorted(used)} of {array.slots}")
             if not all(holders for _, holders in array.leased.values()):
                 raise AssertionError(f"{name!r}: a lease is held by nobody")
