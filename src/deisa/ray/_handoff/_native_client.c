@@ -5,7 +5,7 @@
 
 #include "_native.h"
 
-#include "limits.h"
+#include "memory_limits.h"
 
 #include <structmember.h>
 

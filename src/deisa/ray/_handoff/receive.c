@@ -97,20 +97,23 @@ void placement_free(placement *place)
     }
 }
 
-/* Whether all of a region's slots lie in its segment: no access to them may go beyond it. */
+/* Whether all of a region's slots lie in its segment: no access to them may go beyond it. They do not overlap, so there is
+   room for all their elements. */
 static int lies_within(const placement *place, int64_t base, int64_t nbytes)
 {
-    int64_t first = base, last = base;
+    int64_t first = base, last = base, needed;
     if (place->slots < 1 || place->itemsize < 1 ||
-        __builtin_mul_overflow(place->slots - 1, place->slot_bytes, &last) || __builtin_add_overflow(last, base, &last))
+        __builtin_mul_overflow(place->slots - 1, place->slot_bytes, &last) || __builtin_add_overflow(last, base, &last) ||
+        __builtin_mul_overflow(place->slots, place->itemsize, &needed))
         return 0;
     for (int d = 0; d < place->ndim; d++) {
         int64_t reach;
         if (place->shape[d] < 1 || __builtin_mul_overflow(place->shape[d] - 1, place->strides[d], &reach) ||
-            __builtin_add_overflow(reach < 0 ? first : last, reach, reach < 0 ? &first : &last))
+            __builtin_add_overflow(reach < 0 ? first : last, reach, reach < 0 ? &first : &last) ||
+            __builtin_mul_overflow(needed, place->shape[d], &needed))
             return 0;
     }
-    return first >= 0 && !__builtin_add_overflow(last, place->itemsize, &last) && last <= nbytes;
+    return first >= 0 && !__builtin_add_overflow(last, place->itemsize, &last) && last <= nbytes && needed <= nbytes;
 }
 
 /* Read a RegionSpec; `*segment` and `*base` say where it lies. */

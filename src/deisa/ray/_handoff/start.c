@@ -3,7 +3,7 @@
 #define _GNU_SOURCE
 #include "client.h"
 #include "failure.h"
-#include "limits.h"
+#include "memory_limits.h"
 #include "protocol.h"
 
 #include <math.h>
