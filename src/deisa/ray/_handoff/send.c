@@ -306,11 +306,15 @@ static int hand_over(handoff_chunk *chunk, const void *data, const int64_t *stri
                      handoff_error *error)
 {
     handoff_array *array = chunk->array;
+    char what[NAME_BYTES + 16];
     int ready = check(chunk, timestep, error);
     if (ready != 1)
         return ready < 0 ? -1 : 1;
     if (!array->wanted)
         return pass_over(chunk, timestep, error) < 0 ? -1 : 1;
+    if (data == NULL && !chunk->given_out)
+        return fail(error, "ContractError", "bridge %lld, %s: no slot was given out",
+                    (long long)array->client->options.bridge_id, what_array(array, what, sizeof what));
     if (check_memory(chunk, error) < 0)
         return -1;
     if (array->client->failed)
