@@ -20,7 +20,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Protocol
 
-from deisa.ray._transport.fork import OwnProcess
+from deisa.ray._handoff.fork import OwnProcess
 
 
 class Unclosed(Protocol):
