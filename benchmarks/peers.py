@@ -43,7 +43,7 @@ _RECIPES = {
         f"deisa-ray-{EARLIER_COMMIT[:7]}", (), commit=EARLIER_COMMIT, must_import=EARLIER_COMPILED
     ),
 }
-SAME_RELEASES = ("ray", "dask", "numpy", "msgpack", "cloudpickle", "mpi4py", "mpich")
+SAME_RELEASES = ("ray", "dask", "numpy", "cloudpickle", "mpi4py", "mpich")
 
 RAY_DASK = "ray_dask_get"
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.suite import RUNS_THAT_COUNT, Case, Comparison, Curve, Figure, Outcome
 
-PACKAGES = ("deisa-ray", "ray", "dask", "numpy", "msgpack", "mpi4py")
+PACKAGES = ("deisa-ray", "ray", "dask", "numpy", "mpi4py")
 TARGETS_BEGIN, TARGETS_END = (
     "<!-- targets: begin -->",
     "<!-- targets: end -->",

@@ -18,11 +18,11 @@ from typing import Any, Never
 
 import numpy as np
 
+from deisa.ray._handoff.ending import forget, is_orderly_end, program_has_left, reason_of, watch
+from deisa.ray._handoff.fork import OwnProcess
 from deisa.ray._state.dtypes import conversion, same_values, shareable
 from deisa.ray._state.events import BridgeStats
 from deisa.ray._state.layout import ArrayDescription, Shape
-from deisa.ray._transport.ending import forget, is_orderly_end, program_has_left, reason_of, watch
-from deisa.ray._transport.fork import OwnProcess
 from deisa.ray.bridge import Communicator, _describe, _identity, _on_host, _on_size
 from deisa.ray.config import OnAnalyticsLost, Settings, disabled_by_environment
 from deisa.ray.errors import (

@@ -15,12 +15,9 @@ import numpy as np
 from deisa.ray._state.events import BridgeStats
 from deisa.ray._state.layout import ArrayDescription
 from deisa.ray._transport import messages
-from deisa.ray._transport.address import (
-    other_agents,
-    shown,
-)
-from deisa.ray._transport.limits import MemoryLimit, own_limits
-from deisa.ray._transport.memory import map_segments, prefer_huge_pages, slot_view, touch
+from deisa.ray._transport.address import shown
+from deisa.ray._transport.limits import MemoryLimit
+from deisa.ray._transport.memory import map_segments, slot_view
 from deisa.ray._transport.messages import Message
 from deisa.ray.config import Settings
 from deisa.ray.errors import (
@@ -33,7 +30,10 @@ from deisa.ray.errors import (
     ProtocolError,
     named_error,
 )
+from tests.oracle.address import other_agents
 from tests.oracle.connection import LAST_RETRY_S, Connection, Patience
+from tests.oracle.limits import own_limits
+from tests.oracle.memory import prefer_huge_pages, touch
 from tests.oracle.pages import (
     COUNTERS,
     RING,

@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
-from deisa.ray._transport.address import agent_address, check_same_user, check_socket_path, shown
+from deisa.ray._handoff.fork import close_in_children
+from deisa.ray._transport.address import agent_address, check_same_user, shown
 from deisa.ray._transport.descriptors import receive_with_descriptors
-from deisa.ray._transport.fork import close_in_children
 from deisa.ray._transport.messages import FrameBuffer, Message, encode
 from deisa.ray._transport.peers import has_ended, open_process
 from deisa.ray.config import Settings
@@ -23,6 +23,7 @@ from deisa.ray.errors import (
     NoAnalyticsError,
     WaitTimeoutError,
 )
+from tests.oracle.address import check_socket_path
 
 logger = logging.getLogger("deisa.ray.bridge")
 

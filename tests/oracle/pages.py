@@ -13,22 +13,35 @@ from collections.abc import Sequence
 
 from deisa.ray._handoff._native import exchange, load, store, wait
 from deisa.ray._transport.memory import map_segment
+from deisa.ray._transport.pages import (
+    ARRIVAL_COUNTERS_MAGIC,
+    BLOCKED,
+    COUNTER_PASSED,
+    COUNTER_WHOLE,
+    COUNTER_WORDS,
+    ENTRY_WORDS,
+    FIRST,
+    FIRST_SLOT,
+    GRANTED,
+    HEADER_WORDS,
+    IN_USE,
+    LAYOUT_VERSION,
+    MAGIC,
+    NOTIFIED,
+    PASSED,
+    SLOT_TABLE_MAGIC,
+    SUBMISSION_RING_MAGIC,
+    SUBMITTED,
+    VERSION,
+    WAKE,
+)
 from deisa.ray.errors import ProtocolError
 
-LAYOUT_VERSION = 1
-MAGIC, VERSION, FIRST, IN_USE = range(4)  # words of every header
 SLOT_TABLE, COUNTERS, RING = (
-    int.from_bytes(magic, sys.byteorder, signed=True) for magic in (b"deisaSLT", b"deisaCNT", b"deisaRNG")
+    int.from_bytes(magic, sys.byteorder, signed=True)
+    for magic in (SLOT_TABLE_MAGIC, ARRIVAL_COUNTERS_MAGIC, SUBMISSION_RING_MAGIC)
 )
-HEADER_WORDS = 8
 WORD_BYTES = 8
-NOTHING_YET = -(2**63)
-
-GRANTED, WAKE, FIRST_SLOT = range(3)  # words of a row of the slot table
-NOTIFIED = 4  # of the arrival counters' header
-WHOLE, PASSED, ENTRY_WORDS = range(3)  # of an entry of the arrival counters
-CAPACITY, SUBMITTED, RING_PASSED, BLOCKED = range(4, 8)  # of the ring's header
-RING_ENTRY_WORDS = 2
 
 
 def map_page(descriptor: int, nbytes: int, magic: int) -> memoryview:
@@ -103,14 +116,14 @@ class RingWriter:
         """Submit a chunk; the number of entries comes last, for the agent looks at it first."""
         words = self._words
         number = load(words, SUBMITTED)
-        entry = self._first + RING_ENTRY_WORDS * (number % self._capacity)
+        entry = self._first + ENTRY_WORDS * (number % self._capacity)
         words[entry] = region
         words[entry + 1] = timestep
         store(words, SUBMITTED, number + 1)
 
     def move_on(self, timestep: int) -> None:
         """Say that nothing older than a timestep will be submitted."""
-        store(self._words, RING_PASSED, timestep)
+        store(self._words, PASSED, timestep)
 
     def block(self, region: int) -> None:
         """Say that the next chunk of a region has no slot."""
@@ -132,16 +145,16 @@ class CountersEntry:
     def __init__(self, words: memoryview, row: int, bridges: int, entry: int) -> None:
         self._words = words
         self._entry = entry
-        entries: Sequence[int] = range(row, row + ENTRY_WORDS * bridges, ENTRY_WORDS)
+        entries: Sequence[int] = range(row, row + COUNTER_WORDS * bridges, COUNTER_WORDS)
         self._others = [other for other in entries if other != entry]
 
     def count_whole(self, whole: int) -> bool:
         """Say how many timesteps were submitted whole; whether no other bridge of the node has fewer."""
-        return self._is_last(WHOLE, whole)
+        return self._is_last(COUNTER_WHOLE, whole)
 
     def move_on(self, timestep: int) -> bool:
         """Say which timestep this bridge is at; whether no other bridge of the node is at an older one."""
-        return self._is_last(PASSED, timestep)
+        return self._is_last(COUNTER_PASSED, timestep)
 
     def _is_last(self, word: int, value: int) -> bool:
         exchange(self._words, self._entry + word, value)

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from deisa.ray._transport import address, reader
-from deisa.ray._transport.address import agent_address, other_agents
+from deisa.ray._transport import reader
 from deisa.ray._transport.server import AgentServer
 from deisa.ray.bridge import Bridge
 from deisa.ray.config import MAX_SOCKET_PATH_BYTES, Settings
 from deisa.ray.errors import ConfigurationError, NoAnalyticsError, SessionInUseError
 from tests.conftest import skip_or_fail
-from tests.unit.agent import new_settings, running, whole
+from tests.unit.agent import CLIENTS, Client, new_settings, running, whole
 
 WRONG = {
     "a file": (lambda path: path.write_text("kept"), r"is a file that is no socket, which stays as it is"),
@@ -34,15 +35,15 @@ WRONG = {
 }
 
 
-def connect(settings: Settings) -> Bridge:
-    return Bridge(bridge_id=0, arrays_metadata={}, system_metadata={"world_size": 1}, settings=settings)
+def connect(settings: Settings, client: Client = Bridge) -> Bridge:
+    return client(bridge_id=0, arrays_metadata={}, system_metadata={"world_size": 1}, settings=settings)
 
 
 def listen(settings: Settings) -> AgentServer:
     return AgentServer(settings, "run", "node")
 
 
-@pytest.mark.parametrize("side", [connect, listen])
+@pytest.mark.parametrize("side", [listen, *(partial(connect, client=client) for client in CLIENTS.values())])
 @pytest.mark.parametrize("what", WRONG)
 def test_nothing_can_listen_there(tmp_path: Path, what: str, side: Callable[[Settings], object]) -> None:
     path = tmp_path / "folder" / "agent.sock"
@@ -139,25 +140,41 @@ def test_a_rank_that_finds_nobody_hears_of_the_user_s_other_sessions() -> None:
     assert "is DEISA_RAY_SESSION the same on both sides?" in said
 
 
-def test_which_other_agents_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = Settings(session="mine")
+@contextmanager
+def listening(name: str) -> Iterator[None]:
+    """A socket at an abstract address."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
+        other.bind(f"\0{name}")
+        other.listen()
+        yield
+
+
+def test_which_other_agents_there_are(client: Client, session_name: str) -> None:
+    """Those of other tests may be there, too; the names here come before theirs."""
     uid = os.getuid()
-    own = agent_address(settings).replace("\0", "@")
-    names = [own]
-    monkeypatch.setattr(address, "bound_names", lambda prefix: [n for n in names if n.startswith(prefix)])
-    assert other_agents(settings) == ""
-    names.append(f"@deisa-ray/{uid}/theirs")
-    assert other_agents(settings) == (
-        "; you have an agent of session 'theirs' here: is DEISA_RAY_SESSION the same on both sides?"
+    mine, strange = f"deisa-ray/{uid}/-{session_name}", f"deisa-ray/-{uid + 1000}/{session_name}"
+    settings = new_settings(connect_timeout_s=0.03)
+    with listening(mine), listening(strange), pytest.raises(NoAnalyticsError) as caught:
+        connect(settings, client)
+    said = str(caught.value)
+    assert said.index(f"; you have an agent of session '-{session_name}'") < said.index(
+        " here: is DEISA_RAY_SESSION the same on both sides?; there are agents of other user ids (@"
     )
-    names[1:] = [f"@deisa-ray/{uid + 1000}/mine"]
-    assert other_agents(settings) == (
-        f"; there are agents of other user ids (@deisa-ray/{uid + 1000}/mine): if one is yours, seen from a container "
-        f"with user ids of its own (here you are {uid}), set DEISA_RAY_SOCKET_PATH to a path that both sides see"
-    )
+    assert (
+        f"(@{strange}): if one is yours, seen from a container with user ids of its own (here you are {uid}), set "
+        "DEISA_RAY_SOCKET_PATH to a path that both sides see"
+    ) in said
+    with pytest.raises(NoAnalyticsError) as caught:
+        connect(settings, client)
+    assert mine not in str(caught.value) and strange not in str(caught.value)
 
 
-def test_the_kernel_lists_what_listens() -> None:
-    with running() as agent:
-        assert agent_address(agent.settings).replace("\0", "@") in address.bound_names("@deisa-ray/")
-    assert agent_address(agent.settings).replace("\0", "@") not in address.bound_names("@deisa-ray/")
+def test_a_message_names_a_few_agents(client: Client, session_name: str) -> None:
+    uid = os.getuid()
+    with ExitStack() as bound:
+        for number in range(7):
+            bound.enter_context(listening(f"deisa-ray/{uid}/-{number}-{session_name}"))
+        with pytest.raises(NoAnalyticsError) as caught:
+            connect(new_settings(connect_timeout_s=0.03), client)
+    listed = ", ".join(f"'-{number}-{session_name}'" for number in range(5))
+    assert f"an agent of session {listed} here: is" in str(caught.value)

@@ -475,6 +475,22 @@ def test_a_rank_that_dies_is_reported(agent: Agent) -> None:
     assert agent.wait(StepComplete).array == "b"
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("é" * 3000, "ValueError: " + "é" * (messages.MAX_TEXT - 12)),
+        ("x" + "\U0001f600" * 3000, "ValueError: x" + "\U0001f600" * (messages.MAX_TEXT - 13)),
+        ("a file's name: \udcff", "ValueError: a file's name: ?"),
+    ],
+    ids=["long", "long, of four bytes each", "not for UTF-8"],
+)
+def test_a_rank_that_dies_may_say_anything(agent: Agent, text: str, said: str) -> None:
+    (bridge,) = agent.bridges({"a": whole((4,))}, slots={"a": 1})
+    with pytest.raises(ValueError), bridge:
+        raise ValueError(text)
+    assert agent.wait(BridgeLost).reason == said
+
+
 def test_a_rank_that_closes_with_mail_unread_has_closed(agent: Agent) -> None:
     (bridge,) = agent.bridges({"a": whole((4,))}, slots={"a": 1})
     for _ in range(20):

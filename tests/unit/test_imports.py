@@ -46,8 +46,9 @@ def room(module: str) -> str:
 
 ALLOWED = {
     "_state": {"_state", "errors", "numpy"},
-    "_transport": {"_transport", "_state", "errors", "config", "numpy", "msgpack"},
-    "bridge": {"_transport", "_state", "errors", "config", "numpy"},
+    "_handoff": {"_handoff", "errors"},
+    "_transport": {"_transport", "_handoff", "_state", "errors", "config", "numpy"},
+    "bridge": {"_handoff", "_state", "errors", "config", "numpy"},
     "errors": set(),
     "config": {"errors"},
     "types": {"_graph", "errors", "numpy"},
@@ -175,8 +176,27 @@ def test_a_rank_imports_neither_ray_nor_dask(session_name: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     loaded = set(done.stdout.split())
-    assert {"numpy", "msgpack", "deisa"} <= loaded
+    assert {"numpy", "deisa"} <= loaded
     assert not loaded & {"ray", "dask", "distributed", "cloudpickle", "pandas", "asyncio"}
+
+
+BRIDGE = """
+import sys
+before = set(sys.modules)
+import deisa.ray.bridge
+print(*sorted(set(sys.modules) - before))
+"""
+
+
+def test_a_rank_imports_the_hand_off_and_numpy() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BRIDGE], capture_output=True, text=True, timeout=PATIENCE_S, check=True
+    )
+    loaded = set(done.stdout.split())
+    assert {name.split(".")[0] for name in loaded} - sys.stdlib_module_names == {"numpy", "deisa"}
+    assert {room(name) for name in loaded if name.startswith("deisa.ray.")} == {
+        *("bridge", "_handoff", "_state", "config", "errors")
+    }
 
 
 def test_public_names_are_lazy() -> None:

@@ -6,10 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from deisa.ray._transport.limits import MemoryLimit, check_limits, own_limits
+from deisa.ray._handoff import _native
+from deisa.ray._transport.limits import MemoryLimit, check_limits
 from deisa.ray.errors import MemoryBoundError
+from tests.oracle import limits as oracle
 
 MIB = 2**20
+
+
+def own_limits(memberships: str, root: Path) -> tuple[MemoryLimit, ...]:
+    """The limits that a rank finds, on which both clients agree."""
+    found = tuple(MemoryLimit(*limit) for limit in _native.own_limits(memberships, str(root)))
+    assert found == oracle.own_limits(memberships, root)
+    return found
 
 
 def group(path: Path, limit: str, used: int, cached: int, version: int) -> Path:
@@ -56,6 +65,11 @@ def test_in_a_container_that_sees_its_own_group_as_the_root(tmp_path: Path) -> N
 def test_more_used_than_the_limit(tmp_path: Path) -> None:
     group(tmp_path / "job", str(100 * MIB), 140 * MIB, 0, 2)
     assert [limit.available for limit in own_limits("0::/job\n", tmp_path)] == [0]
+
+
+def test_the_limits_of_this_process() -> None:
+    native = [limit[:3] for limit in _native.own_limits()]  # what is available changes at any time
+    assert native == [(limit.group, limit.path, limit.limit) for limit in oracle.own_limits()]
 
 
 @pytest.mark.parametrize("memberships", ["", "0::/no/such/group\n", "3:name=systemd:/\n"])

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 import os
+import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deisa.ray._transport import memory
+from deisa.ray._transport import memory, messages
+from deisa.ray._transport.address import agent_address
 from deisa.ray._transport.memory import (
     PAGE_BYTES,
     check_fits,
@@ -22,10 +25,12 @@ from deisa.ray._transport.memory import (
     map_segment,
     slot_size,
     slot_view,
-    touch,
     within,
 )
+from deisa.ray._transport.messages import RegionSpec, encode
 from deisa.ray.errors import MemoryBoundError, ProtocolError
+from tests.support.patience import PATIENCE_S
+from tests.unit.agent import Client, new_settings
 
 
 @pytest.fixture
@@ -65,21 +70,55 @@ def test_a_segment_that_is_too_small_is_not_mapped(segment: int) -> None:
         map_segment(segment, 3 * PAGE_BYTES + 1, writable=False)
 
 
-def test_touching_brings_every_page_in(segment: int) -> None:
+def receive_slots(client: Client, segment: int, nbytes: int, *regions: RegionSpec) -> None:
+    """Have a rank start with regions of a segment; no callback asks for its arrays."""
+    settings = new_settings()
+    with (
+        socket.socket(socket.AF_UNIX) as listener,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        listener.bind(agent_address(settings))
+        listener.listen()
+        rank = threads.submit(
+            client, bridge_id=0, arrays_metadata={}, system_metadata={"world_size": 1}, settings=settings
+        )
+        agent, _ = listener.accept()
+        with agent:
+            agent.settimeout(PATIENCE_S)
+            agent.sendall(encode(messages.Progress("")))
+            socket.send_fds(agent, [encode(messages.Slots((nbytes,), regions))], [segment])
+            agent.sendall(encode(messages.Start((), 0, ())))
+            rank.result(PATIENCE_S).close()
+
+
+def test_a_rank_brings_every_page_of_its_slots_in(client: Client, segment: int) -> None:
     assert os.fstat(segment).st_blocks == 0
     (spec,), nbytes = lay_out([(0, (3 * PAGE_BYTES // 8,), np.dtype("f8"), 1)])
-    touch(slot_view(map_segment(segment, nbytes, writable=True), spec, 0))
+    receive_slots(client, segment, nbytes, spec)
     assert os.fstat(segment).st_blocks * 512 == 3 * PAGE_BYTES
 
 
-def test_touching_a_part_of_a_box_brings_its_own_pages_in(segment: int) -> None:
-    (box,), nbytes = lay_out([(4, (3, PAGE_BYTES // 4), np.dtype("f4"), 1)])
+def test_a_rank_brings_the_pages_of_all_its_slots_in(client: Client, segment: int) -> None:
+    (spec,), nbytes = lay_out([(0, (4,), np.dtype("f8"), 3)])
+    receive_slots(client, segment, nbytes, spec)
+    assert os.fstat(segment).st_blocks * 512 == 3 * PAGE_BYTES
+
+
+def test_a_rank_touches_its_own_part_of_a_box(client: Client, segment: int) -> None:
+    (box,), nbytes = lay_out([(4, (3, PAGE_BYTES // 4), np.dtype("i4"), 1)])
     memory = map_segment(segment, nbytes, writable=True)
-    slot_view(memory, box, 0)[...] = 7
-    touch(slot_view(memory, within(box, 5, (1, 3), (2, 5)), 0))
-    expected = np.full(box.shape, 7, "f4")
-    expected[1:3, 3:8] = 0
-    np.testing.assert_array_equal(slot_view(memory, box, 0), expected)
+    slot_view(memory, box, 0)[...] = -1
+    receive_slots(client, segment, nbytes, within(box, 5, (1, 3), (2, 5)))
+    touched = slot_view(memory, box, 0) != -1
+    own = np.zeros(box.shape, bool)
+    own[1:3, 3:8] = True
+    assert touched.any() and not touched[~own].any()
+
+
+def test_a_rank_brings_the_pages_of_its_part_of_a_box_in(client: Client, segment: int) -> None:
+    (box,), nbytes = lay_out([(4, (3, PAGE_BYTES // 4), np.dtype("f4"), 1)])
+    receive_slots(client, segment, nbytes, within(box, 5, (1, 3), (2, 5)))
+    assert os.fstat(segment).st_blocks * 512 == 2 * PAGE_BYTES
 
 
 def test_slots_are_whole_pages() -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from deisa.ray._transport.memory import map_segment
 from deisa.ray._transport.pages import (
     HEADER_WORDS,
+    NO_TIMESTEP,
     ArrivalCounters,
     RingReader,
     SlotTable,
@@ -115,7 +116,7 @@ def test_the_last_bridge_of_a_timestep_knows_it(data: st.DataObject, owners: dic
         for name, count in owners.items()
         for i in range(count)
     }
-    whole, passed = dict.fromkeys(entries, 0), dict.fromkeys(entries, rank.NOTHING_YET)
+    whole, passed = dict.fromkeys(entries, 0), dict.fromkeys(entries, NO_TIMESTEP)
     for _ in range(30):
         who = data.draw(st.sampled_from(sorted(entries)))
         others = [other for other in entries if other[0] == who[0] and other != who]

@@ -2,14 +2,14 @@
 
 The rooms, from the simulation to the analytics:
 
-- `deisa.ray.bridge`: what a simulation rank calls; needs NumPy and msgpack only.
+- `deisa.ray.bridge`: what a simulation rank calls; needs NumPy only.
 - `deisa.ray.window_handler`: the analytics, `Deisa`.
 - `deisa.ray.types`: windows, and the arrays that callbacks get.
 - `deisa.ray.scheduler`: the Dask scheduler by itself.
 - `deisa.ray.errors`, `deisa.ray.config`, `deisa.ray.report`: errors, settings, figures of a run.
-- ``_state`` decides, ``_transport`` hands over, ``_graph`` cuts graphs, ``_session`` leads a run, ``_engine`` does.
-  Imports go from ``_engine`` to ``_session`` to ``_graph`` and ``_transport`` to ``_state``, never back; only
-  ``_engine`` knows Ray.
+- ``_state`` decides, ``_handoff`` is the rank's side of the hand-off and ``_transport`` the agent's, ``_graph`` cuts
+  graphs, ``_session`` leads a run, ``_engine`` does. Imports go from ``_engine`` to ``_session`` to ``_graph`` to
+  ``_transport`` to ``_handoff`` and ``_state``, never back; only ``_engine`` knows Ray.
 """
 
 from __future__ import annotations

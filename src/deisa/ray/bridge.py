@@ -1,6 +1,6 @@
 """What a simulation rank calls: describe chunks once, send them at each timestep.
 
-Importing this module imports NumPy and msgpack, neither Ray nor Dask.
+Importing this module imports NumPy, neither Ray nor Dask.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import Any, Never, Protocol
 import numpy as np
 
 from deisa.ray._handoff import _native
+from deisa.ray._handoff.ending import forget, is_orderly_end, program_has_left, reason_of, watch
+from deisa.ray._handoff.fork import OwnProcess, close_in_children
 from deisa.ray._state.dtypes import conversion, dtype_of, dtype_text, same_values, shareable
 from deisa.ray._state.events import BridgeStats
 from deisa.ray._state.layout import ArrayDescription, Shape, describe_arrays
-from deisa.ray._transport.ending import forget, is_orderly_end, program_has_left, reason_of, watch
-from deisa.ray._transport.fork import OwnProcess, close_in_children
 from deisa.ray.config import OnAnalyticsLost, Settings, disabled_by_environment
 from deisa.ray.errors import (
     BridgeIdError,

@@ -16,13 +16,13 @@ from typing import Any, Literal, NoReturn, cast
 from deisa.ray._graph._dask import check_kind_of_arrays
 from deisa.ray._graph.running import dask_computes_with
 from deisa.ray._graph.scheduler import BundleScheduler
+from deisa.ray._handoff.fork import OwnProcess
 from deisa.ray._session.engine import Engine
 from deisa.ray._session.run import Windows
 from deisa.ray._session.session import Session
 from deisa.ray._session.watchdog import Watchdog
 from deisa.ray._state.timeline import Firing, When
 from deisa.ray._transport.address import this_process
-from deisa.ray._transport.fork import OwnProcess
 from deisa.ray.callbacks import (
     Callback,
     Calls,

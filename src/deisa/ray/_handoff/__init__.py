@@ -1,1 +1,1 @@
-"""The hand-off: a C library that needs only libc and pthreads, and the extension that makes it a client."""
+"""The hand-off of a rank: a C library that needs only libc and pthreads, the extension around it, and its process."""

@@ -3,7 +3,6 @@
 #define _GNU_SOURCE
 #include "client.h"
 #include "failure.h"
-#include "protocol.h"
 
 #include <errno.h>
 #include <stdarg.h>
@@ -111,10 +110,8 @@ void client_drop_connection(handoff_client *client)
 static void say_abort(handoff_client *client, const char *reason)
 {
     wire_out message;
-    char shortened[PROTOCOL_MAX_TEXT];
-    snprintf(shortened, sizeof shortened, "%.*s", PROTOCOL_MAX_TEXT - 1, reason);
     wire_begin(&message, MESSAGE_ABORT);
-    wire_text(&message, shortened);
+    wire_text_at_most(&message, reason, PROTOCOL_MAX_TEXT);
     if (wire_end(&message) == 0)
         connection_send_now(&client->agent, &message);
     wire_discard(&message);

@@ -14,13 +14,13 @@
 #include "handoff.h"
 #include "memory.h"
 #include "pages.h"
+#include "protocol.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
 #include <sys/types.h>
 
 #define PAGES 3 /* that come along with a start: slot table, arrival counters, submission ring */
-#define PAGE_HEADER_WORDS 8
 #define NOT_WANTED (-1)
 #define ANALYTICS_BUSY "the analytics (slower than the simulation, or keeping arrays alive)"
 
@@ -93,13 +93,6 @@ struct handoff_client {
     placement *placements; /* those that no chunk has taken yet */
     handoff_memory *pages[PAGES];
 };
-
-/* Words of the pages; see docs/protocol.md. */
-enum { PAGE_MAGIC, PAGE_LAYOUT, PAGE_FIRST, PAGE_WORDS };
-enum { TABLE_GRANTED, TABLE_WAKE, TABLE_SLOTS };
-enum { COUNTERS_NOTIFIED = 4 };
-enum { ENTRY_WHOLE, ENTRY_PASSED, ENTRY_WORDS };
-enum { RING_CAPACITY = 4, RING_SUBMITTED, RING_PASSED, RING_BLOCKED, RING_ENTRIES };
 
 /* client.c: taking turns, and ends. */
 int client_is_own(const handoff_client *client, handoff_error *error); /* not a child of the process that opened it */

@@ -133,7 +133,7 @@ int connection_receive(connection *peer)
     }
     union {
         struct cmsghdr aligned;
-        char bytes[CMSG_SPACE(253 * sizeof(int))]; /* as many as the kernel passes in one message */
+        char bytes[CMSG_SPACE(PROTOCOL_MAX_DESCRIPTORS * sizeof(int))];
     } control;
     struct iovec data = {peer->received + peer->length, RECEIVE_BYTES};
     struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};

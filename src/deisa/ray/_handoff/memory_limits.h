@@ -3,10 +3,12 @@
 #ifndef DEISA_HANDOFF_MEMORY_LIMITS_H
 #define DEISA_HANDOFF_MEMORY_LIMITS_H
 
+#include "protocol.h"
+
 #include <stddef.h>
 #include <stdint.h>
 
-#define LIMITS_MOST 64
+#define LIMITS_MOST PROTOCOL_MAX_LIMITS
 #define LIMITS_ROOT "/sys/fs/cgroup"
 
 /* A control group's limit, and what it may still take (bytes). `group` tells groups apart, also between containers, which

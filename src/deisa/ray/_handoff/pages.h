@@ -1,6 +1,6 @@
 /* The words that an agent and the ranks of its node share: loads, stores, and the order between them.
 
-   This is the one place where orders are chosen. `docs/protocol.md` says which words there are.
+   This is the one place where orders are chosen. protocol.h says where the words are, `docs/protocol.md` what they mean.
 
    - What is *published* is written before the word that counts it, and that word is stored with release order; the other
      side loads it with acquire order, and then sees what was published. So it is with `submitted` (the entry, and the

@@ -7,12 +7,16 @@
 #define PROTOCOL_MAX_MESSAGE_BYTES 16777216
 #define PROTOCOL_MAX_ITEMS 100000
 #define PROTOCOL_MAX_TEXT 2000
+#define PROTOCOL_MAX_DIMENSIONS 64
+#define PROTOCOL_MAX_LIMITS 64
+#define PROTOCOL_MAX_DESCRIPTORS 253
 #define PAGE_LAYOUT_VERSION 1
 #define PAGE_MAGIC_SLOT_TABLE "deisaSLT"
 #define PAGE_MAGIC_ARRIVAL_COUNTERS "deisaCNT"
 #define PAGE_MAGIC_SUBMISSION_RING "deisaRNG"
 #define TEXT_MEMORY_MONITOR "Ray's memory monitor ends processes of a node whose memory is nearly full, whoever fills it: the simulation and its chunk memory count, too. RAY_memory_usage_threshold (0.95) says from which part on, and RAY_memory_monitor_refresh_ms=0 switches it off; `ray start` reads both"
 
+/* Codes of messages. */
 enum {
     MESSAGE_HELLO = 1,
     MESSAGE_DECLARE_DTYPE = 2,
@@ -33,6 +37,44 @@ enum {
     MESSAGE_ATTACHED = 24,
     MESSAGE_JOURNAL = 25,
     MESSAGE_EVENTS = 26,
+};
+
+/* Words of the header of every page. */
+enum {
+    PAGE_MAGIC = 0,
+    PAGE_VERSION = 1,
+    PAGE_FIRST = 2,
+    PAGE_IN_USE = 3,
+    PAGE_HEADER_WORDS = 8,
+};
+
+/* Words of a row of the slot table. */
+enum {
+    TABLE_GRANTED = 0,
+    TABLE_WAKE = 1,
+    TABLE_SLOTS = 2,
+};
+
+/* Words of the header of the arrival counters. */
+enum {
+    COUNTERS_NOTIFIED = 4,
+};
+
+/* Words of an entry of the arrival counters. */
+enum {
+    ENTRY_WHOLE = 0,
+    ENTRY_PASSED = 1,
+    ENTRY_WORDS = 2,
+};
+
+/* Words of the submission ring. */
+enum {
+    RING_CAPACITY = 4,
+    RING_SUBMITTED = 5,
+    RING_PASSED = 6,
+    RING_BLOCKED = 7,
+    RING_ENTRIES = 8,
+    RING_ENTRY_WORDS = 2,
 };
 
 #endif

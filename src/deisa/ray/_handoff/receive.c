@@ -4,13 +4,12 @@
 #include "client.h"
 #include "copy.h"
 #include "failure.h"
-#include "protocol.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define MAX_SEGMENTS 253 /* descriptors that the kernel passes with one message */
+_Static_assert(HANDOFF_MAX_DIMENSIONS == PROTOCOL_MAX_DIMENSIONS, "as both headers say");
 
 static int malformed(const char *message, handoff_error *error)
 {
@@ -173,12 +172,12 @@ static void provide(handoff_client *client)
 
 static int on_slots(handoff_client *client, wire_in *in, handoff_error *error)
 {
-    int descriptors[MAX_SEGMENTS];
-    int64_t sizes[MAX_SEGMENTS];
-    handoff_memory *segments[MAX_SEGMENTS];
+    int descriptors[PROTOCOL_MAX_DESCRIPTORS];
+    int64_t sizes[PROTOCOL_MAX_DESCRIPTORS];
+    handoff_memory *segments[PROTOCOL_MAX_DESCRIPTORS];
     size_t count = wire_get_count(in), mapped = 0;
     int result = 0;
-    if (in->bad || count > MAX_SEGMENTS)
+    if (in->bad || count > PROTOCOL_MAX_DESCRIPTORS)
         return malformed("Slots", error);
     for (size_t i = 0; i < count; i++)
         sizes[i] = wire_get_natural(in);
@@ -236,7 +235,7 @@ static int map_pages(handoff_client *client, const int64_t *sizes, handoff_error
     for (int i = 0; i < PAGES; i++) {
         const page_word *words = (const page_word *)client->pages[i]->base;
         if (client->pages[i]->nbytes < PAGE_HEADER_WORDS * sizeof *words || memcmp(words, magic[i], sizeof *words) != 0 ||
-            word_peek(words + PAGE_LAYOUT) != PAGE_LAYOUT_VERSION)
+            word_peek(words + PAGE_VERSION) != PAGE_LAYOUT_VERSION)
             return fail(error, "ProtocolError",
                         "a page of the agent's has another layout; install the same deisa-ray on both sides");
     }
@@ -306,7 +305,7 @@ static int on_start(handoff_client *client, wire_in *in, handoff_error *error)
         client->ring = (page_word *)client->pages[2]->base;
         client->notified = (page_word *)client->pages[1]->base + COUNTERS_NOTIFIED;
         if (client->capacity < 1 || client->capacity > INT32_MAX ||
-            words_of(client->pages[2], RING_ENTRIES, 2 * client->capacity) == NULL)
+            words_of(client->pages[2], RING_ENTRIES, RING_ENTRY_WORDS * client->capacity) == NULL)
             return malformed("Start", error);
     }
     for (size_t i = 0; i < wanted; i++)

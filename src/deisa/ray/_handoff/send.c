@@ -4,7 +4,6 @@
 #include "client.h"
 #include "copy.h"
 #include "failure.h"
-#include "protocol.h"
 
 #include <poll.h>
 #include <stdio.h>
@@ -240,7 +239,7 @@ static int submit(handoff_chunk *chunk, int64_t timestep, int should_notify, han
     handoff_array *array = chunk->array;
     handoff_client *client = array->client;
     int64_t number = word_peek(client->ring + RING_SUBMITTED);
-    page_word *entry = client->ring + RING_ENTRIES + 2 * (number % client->capacity);
+    page_word *entry = client->ring + RING_ENTRIES + RING_ENTRY_WORDS * (number % client->capacity);
     int64_t nbytes = chunk->place->itemsize;
     for (int d = 0; d < array->ndim; d++)
         nbytes *= chunk->shape[d];

@@ -4,7 +4,6 @@
 #include "client.h"
 #include "failure.h"
 #include "memory_limits.h"
-#include "protocol.h"
 
 #include <math.h>
 #include <stdio.h>

@@ -81,13 +81,30 @@ void wire_float(wire_out *out, double value)
     put_number(out, bits, 8);
 }
 
-void wire_text(wire_out *out, const char *text)
+static void put_text(wire_out *out, const char *text, size_t length)
 {
-    size_t length = strlen(text);
     wire_count(out, length);
     unsigned char *at = room(out, length);
     if (at != NULL)
         memcpy(at, text, length);
+}
+
+void wire_text(wire_out *out, const char *text)
+{
+    put_text(out, text, strlen(text));
+}
+
+void wire_text_at_most(wire_out *out, const char *text, size_t characters)
+{
+    size_t length = 0;
+    while (characters-- > 0 && text[length] != '\0') {
+        unsigned char first = (unsigned char)text[length];
+        size_t bytes = first < 0x80 ? 1 : first < 0xe0 ? 2 : first < 0xf0 ? 3 : 4;
+        if (strnlen(text + length, bytes) < bytes)
+            break; /* the text has been cut before, in the middle of a character */
+        length += bytes;
+    }
+    put_text(out, text, length);
 }
 
 size_t wire_open_part(wire_out *out)

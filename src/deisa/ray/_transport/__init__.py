@@ -1,1 +1,1 @@
-"""The hand-off between rank and agent: addresses, messages, slots, and the two ends of the socket."""
+"""The agent's side of the hand-off, and its readers': addresses, messages, memory, pages, connections."""

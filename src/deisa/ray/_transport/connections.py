@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
+from deisa.ray._handoff.fork import close_in_children
 from deisa.ray._transport import messages
 from deisa.ray._transport.address import check_same_user
-from deisa.ray._transport.fork import close_in_children
 from deisa.ray._transport.limits import MemoryLimit
 from deisa.ray._transport.listening import Listener
 from deisa.ray._transport.messages import FrameBuffer, Message

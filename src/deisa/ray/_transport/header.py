@@ -7,6 +7,7 @@ from pathlib import Path
 
 from deisa.ray._transport import messages, pages
 from deisa.ray._transport.codec import MAX_ITEMS
+from deisa.ray._transport.descriptors import MAX_DESCRIPTORS
 from deisa.ray.errors import MEMORY_MONITOR
 
 HEADER = Path(__file__).parent.parent / "_handoff" / "protocol.h"
@@ -22,18 +23,52 @@ def header_text() -> str:
         "PROTOCOL_MAX_MESSAGE_BYTES": messages.MAX_MESSAGE_BYTES,
         "PROTOCOL_MAX_ITEMS": MAX_ITEMS,
         "PROTOCOL_MAX_TEXT": messages.MAX_TEXT,
+        "PROTOCOL_MAX_DIMENSIONS": messages.MAX_DIMENSIONS,
+        "PROTOCOL_MAX_LIMITS": messages.MAX_LIMITS,
+        "PROTOCOL_MAX_DESCRIPTORS": MAX_DESCRIPTORS,
         "PAGE_LAYOUT_VERSION": pages.LAYOUT_VERSION,
         "PAGE_MAGIC_SLOT_TABLE": _quoted(pages.SLOT_TABLE_MAGIC),
         "PAGE_MAGIC_ARRIVAL_COUNTERS": _quoted(pages.ARRIVAL_COUNTERS_MAGIC),
         "PAGE_MAGIC_SUBMISSION_RING": _quoted(pages.SUBMISSION_RING_MAGIC),
         "TEXT_MEMORY_MONITOR": _quoted(MEMORY_MONITOR),
     }
+    header = {
+        "MAGIC": pages.MAGIC,
+        "VERSION": pages.VERSION,
+        "FIRST": pages.FIRST,
+        "IN_USE": pages.IN_USE,
+        "HEADER_WORDS": pages.HEADER_WORDS,
+    }
+    row = {"GRANTED": pages.GRANTED, "WAKE": pages.WAKE, "SLOTS": pages.FIRST_SLOT}
+    entry = {"WHOLE": pages.COUNTER_WHOLE, "PASSED": pages.COUNTER_PASSED, "WORDS": pages.COUNTER_WORDS}
+    ring = {
+        "CAPACITY": pages.CAPACITY,
+        "SUBMITTED": pages.SUBMITTED,
+        "PASSED": pages.PASSED,
+        "BLOCKED": pages.BLOCKED,
+        "ENTRIES": pages.HEADER_WORDS,
+        "ENTRY_WORDS": pages.ENTRY_WORDS,
+    }
+    codes = {_constant(cls.__name__): code for code, cls in messages.MESSAGES.items()}
     lines = [_FIRST_LINE, "", "#ifndef DEISA_HANDOFF_PROTOCOL_H", "#define DEISA_HANDOFF_PROTOCOL_H", ""]
     lines += [f"#define {name} {value}" for name, value in numbers.items()]
-    lines += ["", "enum {"]
-    lines += [f"    MESSAGE_{_constant(cls.__name__)} = {code}," for code, cls in messages.MESSAGES.items()]
-    lines += ["};", "", "#endif", ""]
-    return "\n".join(lines)
+    lines += _enum("Codes of messages.", "MESSAGE", codes)
+    lines += _enum("Words of the header of every page.", "PAGE", header)
+    lines += _enum("Words of a row of the slot table.", "TABLE", row)
+    lines += _enum("Words of the header of the arrival counters.", "COUNTERS", {"NOTIFIED": pages.NOTIFIED})
+    lines += _enum("Words of an entry of the arrival counters.", "ENTRY", entry)
+    lines += _enum("Words of the submission ring.", "RING", ring)
+    return "\n".join([*lines, "", "#endif", ""])
+
+
+def _enum(what: str, prefix: str, numbers: dict[str, int]) -> list[str]:
+    return [
+        "",
+        f"/* {what} */",
+        "enum {",
+        *(f"    {prefix}_{name} = {number}," for name, number in numbers.items()),
+        "};",
+    ]
 
 
 def _constant(name: str) -> str:

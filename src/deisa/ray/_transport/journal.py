@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import socket
 
+from deisa.ray._handoff.fork import close_in_children
 from deisa.ray._transport import messages
 from deisa.ray._transport.address import check_same_user
 from deisa.ray._transport.descriptors import receive_messages
-from deisa.ray._transport.fork import close_in_children
 from deisa.ray._transport.pages import map_words
 from deisa.ray.errors import ProtocolError
 

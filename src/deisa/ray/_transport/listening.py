@@ -9,8 +9,9 @@ import socket
 import stat
 import time
 
+from deisa.ray._handoff._native import check_socket_path
 from deisa.ray._state.presence import in_use, is_certain
-from deisa.ray._transport.address import agent_address, check_socket_path, shown
+from deisa.ray._transport.address import agent_address, shown
 from deisa.ray._transport.peers import holders_of
 from deisa.ray._transport.reader import OwnerHasEnded, probe
 from deisa.ray.config import Settings

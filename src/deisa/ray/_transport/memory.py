@@ -9,7 +9,6 @@ import mmap
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -141,22 +140,8 @@ def slot_view(memory: object, spec: RegionSpec, slot: int) -> np.ndarray:
     )
 
 
-def touch(slot: np.ndarray) -> None:
-    """Fault every page of a slot in, so that no later copy pays for it and pages lie near the caller."""
-    if slot.flags.c_contiguous:
-        slot.reshape(-1).view(np.uint8)[::PAGE_BYTES] = 0
-    else:  # rows in a box that other ranks share
-        slot.view(f"V{slot.itemsize}")[...] = np.void(bytes(slot.itemsize))
-
-
-def prefer_huge_pages(memory: mmap.mmap) -> None:
-    """Have the kernel use huge pages where its ``shmem_enabled`` setting leaves that to the program."""
-    with suppress(OSError):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-
-
 def available_bytes() -> int:
-    """Memory that this node can still give, as the kernel estimates; `own_limits` has the limits of processes."""
+    """Memory that this node can still give, as the kernel estimates."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024

@@ -39,7 +39,7 @@ MAGIC, VERSION, FIRST, IN_USE = range(4)  # words of every header
 HEADER_WORDS = 8
 GRANTED, WAKE, FIRST_SLOT = range(3)  # of a row of the slot table
 NOTIFIED = 4  # of the arrival counters' header
-COUNTER_PASSED, COUNTER_WORDS = 1, 2  # of an entry of the arrival counters
+COUNTER_WHOLE, COUNTER_PASSED, COUNTER_WORDS = range(3)  # of an entry of the arrival counters
 CAPACITY, SUBMITTED, PASSED, BLOCKED = range(4, 8)  # of a ring's header
 ENTRY_WORDS = 2  # of a ring
 

@@ -58,11 +58,6 @@ def holders_of(address: str) -> list[int]:
     return sorted(pid for pid in _processes() if held & set(_open_files(pid)))
 
 
-def bound_names(prefix: str) -> list[str]:
-    """Return the addresses of this network namespace that start so, an abstract one with the usual ``@``."""
-    return sorted({f[7] for f in _unix_sockets() if len(f) > 7 and f[7].startswith(prefix)})
-
-
 def _unix_sockets() -> list[list[str]]:
     with suppress(OSError), open("/proc/net/unix", encoding="utf-8", errors="replace") as listing:
         return [line.rstrip("\n").split(maxsplit=7) for line in listing][1:]

@@ -14,10 +14,10 @@ import threading
 
 import numpy as np
 
+from deisa.ray._handoff.fork import close_in_children
 from deisa.ray._transport import messages
 from deisa.ray._transport.address import check_same_user, shown
 from deisa.ray._transport.descriptors import RECEIVE_BYTES, receive_messages
-from deisa.ray._transport.fork import close_in_children
 from deisa.ray._transport.memory import map_segments, slot_view
 from deisa.ray._transport.messages import RegionSpec
 from deisa.ray._transport.peers import process_has_ended

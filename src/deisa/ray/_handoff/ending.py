@@ -20,7 +20,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Protocol
 
-from deisa.ray._transport.fork import OwnProcess
+from deisa.ray._handoff.fork import OwnProcess
 
 
 class Unclosed(Protocol):
@@ -135,8 +135,9 @@ def is_orderly_end(error: BaseException) -> bool:
 
 
 def reason_of(error: BaseException) -> str:
-    """Write an exception for the others."""
-    return "".join(traceback.format_exception_only(error)).strip()
+    """Write an exception for the others, in characters that UTF-8 has."""
+    text = "".join(traceback.format_exception_only(error)).strip()
+    return text.encode("utf-8", "replace").decode()
 
 
 def program_has_left() -> bool:

@@ -2,22 +2,18 @@
 
 It has copies of the parent's descriptors: as long as it lives, a socket of the parent is not closed. And it has the
 parent's memory that is shared, so that what it writes there is seen by others. Python's own forks run a hook in the
-child (`close_in_children`). A fork in C code does not: there `OwnProcess` notices, and words that the kernel wipes
-in every child (`words_of_this_process`).
+child (`close_in_children`). A fork in C code does not: there `OwnProcess` notices, and a word of the client in C that
+the kernel wipes in every child.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
 import weakref
 from contextlib import suppress
 from typing import Protocol
 
 from deisa.ray.errors import ForkedProcessError
-
-_MADV_WIPEONFORK = 18  # mmap does not name it (as of Python 3.13)
-_WORD_BYTES = 8
 
 
 class Inherited(Protocol):
@@ -66,11 +62,3 @@ class OwnProcess:
                 "must not use the parent's connection and memory. Hand the values to the parent, or start the child "
                 "with multiprocessing.get_context('spawn') or 'forkserver', where it can have one of its own"
             )
-
-
-def words_of_this_process(count: int) -> memoryview:
-    """Return so many 64-bit words, all 0, that are 0 again in every child of this process."""
-    memory = mmap.mmap(-1, max(1, count) * _WORD_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):
-        memory.madvise(_MADV_WIPEONFORK)
-    return memoryview(memory).cast("q")[:count]
