@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ SLOTS = {"a": 2, "halves": 2, "late": 1}
 ARRAYS = st.sampled_from([*SLOTS, *SLOTS, "unwanted", "none", "unknown"])
 STEPS = st.sampled_from([0, 0, 0, 1, 1, 1, 2, -1])  # from the newest timestep
 ODD_STEPS = st.sampled_from([1.5, None, "1", True, np.int64(3), 2**63 - 1, 2**63, -(2**63)])
-INDICES = st.sampled_from([None, None, 0, 0, 1, 1, 2, -1, np.int8(1), "0"])
+INDICES = st.sampled_from([None, None, 0, 0, 1, 1, 2, -1, np.int8(1), "0", 2**70])
 FEW_INDICES = st.sampled_from([None, 0, 1])
 USUAL = st.one_of(
     st.tuples(st.just("send"), st.sampled_from(list(SLOTS)), st.just("fitting"), STEPS, FEW_INDICES),
@@ -110,7 +111,9 @@ class Simulation:
         """Close the bridge, and note what the analytics hears of that."""
         self.call("close", None)
         if self._has_analytics:
-            event = self.agent.wait(BridgeClosed | BridgeLost)  # type: ignore[arg-type]
+            event: Any = self.agent.wait(BridgeClosed | BridgeLost)  # type: ignore[arg-type]
+            if isinstance(event, BridgeClosed):
+                event = replace(event, stats=replace(event.stats, held_up_s=event.stats.held_up_s > 0))
             self.outcomes.append(event)
 
     def _send(self, array: str, kind: str, step: Any, index: Any) -> None:
