@@ -87,6 +87,7 @@ class Simulation:
         self.outcomes: list[Any] = []
         self._newest = 0
         self._halves: set[int] = set()  # chunks handed over for that timestep, as long as one is missing
+        self._is_torn = False
         self._complete: list[tuple[str, int]] = []  # and not released yet
         self._slots: dict[str, np.ndarray] = {}  # given out last
         self._handed_over: tuple[str, int, int] | None = (
@@ -181,8 +182,9 @@ class Simulation:
             return
         if self._newest > before and self._halves:
             self._halves.clear()
+            self._is_torn = True  # which ends a session: chunks of "halves" are no longer in step
             yield self.agent.wait(StepTorn)
-        if handed_over is None:
+        if handed_over is None or (self._is_torn and handed_over[0] == "halves"):
             return
         array, timestep, index = handed_over
         if array == "halves":
