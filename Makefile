@@ -1,4 +1,4 @@
-# make demo | test | check | bench | chaos | fuzz | floors | wheel | docs | clean
+# make demo | test | check | sanitize | bench | chaos | fuzz | floors | wheel | docs | clean
 #
 # Each target sets up what it needs in .venv, and only when that has changed since.
 # Arguments for pytest: make test ARGS="-k window -x". Another interpreter: make test PYTHON=python3.13.
@@ -24,7 +24,7 @@ define make_venv
 	    $(PYTHON) -m pip --python $(1)/bin/python install --quiet pip; }
 endef
 
-.PHONY: demo test check bench chaos fuzz floors wheel docs clean
+.PHONY: demo test check sanitize bench chaos fuzz floors wheel docs clean
 .NOTPARALLEL:
 
 demo: $(VENV)/.demo
@@ -44,6 +44,10 @@ check: $(VENV)/.dev
 	        --build-temp build/$$compiler --build-lib build/$$compiler || exit; \
 	done
 
+# The tests of the C library under sanitizers, by gcc and clang, and for aarch64; what is not installed is skipped.
+sanitize: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "slow or not slow" tests/native $(ARGS)
+
 # Beside the peers, which are installed into environments of their own: make bench ARGS="--list"
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks $(ARGS)
@@ -52,9 +56,10 @@ bench: $(VENV)/.bench
 chaos: $(VENV)/.dev
 	$(BIN)/python -m tests.chaos $(ARGS)
 
-# Look for bytes that crash the decoder of messages, for a minute: make fuzz ARGS="-max_total_time=3600"
+# Look for bytes that crash what reads messages, in Python and in C, for a minute each: make fuzz ARGS="-max_total_time=3600"
 fuzz: $(VENV)/.fuzz
 	$(BIN)/python -m tests.fuzz.decoder -max_total_time=60 $(ARGS)
+	$(BIN)/python -m tests.fuzz.client -max_total_time=60 $(ARGS)
 
 # The tests with the oldest releases of everything that pyproject.toml admits.
 floors: $(FLOORS)/.installed

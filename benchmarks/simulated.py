@@ -262,7 +262,7 @@ class SimulatedAgents(RayAgents):
         host = self._host_of[node_id]
         return AgentHandle(*(_Method(method, node_id) for method in (host.open, host.call, host.poll)))
 
-    def _find_left(self) -> dict[str, Any]:
+    def _find_predecessor(self) -> dict[str, Any]:
         return {}
 
     def follow(self, callbacks: int) -> memoryview | None:

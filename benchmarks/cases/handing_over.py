@@ -65,8 +65,8 @@ def send_large(setting: Setting) -> Outcome:
             outcome.figure(f"handing over a slot of {mib} MiB, median", THIS, slots.median(), "s")
             outcome.compare(f"{mib} MiB: send / slot computed into", medians["c"] / slots.median(), ">=", 50)
     outcome.notes.append(
-        "Chunks have three dimensions. A chunk in Fortran order is copied into memory in Fortran order; one with ghost "
-        "cells is the interior of a larger array, and is copied into memory without gaps."
+        "Chunks have three dimensions and are copied into memory in C order, as slots are. So a chunk in Fortran order is "
+        "transposed, by `send` and by the bare copy. One with ghost cells is the interior of a larger array."
     )
     return outcome
 

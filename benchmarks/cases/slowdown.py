@@ -18,6 +18,7 @@ from benchmarks.clusters import ROOT, output_of, started
 from benchmarks.intervals import median_interval
 from benchmarks.suite import THIS, Outcome, Setting, case
 from tests.support.mpi import Mpi
+from tests.support.processes import kill_tree
 from tests.support.ray_node import AUTHENTICATION, RayNode
 
 SIMULATION = ROOT / "examples/gray_scott/simulation.py"
@@ -55,8 +56,14 @@ def slowdown(setting: Setting) -> Outcome:
     with _cluster_on(cores[1], setting.scratch / "ray") as variables:
 
         def run_beside() -> None:
-            with started(analytics, variables) as running:
-                beside.append(_loop_s(simulation, variables))
+            own = {**variables, "DEISA_RAY_SESSION": f"slowdown-{os.urandom(3).hex()}"}
+            with started(analytics, own) as running:
+                try:
+                    beside.append(_loop_s(simulation, own))
+                except RuntimeError as error:
+                    kill_tree(running)
+                    error.add_note(f"the analytics said: {running.communicate()[1][-2000:]}")
+                    raise
                 output_of(running, TIMEOUT_S)
             reports.append(json.loads(report.read_text()))
 

@@ -166,11 +166,7 @@ def chunk_of(layout: str, count: int) -> np.ndarray:
 
 
 def shared_targets(chunk: np.ndarray) -> list[np.ndarray]:
-    """Make what bare copies go to: as many arrays as a chunk has slots, in the same kind of memory, touched.
-
-    A chunk in Fortran order is copied into Fortran order.
-    """
-    order = "F" if chunk.flags.f_contiguous else "C"
+    """Make what bare copies go to: as many arrays in C order as a chunk has slots, in the same kind of memory, touched."""
     each = -(-chunk.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
     descriptor = os.memfd_create("bare-copies")
     os.ftruncate(descriptor, SLOTS * each)
@@ -179,8 +175,7 @@ def shared_targets(chunk: np.ndarray) -> list[np.ndarray]:
     with suppress(OSError):
         memory.madvise(mmap.MADV_HUGEPAGE)
     targets = [
-        np.ndarray(chunk.shape, chunk.dtype, buffer=memory, offset=slot * each, order=order)
-        for slot in range(SLOTS)
+        np.ndarray(chunk.shape, chunk.dtype, buffer=memory, offset=slot * each) for slot in range(SLOTS)
     ]
     for target in targets:
         target[...] = 1

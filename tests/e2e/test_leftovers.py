@@ -134,6 +134,31 @@ def test_four_sessions_side_by_side(engine: str, session_name: str) -> None:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
+def test_an_analytics_that_ends_before_its_start_leaves_the_journal(session_name: str) -> None:
+    """The next one still knows what the first one had handled."""
+    from deisa.ray._engine.ray_agents import RayAgents
+    from deisa.ray._engine.ray_cluster import connect
+
+    settings = Settings(session=session_name, **QUICK_TO_GIVE_UP)
+    connect(settings)
+    first, second, third = (RayAgents(settings) for _ in range(3))
+    first.open()
+    journal = first.follow(2)
+    assert journal is not None
+    journal[0], journal[1] = 7, 5
+    first.abandon(AnalyticsLostError("it has ended"))
+    second.open()
+    second.abandon(AnalyticsLostError("it has ended before its start"))
+    third.open()
+    try:
+        (snapshot,) = third.predecessor.values()
+        assert snapshot.handled == (7, 5)
+    finally:
+        third.close(None)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
 def test_agents_that_nobody_has_opened_hide_no_other(session_name: str) -> None:
     """An analytics that was killed while it started leaves such an agent, beside those that have data."""
     import ray
@@ -153,7 +178,7 @@ def test_agents_that_nobody_has_opened_hide_no_other(session_name: str) -> None:
             unopened.append(killed._start_agent(node_id))
         first.abandon(AnalyticsLostError("it has ended"))
         second.open()
-        assert list(second.left) == [node_id]
+        assert list(second.predecessor) == [node_id]
     finally:
         for actor in unopened:
             ray.kill(actor)

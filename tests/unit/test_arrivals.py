@@ -67,6 +67,19 @@ def test_a_step_is_complete_when_every_chunk_is_in() -> None:
     assert arrivals.take_events() == []
 
 
+def test_a_bridge_owes_what_others_have_handed_over() -> None:
+    arrivals = node({"a": 2, "b": 1}, {"a": 1}, {"b": 1, "unasked": 1}, slots={"a": 3, "b": 3})
+    assert not any(map(arrivals.owes, range(3)))
+    arrivals.put(1, 3, 0)
+    assert list(map(arrivals.owes, range(3))) == [True, False, False]
+    arrivals.put(0, 0, 0)
+    assert list(map(arrivals.owes, range(3))) == [True, False, False]  # one of its two chunks
+    arrivals.put(0, 1, 0)
+    assert not any(map(arrivals.owes, range(3)))
+    arrivals.put(0, 2, 1)
+    assert list(map(arrivals.owes, range(3))) == [False, False, True]
+
+
 def test_bridges_of_another_array_do_not_hold_an_array_back() -> None:
     arrivals = node({"a": 1}, {"b": 1}, slots={"a": 1, "b": 1})
     arrivals.put(0, 0, 3)

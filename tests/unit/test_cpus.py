@@ -31,38 +31,38 @@ def shares(clock: Clock) -> CpuShares:
 
 
 def test_all_cpus_are_left_where_nobody_else_is(shares: CpuShares) -> None:
-    assert shares.left(NODE, 8) == 8
+    assert shares.remaining(NODE, 8) == 8
     shares.look({NODE: 8}, {NODE: 8.0})
-    assert shares.left(NODE, 8) == 8
+    assert shares.remaining(NODE, 8) == 8
 
 
-@pytest.mark.parametrize(("available", "left"), [(7.0, 7), (6.5, 6), (0.5, 1), (0.0, 1)])
-def test_what_others_hold_is_left_to_them(shares: CpuShares, available: float, left: int) -> None:
+@pytest.mark.parametrize(("available", "remaining"), [(7.0, 7), (6.5, 6), (0.5, 1), (0.0, 1)])
+def test_what_others_hold_is_left_to_them(shares: CpuShares, available: float, remaining: int) -> None:
     shares.look({NODE: 8}, {NODE: available})
-    assert shares.left(NODE, 8) == left
+    assert shares.remaining(NODE, 8) == remaining
 
 
 def test_what_our_own_bundles_hold_is_not_for_others(shares: CpuShares, clock: Clock) -> None:
     for _ in range(3):
         shares.took(NODE)
     shares.look({NODE: 8}, {NODE: 5.0})
-    assert shares.left(NODE, 8) == 8
+    assert shares.remaining(NODE, 8) == 8
     for _ in range(3):
         shares.gave_back(NODE)
     shares.look({NODE: 8}, {NODE: 5.0})  # Ray has not heard of it
-    assert shares.left(NODE, 8) == 8
+    assert shares.remaining(NODE, 8) == 8
     clock.now += LATE_S
     shares.look({NODE: 8}, {NODE: 5.0})  # so it is somebody else
-    assert shares.left(NODE, 8) == 5
+    assert shares.remaining(NODE, 8) == 5
 
 
 def test_what_is_known_of_others_lasts_while_ours_come_and_go(shares: CpuShares) -> None:
     shares.look({NODE: 8}, {NODE: 6.0})
     shares.took(NODE)
     shares.look({NODE: 8}, {NODE: 6.0})  # ours has not started, or one of theirs has ended
-    assert shares.left(NODE, 8) == 6
+    assert shares.remaining(NODE, 8) == 6
     shares.look({NODE: 8}, {NODE: 8.0})
-    assert shares.left(NODE, 8) == 8
+    assert shares.remaining(NODE, 8) == 8
 
 
 def test_ray_is_asked_now_and_then(shares: CpuShares, clock: Clock) -> None:

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deisa.ray._state import node
 from deisa.ray._state.events import BridgeClosed, BridgeJoined, BridgeLost, OwnersPassed, StepComplete
-from deisa.ray._transport import server
+from deisa.ray._transport import store
 from deisa.ray._transport.pages import DESCRIPTORS_PER_PAGE
 from deisa.ray._transport.server import StartPlan
 from deisa.ray.bridge import Bridge
@@ -147,7 +148,7 @@ bridge.advance(1)
 input()
 """
     counted: list[int] = []
-    monkeypatch.setattr(server, "check_descriptors", lambda needed, bridges: counted.append(needed))
+    monkeypatch.setattr(store, "check_descriptors", lambda needed, bridges: counted.append(needed))
     with program(lines, agent.settings.session):
         agent.wait(BridgeJoined)
         dtypes = {"a": np.dtype("f8"), "b": np.dtype("i4"), "late": None, "later": None}
@@ -178,7 +179,7 @@ except MemoryBoundError as error:
         agent.start({"a": 1})
         said = rank.line()
         assert said.startswith("this process may not map 256.0 MiB of chunk memory; raise the limit"), said
-        assert agent.wait(BridgeLost).reason == f"deisa.ray.errors.MemoryBoundError: {said}"
+        assert agent.wait(BridgeLost).reason == f"MemoryBoundError: {said}"
 
 
 # Forked children.
@@ -509,6 +510,68 @@ def test_a_process_that_does_not_end_in_order_is_lost(agent: Agent, end: str) ->
     with one_rank(agent, f"{before}\n{begin}\n{lines}\n") as rank:
         assert agent.wait(BridgeLost).reason == reason
         rank.errors()
+
+
+# A process that is about to end and waits for the others, as MPI_Finalize does.
+
+HALF = {"chunk_shape": (2,), "global_shape": (4,), "dtype": "f8"}
+ENDS_LATE = f"""
+import atexit
+
+atexit.register(input)  # what is registered first runs last: after deisa-ray, as MPI_Finalize does
+half = {{"a": {{**{HALF!r}, "offset": (0,)}}}}
+bridge = Bridge(bridge_id=0, arrays_metadata=half, system_metadata={{"world_size": 2}})
+bridge.send("a", np.zeros(2), 0)
+"""
+
+
+@contextmanager
+def one_that_ends_late(agent: Agent, status: int) -> Iterator[tuple[Program, Bridge]]:
+    """A rank whose process is about to end, and the only other bridge; both have sent timestep 0."""
+    with program(f"{ENDS_LATE}sys.exit({status})", agent.settings.session) as rank:
+        opening = agent.open_bridge(1, 2, {"a": {**HALF, "offset": (2,)}})
+        for _ in range(2):
+            agent.wait(BridgeJoined)
+        agent.start({"a": 4})
+        other = opening.result(PATIENCE_S)
+        other.send("a", np.zeros(2), 0)
+        assert agent.wait(StepComplete).timestep == 0
+        yield rank, other
+
+
+def test_a_rank_that_waits_for_the_others_at_its_end_is_lost(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node, "ENDING_S", 0.1)
+    with one_that_ends_late(agent, 3) as (rank, other):
+        other.send("a", np.zeros(2), 1)
+        lost = agent.wait(BridgeLost)
+        assert (lost.bridge_id, lost.last_timestep) == (0, 0)
+        assert "its process has been ending for " in lost.reason
+        assert "MPI_Finalize waits for the other ranks" in lost.reason
+        other.close()
+        rank.go_on()
+        assert rank.process.wait(PATIENCE_S) == 3
+        assert agent.wait(BridgeClosed).bridge_id == 1
+        assert not any(isinstance(event, BridgeLost) for event in agent.events())
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_a_rank_that_waits_at_its_end_and_owes_nothing_counts_as_finished(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setattr(node, "ENDING_S", 0.1)
+    with one_that_ends_late(agent, status) as (rank, other):
+        other.close()
+        assert agent.wait(BridgeClosed).bridge_id == 1
+        assert agent.wait(OwnersPassed).timestep is None
+        assert rank.process.poll() is None
+        rank.go_on()
+        if status == 0:
+            assert agent.wait(BridgeClosed).bridge_id == 0
+        else:
+            assert agent.wait(BridgeLost).reason == STATUS
+        assert rank.process.wait(PATIENCE_S) == status
 
 
 CHILD = """

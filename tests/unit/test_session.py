@@ -24,7 +24,7 @@ from deisa.ray._state.events import (
 )
 from deisa.ray._state.layout import describe_arrays
 from deisa.ray._state.plan import SharedBox, StartPlan
-from deisa.ray._state.takeover import HeldArray, NodeState
+from deisa.ray._state.takeover import HeldArray, NodeSnapshot
 from deisa.ray._state.timeline import Subscription
 from deisa.ray.errors import (
     AgentLostError,
@@ -162,14 +162,14 @@ def test_many_chunks_share_memory(capsys: pytest.CaptureFixture[str]) -> None:
 # Where another analytics was.
 
 
-def left(
+def snapshot(
     bridges: Sequence[int], *since: Event, held: Mapping[str, HeldArray] | None = None, started: bool = True
-) -> NodeState:
+) -> NodeSnapshot:
     plan = StartPlan({"x": 3}, {"x": F8}, ("analytics",)) if started else None
-    return NodeState("run:node", plan, tuple(joined(b) for b in bridges), dict(held or {}), since, (4,))
+    return NodeSnapshot("run:node", plan, tuple(joined(b) for b in bridges), dict(held or {}), since, (4,))
 
 
-def test_nothing_was_left() -> None:
+def test_there_was_no_other_analytics() -> None:
     nothing = Predecessor()
     bridges = Bridges("s", nothing.waiting_bridges)
     nothing.register(bridges)
@@ -177,7 +177,7 @@ def test_nothing_was_left() -> None:
 
 
 def test_a_session_that_was_never_started_is_registered_anew() -> None:
-    predecessor = Predecessor({"a": left([0, 1], started=False)})
+    predecessor = Predecessor({"a": snapshot([0, 1], started=False)})
     bridges = Bridges("s")
     predecessor.register(bridges)
     assert predecessor.waiting_bridges == {0, 1}
@@ -185,7 +185,7 @@ def test_a_session_that_was_never_started_is_registered_anew() -> None:
 
 
 def test_a_session_that_was_started_has_its_bridges() -> None:
-    predecessor = Predecessor({"a": left([0, 1]), "b": left([2, 3])})
+    predecessor = Predecessor({"a": snapshot([0, 1]), "b": snapshot([2, 3])})
     bridges = Bridges("s")
     predecessor.register(bridges)
     assert bridges.complete
@@ -196,11 +196,14 @@ def test_a_session_that_was_started_has_its_bridges() -> None:
 @pytest.mark.parametrize(
     ("nodes", "why"),
     [
-        ({"a": left([0, 1])}, "bridges 2 and 3 of 4 went with their agents"),
-        ({"a": left([0, 1]), "b": left([2, 3], started=False)}, "it died while it started the session"),
+        ({"a": snapshot([0, 1])}, "bridges 2 and 3 of 4 went with their agents"),
+        (
+            {"a": snapshot([0, 1]), "b": snapshot([2, 3], started=False)},
+            "it died while it started the session",
+        ),
     ],
 )
-def test_a_session_that_cannot_go_on(nodes: Mapping[str, NodeState], why: str) -> None:
+def test_a_session_that_cannot_go_on(nodes: Mapping[str, NodeSnapshot], why: str) -> None:
     with pytest.raises(AgentLostError, match=f"cannot go on: {why}"):
         Predecessor(nodes).register(Bridges("s"))
 
@@ -210,7 +213,7 @@ def test_what_was_lost_is_heard_after_what_is_complete() -> None:
     loss, torn = BridgeLost(0, 3, "killed"), StepTorn("x", 3, (1,))
     declared, closed = DtypeDeclared(1, "x", F8), BridgeClosed(1, BridgeStats())
     later = ("a", BridgeLost(1, 4, "killed"))
-    node = left([0, 1], loss, closed, torn, declared, held={"x": HeldArray({2: 0}, 2, -np.inf)})
+    node = snapshot([0, 1], loss, closed, torn, declared, held={"x": HeldArray({2: 0}, 2, -np.inf)})
     resumption = Predecessor({"a": node}, (later,)).resumption("s")
     told = [event for _, event in resumption.events]
     assert told == [declared, StepComplete("x", 2, 0), closed, loss, torn, later[1]]

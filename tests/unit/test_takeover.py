@@ -23,7 +23,7 @@ from deisa.ray._state.plan import StartPlan
 from deisa.ray._state.takeover import (
     NOTHING_HANDLED,
     HeldArray,
-    NodeState,
+    NodeSnapshot,
     Wreck,
     count_unhandled,
     find_wreck,
@@ -141,40 +141,40 @@ def test_nothing_is_lost_and_nothing_comes_twice(
     assert all(t < kept for steps in found.releases.values() for _, t in steps)
 
 
-def left(
+def snapshot(
     *since: Event, bridges: Sequence[int] = (0,), of: int = 1, started: bool = True, **held_arrays: HeldArray
-) -> NodeState:
+) -> NodeSnapshot:
     joined = tuple(BridgeJoined(b, of, (), {}) for b in bridges)
     plan = StartPlan({"x": 3}, {"x": None}, ("c",)) if started else None
-    return NodeState("run:node", plan, joined, held_arrays, since, (4,))
+    return NodeSnapshot("run:node", plan, joined, held_arrays, since, (4,))
 
 
 def test_what_can_be_taken_over() -> None:
     assert find_wreck({}) is None
-    assert find_wreck({"a": left(started=False)}) is None
-    assert find_wreck({"a": left()}) is None
-    assert find_wreck({"a": left(BridgeClosed(0, BridgeStats()))}) is None
+    assert find_wreck({"a": snapshot(started=False)}) is None
+    assert find_wreck({"a": snapshot()}) is None
+    assert find_wreck({"a": snapshot(BridgeClosed(0, BridgeStats()))}) is None
 
 
 def test_a_lost_bridge_ends_it() -> None:
     losses = [BridgeLost(1, 7, "its process ended"), BridgeLost(0, None, "killed")]
-    wreck = find_wreck({"a": left(*losses, bridges=(0, 1), of=2, x=held(6, 3, 4, 5, 6))})
+    wreck = find_wreck({"a": snapshot(*losses, bridges=(0, 1), of=2, x=held(6, 3, 4, 5, 6))})
     assert wreck == Wreck("bridge 0 was lost before it sent anything (killed), and 1 more", 2)
 
 
 def test_a_lost_agent_ends_it() -> None:
-    wreck = find_wreck({"a": left(bridges=(0,), of=3)})
+    wreck = find_wreck({"a": snapshot(bridges=(0,), of=3)})
     assert wreck is not None and wreck.why == "bridges 1 and 2 of 3 went with their agents"
 
 
 def test_half_a_start_ends_it() -> None:
-    wreck = find_wreck({"a": left(bridges=(0,), of=2), "b": left(bridges=(1,), of=2, started=False)})
+    wreck = find_wreck({"a": snapshot(bridges=(0,), of=2), "b": snapshot(bridges=(1,), of=2, started=False)})
     assert wreck is not None and wreck.why == "its analytics died while it started the session"
 
 
 def test_a_timestep_is_dropped_once_and_only_if_all_nodes_have_it() -> None:
     nodes = {
-        "a": left(x=held(6, 4, 5, 6), y=held(5, 5)),
-        "b": left(x=held(7, 5, 6, 7)),
+        "a": snapshot(x=held(6, 4, 5, 6), y=held(5, 5)),
+        "b": snapshot(x=held(7, 5, 6, 7)),
     }
     assert count_unhandled(nodes) == 2  # timesteps 5 and 6; 4 was handled, 7 is not complete

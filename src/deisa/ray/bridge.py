@@ -65,7 +65,7 @@ class _OwnChunk:
         self.native = native
         self.dtype: np.dtype | None = None
         self._views: dict[int, np.ndarray] = {}
-        self._memory: _native.Memory | None = None
+        self._memory: Any = None
         self._scratch: np.ndarray | None = None
 
     def settle(self, dtype: np.dtype) -> None:
@@ -78,8 +78,9 @@ class _OwnChunk:
             self._memory = self.native.memory
         view = self._views.get(offset)
         if view is None:
+            memory = memoryview(self._memory)
             view = self._views[offset] = np.ndarray(
-                self.shape, self.dtype, self._memory, offset, self.native.strides
+                self.shape, self.dtype, memory, offset, self.native.strides
             )
         self.native.lent = lent = view.view()
         return lent

@@ -79,7 +79,7 @@ class CpuShares:
                 least = max(0.0, taken - self._under_way[node_id] - len(recent))
                 self._others[node_id] = min(taken, max(least, self._others.get(node_id, 0.0)))
 
-    def left(self, node_id: str, cpus: int) -> int:
+    def remaining(self, node_id: str, cpus: int) -> int:
         """Whole CPUs of a node that others leave, at least one: a bundle waits until there is one."""
         return max(1, int(cpus - self._others.get(node_id, 0.0)))
 

@@ -18,7 +18,7 @@ from deisa.ray._graph.scheduler import BundleStats
 from deisa.ray._graph.work import PackedWork, Work, independent, pack_work
 from deisa.ray._state.events import Event
 from deisa.ray._state.plan import Boxes, StartPlan
-from deisa.ray._state.takeover import NodeState, Wreck
+from deisa.ray._state.takeover import NodeSnapshot, Wreck
 from deisa.ray._transport.address import agent_address, this_process
 from deisa.ray._transport.server import AgentServer
 from deisa.ray.config import Settings
@@ -47,7 +47,7 @@ class LocalAgents:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._server: AgentServer | None = None
-        self.left: Mapping[str, NodeState] = {}  # this agent ends with its analytics
+        self.predecessor: Mapping[str, NodeSnapshot] = {}  # none: an agent here ends with its analytics
 
     @property
     def _agent(self) -> AgentServer:
@@ -62,7 +62,7 @@ class LocalAgents:
         )
 
     def clear_away(self, wreck: Wreck) -> None:
-        """Nothing has been left."""
+        """Do nothing: an agent here ends with its analytics."""
 
     def events(self, timeout_s: float) -> list[tuple[str, Event]]:
         """Wait for events."""

@@ -26,7 +26,7 @@ from deisa.ray._graph.leaves import AgentAddress
 from deisa.ray._state.events import AgentLost, Event
 from deisa.ray._state.plan import Boxes, StartPlan
 from deisa.ray._state.presence import State, in_use, judge_presence
-from deisa.ray._state.takeover import NodeState, Wreck, find_wreck
+from deisa.ray._state.takeover import NodeSnapshot, Wreck, find_wreck
 from deisa.ray._transport.address import agent_address, this_process
 from deisa.ray._transport.descriptor_limit import raise_descriptor_limit
 from deisa.ray._transport.journal import JournalLine
@@ -39,8 +39,8 @@ logger = logging.getLogger("deisa.ray")
 NAMESPACE = "deisa-ray"
 AGENT_CALLS = 8  # calls an agent serves at once: a long poll, and the short ones beside it
 POLL_S, POLL_S_PER_NODE = 2.0, 0.01  # how long an agent waits for something to say; also its sign of our life
-LOOK_S = 2.0  # how often the listener looks for new nodes, and whether Ray is still there
-LOOK_AGAIN_S = 0.25  # whether the analytics that has the session has gone
+CHECK_NODES_S = 2.0  # how often the listener looks for new nodes, and whether Ray is still there
+CHECK_HOLDER_S = 0.25  # how often it is asked whether the analytics that has the session has gone
 LINGER_S = 2.0  # that an agent which has ended stays for a last answer, if anyone asked
 OPEN_TIMEOUT_S = 120.0
 CLOSE_TIMEOUT_S = 15.0
@@ -89,7 +89,7 @@ class NodeAgent:
         """Say whether the analytics is there, for one that would take over."""
         return self._opened.driver_presence
 
-    def take_over(self, driver_id: str, holder: str) -> NodeState:
+    def take_over(self, driver_id: str, holder: str) -> NodeSnapshot:
         """Serve another analytics from now on."""
         return self._opened.take_over(driver_id, holder)
 
@@ -105,8 +105,8 @@ class RayAgents:
 
     Attributes
     ----------
-    left : mapping of str to NodeState
-        By node, what an analytics that died had left; empty where there was none.
+    predecessor : mapping of str to NodeSnapshot
+        By node, what the agents of an analytics that died still hold; empty where there was none.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -114,7 +114,7 @@ class RayAgents:
         self._run_id = uuid.uuid4().hex
         self._driver_id = uuid.uuid4().hex
         self._holder = this_process()
-        self.left: Mapping[str, NodeState] = {}
+        self.predecessor: Mapping[str, NodeSnapshot] = {}
         self._line: JournalLine | None = None
         self._actors: dict[str, Any] = {}
         self._addresses: dict[str, AgentAddress] = {}
@@ -134,23 +134,24 @@ class RayAgents:
         SessionInUseError
             When the analytics that has this session is still there.
         """
-        self._take_over(self._find_left())
-        wreck = find_wreck(self.left)
+        self._take_over(self._find_predecessor())
+        wreck = find_wreck(self.predecessor)
         if wreck is not None and self._settings.leftover == "drop":
             self._discard(wreck)
         try:
             if not self._started:
                 self._add_nodes()
         except BaseException:
-            if not self.left:
+            if not self.predecessor:
                 self._kill_all()
             raise
-        self.follow(0)
+        # A journal is never made shorter here: this analytics may end before it has written its own.
+        self.follow(max((len(node.handled) for node in self.predecessor.values()), default=0))
         self._sign_of_life = ray.put(None)
         self._listener.start()
 
     def clear_away(self, wreck: Wreck) -> None:
-        """End what an analytics that died had left, and start other agents."""
+        """End the agents of an analytics that died, with what they hold, and start others."""
         self._discard(wreck)
         for node_id in self._add_nodes():
             self._answered.put(node_id)  # to be polled
@@ -172,10 +173,10 @@ class RayAgents:
             )
             if self._line is not None:
                 self._line.close()
-            self._line, self.left, self._actors, self._addresses = None, {}, {}, {}
+            self._line, self.predecessor, self._actors, self._addresses = None, {}, {}, {}
             self._run_id, self._started = uuid.uuid4().hex, False
 
-    def _find_left(self) -> dict[str, Any]:
+    def _find_predecessor(self) -> dict[str, Any]:
         """The agents, by node, of an earlier analytics of this session that has gone; waits until that is certain."""
         started, said = time.monotonic(), -math.inf
         while True:
@@ -197,7 +198,7 @@ class RayAgents:
                     self._settings.session,
                     holder,
                 )
-            time.sleep(LOOK_AGAIN_S)
+            time.sleep(CHECK_HOLDER_S)
 
     def _agents_of_session(self) -> dict[str, Any]:
         """The agents by name; a node may have several, if an analytics died while it started."""
@@ -210,10 +211,10 @@ class RayAgents:
         return found
 
     def _take_over(self, found: Mapping[str, Any]) -> None:
-        self.left = _answers(
+        self.predecessor = _answers(
             {node: actor.take_over.remote(self._driver_id, self._holder) for node, actor in found.items()}
         )
-        for node_id, state in self.left.items():
+        for node_id, state in self.predecessor.items():
             self._run_id = state.agent_id.partition(":")[0]
             self._actors[node_id] = found[node_id]
             self._addresses[node_id] = self._address_of(node_id, state.agent_id)
@@ -299,14 +300,14 @@ class RayAgents:
         """Have one call wait at every agent; its answer goes to `events` without passing through this thread."""
         for node_id in self._actors:
             self._poll(node_id)
-        looked = time.monotonic()
+        checked = time.monotonic()
         while not self._closing.is_set():
             with suppress(queue.Empty):
-                answered = self._answered.get(timeout=LOOK_S)
+                answered = self._answered.get(timeout=CHECK_NODES_S)
                 if answered is not None and not self._closing.is_set():
                     self._poll(answered)
-            if time.monotonic() - looked > LOOK_S:
-                looked = time.monotonic()
+            if time.monotonic() - checked > CHECK_NODES_S:
+                checked = time.monotonic()
                 ray.wait([self._sign_of_life], timeout=0)  # raises when Ray has gone
                 if not self._started:
                     self._poll_new_nodes()

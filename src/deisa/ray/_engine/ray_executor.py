@@ -296,7 +296,9 @@ class RayExecutor:
             return prepared.threads
         if not self._shares.fresh:
             self._shares.look(self._node_cpus(), available_cpus())
-        return min(prepared.threads, self._shares.left(prepared.node_id, self._cpus.get(prepared.node_id, 1)))
+        return min(
+            prepared.threads, self._shares.remaining(prepared.node_id, self._cpus.get(prepared.node_id, 1))
+        )
 
     @staticmethod
     def _reference(group: Handle) -> Any:

@@ -96,11 +96,11 @@ def _run_in_threads(
         if not absent:
             ready.put(task)
     lock = threading.Lock()
-    left = len(tasks)
+    remaining = len(tasks)
     errors: list[BaseException] = []
 
     def work() -> None:
-        nonlocal left
+        nonlocal remaining
         while (task := ready.get()) is not None:
             try:
                 with lock:
@@ -115,8 +115,8 @@ def _run_in_threads(
             with lock:
                 values[task.key] = value
                 _drop_used(task, values, pending, wanted)
-                left -= 1
-                finished = left == 0
+                remaining -= 1
+                finished = remaining == 0
                 for user in users.pop(task.key, ()):
                     lacking[user.key] -= 1
                     if not lacking[user.key]:

@@ -33,6 +33,12 @@ static int native_clear(PyObject *module)
 
 static PyModuleDef_Slot native_slots[] = {
     {Py_mod_exec, native_exec},
+#ifdef Py_mod_multiple_interpreters /* from Python 3.12 on */
+    {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED}, /* hooks come by PyGILState */
+#endif
+#ifdef Py_mod_gil /* from Python 3.13 on */
+    {Py_mod_gil, Py_MOD_GIL_NOT_USED},
+#endif
     {0, NULL},
 };
 

@@ -5,12 +5,17 @@
 
 #include "_native.h"
 
-#include "limits.h"
+#include "memory_limits.h"
 
 #include <structmember.h>
 
 #define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
 #include <numpy/ndarraytypes.h> /* the layout of arrays; no function of NumPy is called */
+
+#ifndef Py_BEGIN_CRITICAL_SECTION /* before Python 3.13, the interpreter is held */
+#define Py_BEGIN_CRITICAL_SECTION(object) {
+#define Py_END_CRITICAL_SECTION() }
+#endif
 
 #define MOST_COPIED_BYTES (256 * 1024) /* by a thread that keeps the interpreter */
 
@@ -232,8 +237,11 @@ static int fits(const ChunkObject *self, PyObject *chunk)
 /* Whoever still has the slot that was given out must not write into what is handed over. */
 static void seal_lent(ChunkObject *self)
 {
-    PyObject *lent = self->lent;
+    PyObject *lent;
+    Py_BEGIN_CRITICAL_SECTION(self);
+    lent = self->lent;
     self->lent = NULL;
+    Py_END_CRITICAL_SECTION();
     if (lent != NULL && Py_TYPE(lent) == self->ndarray_type)
         PyArray_CLEARFLAGS((PyArrayObject *)lent, NPY_ARRAY_WRITEABLE);
     Py_XDECREF(lent);

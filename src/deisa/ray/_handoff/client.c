@@ -163,7 +163,7 @@ int handoff_close(handoff_client *client, handoff_error *error)
         if (client->agent.fd >= 0) {
             wire_out message;
             put_close(&message, client);
-            if (*client->failure.kind) { /* an analytics that takes over wants to know; the rank has been told */
+            if (client->failed) { /* an analytics that takes over wants to know; the rank has been told */
                 if (wire_end(&message) == 0)
                     connection_send_now(&client->agent, &message);
                 wire_discard(&message);
@@ -257,7 +257,7 @@ void handoff_close_with_process(handoff_client *client, const char *otherwise)
         handoff_abort(client, "its process has ended while a thread was still sending");
         return;
     }
-    if (!client->closed && client->agent.fd >= 0 && !*client->failure.kind) {
+    if (!client->closed && client->agent.fd >= 0 && !client->failed) {
         wire_out message;
         wire_begin(&message, MESSAGE_ENDING);
         if (wire_end(&message) == 0)

@@ -65,30 +65,33 @@ struct handoff_array {
     int whole_any;
 };
 
+/* What every hand-over reads comes first, together: a rank that has computed for a while finds none of it in the caches. */
 struct handoff_client {
+    _Atomic int *alive;        /* in a page that the kernel wipes in a forked child: 0 there */
+    pthread_mutex_t lock;
+    _Atomic(pthread_t) owner;  /* of the lock, or 0 */
+    int detached, closed;      /* nothing goes anywhere any more; the end was said */
+    int failed;                /* `failure` holds for every call from now on */
+    int newest_any;
+    int64_t newest;            /* timestep */
+    page_word *ring, *notified;
+    int64_t capacity;
+    handoff_array *arrays;
+    size_t array_count, wanted_count;
+    _Atomic int64_t chunks, bytes, waited_ns;
+    connection agent;
+
     handoff_options options;
     char *session, *socket_path;
     agent_address address;
-    pthread_mutex_t lock;
-    _Atomic(pthread_t) owner;  /* of the lock, or 0 */
     pid_t pid;
-    _Atomic int *alive;        /* in a page that the kernel wipes in a forked child: 0 there */
-    int detached, closed;      /* nothing goes anywhere any more; the end was said */
-    connection agent;
     int welcomed, sent_away, started;
     char progress[HANDOFF_TEXT_BYTES], later[HANDOFF_TEXT_BYTES], down[HANDOFF_TEXT_BYTES];
-    handoff_error failure; /* for every call from now on; its kind is empty where there is none */
+    handoff_error failure;
     _Atomic int ended_by_thread;
     char ended_why[HANDOFF_TEXT_BYTES];
-    handoff_array *arrays;
-    size_t array_count, wanted_count;
     placement *placements; /* those that no chunk has taken yet */
     handoff_memory *pages[PAGES];
-    page_word *ring, *notified;
-    int64_t capacity;
-    int64_t newest; /* timestep */
-    int newest_any;
-    _Atomic int64_t chunks, bytes, waited_ns;
 };
 
 /* Words of the pages; see docs/protocol.md. */

@@ -120,7 +120,8 @@ static void keep_descriptors(connection *peer, struct msghdr *message)
 
 int connection_receive(connection *peer)
 {
-    memmove(peer->received, peer->received + peer->handled, peer->length - peer->handled);
+    if (peer->handled > 0)
+        memmove(peer->received, peer->received + peer->handled, peer->length - peer->handled);
     peer->length -= peer->handled;
     peer->handled = 0;
     if (peer->capacity - peer->length < RECEIVE_BYTES) {
@@ -148,10 +149,10 @@ int connection_receive(connection *peer)
 
 int connection_next(connection *peer, uint16_t *code, wire_in *fields)
 {
-    const unsigned char *start = peer->received + peer->handled;
     size_t there = peer->length - peer->handled;
     if (there < 4)
         return 0;
+    const unsigned char *start = peer->received + peer->handled;
     size_t length = wire_announced(start);
     if (length > PROTOCOL_MAX_MESSAGE_BYTES || length < 2)
         return -1;

@@ -26,8 +26,10 @@ int client_lost(handoff_client *client, handoff_error *error)
              "the agent of session '%s' on this host has gone; the analytics has ended or died, or the node's memory is "
              "nearly full (%s)",
              client->session, TEXT_MEMORY_MONITOR);
-    if (client->welcomed)
+    if (client->welcomed) {
         client->failure = *error;
+        client->failed = 1;
+    }
     return -1;
 }
 
@@ -58,6 +60,7 @@ static int on_fail(handoff_client *client, wire_in *in, handoff_error *error)
     if (get_text(in, kind, sizeof kind) < 0 || get_text(in, text, sizeof text) < 0)
         return malformed("Fail", error);
     fail(&client->failure, kind, "%s", text);
+    client->failed = 1;
     *error = client->failure;
     return -1;
 }
@@ -68,6 +71,7 @@ static int on_analytics_down(handoff_client *client, wire_in *in, handoff_error 
         return malformed("AnalyticsDown", error);
     if (client->options.on_lost != HANDOFF_WAIT) {
         fail(&client->failure, "AnalyticsLostError", "%s", client->down);
+        client->failed = 1;
         *error = client->failure;
         return -1;
     }
@@ -93,20 +97,23 @@ void placement_free(placement *place)
     }
 }
 
-/* Whether all of a region's slots lie in its segment: no access to them may go beyond it. */
+/* Whether all of a region's slots lie in its segment: no access to them may go beyond it. They do not overlap, so there is
+   room for all their elements. */
 static int lies_within(const placement *place, int64_t base, int64_t nbytes)
 {
-    int64_t first = base, last = base;
+    int64_t first = base, last = base, needed;
     if (place->slots < 1 || place->itemsize < 1 ||
-        __builtin_mul_overflow(place->slots - 1, place->slot_bytes, &last) || __builtin_add_overflow(last, base, &last))
+        __builtin_mul_overflow(place->slots - 1, place->slot_bytes, &last) || __builtin_add_overflow(last, base, &last) ||
+        __builtin_mul_overflow(place->slots, place->itemsize, &needed))
         return 0;
     for (int d = 0; d < place->ndim; d++) {
         int64_t reach;
         if (place->shape[d] < 1 || __builtin_mul_overflow(place->shape[d] - 1, place->strides[d], &reach) ||
-            __builtin_add_overflow(reach < 0 ? first : last, reach, reach < 0 ? &first : &last))
+            __builtin_add_overflow(reach < 0 ? first : last, reach, reach < 0 ? &first : &last) ||
+            __builtin_mul_overflow(needed, place->shape[d], &needed))
             return 0;
     }
-    return first >= 0 && !__builtin_add_overflow(last, place->itemsize, &last) && last <= nbytes;
+    return first >= 0 && !__builtin_add_overflow(last, place->itemsize, &last) && last <= nbytes && needed <= nbytes;
 }
 
 /* Read a RegionSpec; `*segment` and `*base` say where it lies. */
@@ -339,7 +346,7 @@ int client_receive(handoff_client *client, handoff_error *error)
 {
     if (atomic_load_explicit(&client->ended_by_thread, memory_order_acquire))
         return fail(error, "ClosedError", "another thread has ended the bridge: %s", client->ended_why);
-    if (*client->failure.kind) {
+    if (client->failed) {
         *error = client->failure;
         return -1;
     }

@@ -137,7 +137,7 @@ static void notify(handoff_client *client)
 static int hear(handoff_client *client, handoff_error *error)
 {
     struct pollfd heard = {.fd = client->agent.fd, .events = POLLIN};
-    if (!*client->failure.kind && poll(&heard, 1, 0) == 0)
+    if (!client->failed && poll(&heard, 1, 0) == 0)
         return 0;
     return client_receive(client, error);
 }
@@ -306,21 +306,30 @@ static int hand_over(handoff_chunk *chunk, const void *data, const int64_t *stri
                      handoff_error *error)
 {
     handoff_array *array = chunk->array;
+    char what[NAME_BYTES + 16];
     int ready = check(chunk, timestep, error);
     if (ready != 1)
         return ready < 0 ? -1 : 1;
     if (!array->wanted)
         return pass_over(chunk, timestep, error) < 0 ? -1 : 1;
+    if (data == NULL && !chunk->given_out)
+        return fail(error, "ContractError", "bridge %lld, %s: no slot was given out",
+                    (long long)array->client->options.bridge_id, what_array(array, what, sizeof what));
     if (check_memory(chunk, error) < 0)
         return -1;
-    if (*array->client->failure.kind)
+    if (array->client->failed)
         return client_receive(array->client, error);
     int free_now = has_slot(array->client, chunk);
     if (at_once && !free_now)
         return 0;
     int should_notify = pass(array->client, timestep);
-    if (!free_now && wait_for_slot(chunk, timestep, error) < 0)
-        return -1;
+    if (!free_now) {
+        if (should_notify)
+            notify(array->client);
+        should_notify = 0;
+        if (wait_for_slot(chunk, timestep, error) < 0)
+            return -1;
+    }
     char *slot = slot_of(chunk, error);
     if (slot == NULL)
         return -1;

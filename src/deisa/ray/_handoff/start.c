@@ -3,7 +3,7 @@
 #define _GNU_SOURCE
 #include "client.h"
 #include "failure.h"
-#include "limits.h"
+#include "memory_limits.h"
 #include "protocol.h"
 
 #include <math.h>
@@ -286,7 +286,9 @@ handoff_client *handoff_open(const handoff_options *options, const handoff_array
     int result = client_settle(client, start(client, error), error);
     client_leave(client);
     if (result < 0) {
-        handoff_abort(client, is_kind(error, "MemoryBoundError") ? error->text : NULL);
+        char reason[HANDOFF_KIND_BYTES + HANDOFF_TEXT_BYTES + 2];
+        snprintf(reason, sizeof reason, "%s: %s", error->kind, error->text);
+        handoff_abort(client, is_kind(error, "MemoryBoundError") ? reason : NULL);
         handoff_free(client);
         return NULL;
     }

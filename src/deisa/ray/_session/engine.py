@@ -9,7 +9,7 @@ from deisa.ray._graph.leaves import AgentAddress
 from deisa.ray._graph.scheduler import BundleExecutor
 from deisa.ray._state.events import Event
 from deisa.ray._state.plan import Boxes, StartPlan
-from deisa.ray._state.takeover import NodeState, Wreck
+from deisa.ray._state.takeover import NodeSnapshot, Wreck
 from deisa.ray.errors import DeisaError
 
 
@@ -18,17 +18,17 @@ class AgentGroup(Protocol):
 
     Attributes
     ----------
-    left : mapping of str to NodeState
-        Once open: by node, what an analytics that died had left; empty where there was none.
+    predecessor : mapping of str to NodeSnapshot
+        Once open: by node, what the agents of an analytics that died still hold; empty where there was none.
     """
 
-    left: Mapping[str, NodeState]
+    predecessor: Mapping[str, NodeSnapshot]
 
     def open(self) -> None:
         """Start the agents, or take them over."""
 
     def clear_away(self, wreck: Wreck) -> None:
-        """End what an analytics that died had left, and start other agents."""
+        """End the agents of an analytics that died, with what they hold, and start others."""
 
     def follow(self, callbacks: int) -> memoryview | None:
         """A word for each callback, in memory that outlives this process; None where there is none."""

@@ -1,4 +1,4 @@
-"""What an analytics that died has left of its session, and how this one goes on with it."""
+"""The analytics that had the session before and died, and how this one goes on with it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from deisa.ray._session.registration import Bridges
 from deisa.ray._state import events
 from deisa.ray._state.events import Event
 from deisa.ray._state.plan import StartPlan
-from deisa.ray._state.takeover import NodeState, Resumption, find_wreck, merge_journals, resume
+from deisa.ray._state.takeover import NodeSnapshot, Resumption, find_wreck, merge_journals, resume
 from deisa.ray.config import Settings
 from deisa.ray.errors import AgentLostError
 
@@ -20,22 +20,22 @@ logger = logging.getLogger("deisa.ray")
 
 @dataclass(frozen=True, slots=True)
 class Predecessor:
-    """The analytics that had the session before; one that has left nothing where there was none.
+    """What the agents of an earlier analytics that died still hold; nothing where there was none.
 
     Attributes
     ----------
-    nodes : mapping of str to NodeState
-        What it has left on each node.
+    nodes : mapping of str to NodeSnapshot
+        What each node holds.
     since : tuple of (str, Event)
         What has happened since the nodes were asked, as (node, event).
     """
 
-    nodes: Mapping[str, NodeState] = field(default_factory=dict)
+    nodes: Mapping[str, NodeSnapshot] = field(default_factory=dict)
     since: tuple[tuple[str, Event], ...] = ()
 
     @property
     def plan(self) -> StartPlan | None:
-        """What it had started the session with; None where it had not, or had left nothing."""
+        """What it had started the session with; None where it had not, or there was none."""
         return next((node.plan for node in self.nodes.values() if node.plan is not None), None)
 
     @property
@@ -93,17 +93,17 @@ def find_predecessor(agents: AgentGroup, settings: Settings) -> Predecessor:
 
     A session that cannot go on is cleared away, unless `leftover` says otherwise.
     """
-    left = Predecessor(agents.left)
-    if left.plan is None:
-        return left
+    predecessor = Predecessor(agents.predecessor)
+    if predecessor.plan is None:
+        return predecessor
     since = tuple(agents.events(0))
-    lost = [(n, e) for n, e in since if isinstance(e, events.BridgeLost) and n in left.nodes]
+    lost = [(n, e) for n, e in since if isinstance(e, events.BridgeLost) and n in predecessor.nodes]
     nodes = {
         node_id: replace(node, since=(*node.since, *(e for n, e in lost if n == node_id)))
-        for node_id, node in left.nodes.items()
+        for node_id, node in predecessor.nodes.items()
     }
     wreck = find_wreck(nodes)
     if wreck is not None and settings.leftover == "drop":
         agents.clear_away(wreck)
-        return Predecessor(agents.left)
-    return Predecessor(left.nodes, since)
+        return Predecessor(agents.predecessor)
+    return Predecessor(predecessor.nodes, since)

@@ -231,8 +231,18 @@ class NodeArrivals:
         self._events.append(BridgeLost(bridge_id, self._bridges[bridge_id].last_sent, reason))
 
     def release(self, consumer: str, array: str, timestep: int) -> Grant | None:
-        """End a consumer's lease; returns what is granted, once nobody holds the slot any more."""
-        account = self._arrays[array]
+        """End a consumer's lease; returns what is granted, once nobody holds the slot any more.
+
+        Raises
+        ------
+        ProtocolError
+            When nothing of that kind is leased.
+        """
+        account = self._arrays.get(array)
+        if account is None or consumer not in account.leased.get(timestep, (0, set()))[1]:
+            raise ProtocolError(
+                f"{consumer!r:.60} has no lease on array {array!r:.60} at timestep {timestep}"
+            )
         slot, holders = account.leased[timestep]
         holders.discard(consumer)
         if holders:

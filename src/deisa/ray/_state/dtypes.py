@@ -126,7 +126,12 @@ def dtype_of(text: str) -> np.dtype:
     """
     if len(text) > MAX_DTYPE_TEXT:
         raise ValueError(f"a dtype is described by {len(text)} characters, {MAX_DTYPE_TEXT} at most are read")
-    described: Any = ast.literal_eval(text) if text.startswith("[") else text
+    described: Any = text
+    if text.startswith("["):
+        try:
+            described = ast.literal_eval(text)
+        except ValueError as exc:  # whose text says where in memory the part lies that is no value
+            raise ValueError("a dtype is described by something else than values") from exc
     _check_depth(described)
     return shareable("received", np.lib.format.descr_to_dtype(described))
 

@@ -40,7 +40,7 @@ from deisa.ray._state.layout import ArrayDescription
 from deisa.ray._state.newcomers import Run, answer_newcomer
 from deisa.ray._state.plan import StartPlan
 from deisa.ray._state.subscriber import EventLog, Subscriber
-from deisa.ray._state.takeover import NodeState
+from deisa.ray._state.takeover import NodeSnapshot
 from deisa.ray.errors import AnalyticsLostError, BridgeIdError, DeisaError, ProtocolError
 
 ENDING_S = 5.0  # that a process may take to end once it has said so, while others wait for it
@@ -370,13 +370,13 @@ class Node:
         if subscriber.presence.follow(driver_id, holder, now):
             self._tell_of_analytics()
 
-    def state_for(self, subscriber: Subscriber, agent_id: str, handled: tuple[int, ...]) -> NodeState:
+    def state_for(self, subscriber: Subscriber, agent_id: str, handled: tuple[int, ...]) -> NodeSnapshot:
         """What an analytics has to know that has taken over; it has heard all events by that."""
         self._gather()
         joined = tuple(bridge.joined for bridge in self._bridges.values())
         since = (*self._declared.values(), *self.arrivals.lasting_events, *self._blocked.all())
         self.hear(subscriber)
-        return NodeState(agent_id, self.plan, joined, self.arrivals.held(), since, handled)
+        return NodeSnapshot(agent_id, self.plan, joined, self.arrivals.held(), since, handled)
 
     def _mind_subscribers(self, now: float) -> None:
         for subscriber in self.subscribers:

@@ -44,7 +44,7 @@ class HeldArray:
 
 
 @dataclass(frozen=True, slots=True)
-class NodeState:
+class NodeSnapshot:
     """What an agent tells an analytics that takes over.
 
     Attributes
@@ -114,8 +114,8 @@ class Wreck:
     unhandled: int
 
 
-def find_wreck(nodes: Mapping[str, NodeState]) -> Wreck | None:
-    """Judge what an analytics that died has left; None where another one can take it over.
+def find_wreck(nodes: Mapping[str, NodeSnapshot]) -> Wreck | None:
+    """Judge the session of an analytics that died; None where another one can take it over.
 
     That is so when the simulation lives, or has closed in order. When a rank or an agent was lost as well, nobody will
     ever send the rest.
@@ -146,7 +146,7 @@ def find_wreck(nodes: Mapping[str, NodeState]) -> Wreck | None:
     return Wreck(why, count_unhandled(nodes)) if why else None
 
 
-def count_unhandled(nodes: Mapping[str, NodeState]) -> int:
+def count_unhandled(nodes: Mapping[str, NodeSnapshot]) -> int:
     """Count the timesteps that are complete and that some callback has not handled."""
     after = min(merge_journals(state.handled for state in nodes.values()), default=NOTHING_HANDLED)
     complete: set[int] = set()

@@ -126,7 +126,7 @@ def _codec(kind: Any) -> tuple[Write, Read]:
             lambda out, value: _write_text(out, dtype_text(value)),
             lambda reader: dtype_of(reader.text()),
         )
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return (
             lambda out, value: _write_part(out, lambda part: write_fields(part, value)),
             lambda reader: read_fields(kind, reader.part()),
@@ -209,12 +209,12 @@ class Numbers:
 def fields_of(kind: type) -> Mapping[str, Any]:
     """Return the types of a dataclass's fields, in order."""
     hints = get_type_hints(kind, include_extras=True)
-    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
 def write_fields(out: bytearray, value: Any) -> None:
     """Append the fields of a dataclass."""
-    for name, kind in fields_of(type(value)).items():
+    for name, kind in fields_of(value.__class__).items():
         _codec(kind)[0](out, getattr(value, name))
 
 

@@ -20,7 +20,7 @@ from deisa.ray._state.node import Node
 from deisa.ray._state.plan import Boxes, StartPlan
 from deisa.ray._state.presence import Presence, State
 from deisa.ray._state.subscriber import Subscriber
-from deisa.ray._state.takeover import NodeState
+from deisa.ray._state.takeover import NodeSnapshot
 from deisa.ray._transport import messages
 from deisa.ray._transport.connections import Connections
 from deisa.ray._transport.exchange import Exchange
@@ -187,7 +187,7 @@ class AgentServer:
             self._exchange.carry_out()
             self._changed.notify_all()
 
-    def take_over(self, driver_id: str, holder: str = "another analytics") -> NodeState:
+    def take_over(self, driver_id: str, holder: str = "another analytics") -> NodeSnapshot:
         """Serve another analytics from now on, and tell it where the last one was.
 
         Raises

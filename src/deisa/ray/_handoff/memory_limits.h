@@ -1,7 +1,7 @@
 /* The memory limits of control groups, as batch systems and containers set them. */
 
-#ifndef DEISA_HANDOFF_LIMITS_H
-#define DEISA_HANDOFF_LIMITS_H
+#ifndef DEISA_HANDOFF_MEMORY_LIMITS_H
+#define DEISA_HANDOFF_MEMORY_LIMITS_H
 
 #include <stddef.h>
 #include <stdint.h>

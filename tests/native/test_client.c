@@ -1,0 +1,329 @@
+/* The client as a rank uses it, against an agent in another thread: chunks arrive whole, and every end is clean. */
+
+#define _GNU_SOURCE
+#include "agent.h"
+#include "check.h"
+#include "failure.h"
+#include "protocol.h"
+#include "threads.h"
+
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define ROUNDS 5000
+#define ROWS 9
+#define COLUMNS 7
+
+static const char *new_session(void)
+{
+    static char session[64];
+    static int number;
+    snprintf(session, sizeof session, "native-%d-%d", (int)getpid(), number++);
+    return session;
+}
+
+static agent agent_of(int ranks, int64_t slots)
+{
+    return (agent){.session = new_session(), .ranks = ranks, .wanted = 1, .rows = ROWS, .columns = COLUMNS, .slots = slots};
+}
+
+/* A rank that is there when its agent is. */
+static handoff_client *joined(agent *agent, handoff_on_lost on_lost)
+{
+    handoff_error error = {.text = ""};
+    agent_begin(agent);
+    handoff_client *client = rank_open(agent, 0, on_lost, &error);
+    agent_join(agent);
+    if (client == NULL)
+        fprintf(stderr, "%s: %s\n", error.kind, error.text);
+    CHECK(client != NULL);
+    return client;
+}
+
+static void gone(agent *agent, handoff_client *client)
+{
+    handoff_free(client);
+    agent_end(agent);
+}
+
+static handoff_chunk *only_chunk(handoff_client *client)
+{
+    handoff_error error;
+    handoff_chunk *chunk = handoff_find(client, ARRAY, HANDOFF_ONLY_CHUNK, &error);
+    CHECK(chunk != NULL);
+    return chunk;
+}
+
+static int64_t expected(int64_t timestep, int64_t row, int64_t column)
+{
+    return 1000 * timestep + 10 * row + column;
+}
+
+/* Hand timesteps over in turn in C order, in Fortran order, out of a larger array, and by computing in the slot. */
+static void *simulate(void *data)
+{
+    handoff_client *client = data;
+    handoff_chunk *chunk = only_chunk(client);
+    handoff_error error;
+    static const int64_t strides[][2] = {{8 * COLUMNS, 8}, {8, 8 * ROWS}, {16 * COLUMNS, 16}};
+    for (int64_t t = 0; t < ROUNDS; t++) {
+        int64_t source[4 * ROWS * COLUMNS], kind = t % 4;
+        char *to = kind < 3 ? (char *)source : handoff_slot(chunk, t, &error);
+        const int64_t *steps = strides[kind % 3];
+        CHECK(to != NULL);
+        for (int64_t row = 0; row < ROWS; row++)
+            for (int64_t column = 0; column < COLUMNS; column++)
+                *(int64_t *)(to + row * steps[0] + column * steps[1]) = expected(t, row, column);
+        CHECK((kind < 3 ? handoff_send(chunk, to, kind ? steps : NULL, t, &error) : handoff_commit(chunk, t, &error)) == 0);
+    }
+    return NULL;
+}
+
+/* Whatever else threads of a rank ask meanwhile. */
+static void *ask(void *data)
+{
+    handoff_client *client = data;
+    handoff_chunk *chunk = only_chunk(client);
+    handoff_error error;
+    while (handoff_get_stats(client).chunks < ROUNDS) {
+        CHECK(handoff_check(chunk, INT64_MAX, &error) == 0);
+        CHECK(handoff_find(client, "unknown", 0, &error) == NULL && is_kind(&error, "UnknownArrayError"));
+        CHECK(handoff_check(chunk, INT64_MIN, &error) < 0 && is_kind(&error, "TimestepError"));
+        sched_yield();
+    }
+    return NULL;
+}
+
+static void test_chunks_arrive_whole_while_slots_are_used_again(void)
+{
+    agent agent = agent_of(1, 3);
+    handoff_client *client = joined(&agent, HANDOFF_WAIT);
+    handoff_chunk *chunk = only_chunk(client);
+    pthread_t rank = started(simulate, client), other = started(ask, client);
+    for (int64_t seen = 0; seen < ROUNDS; seen++) {
+        while (word_acquire(client->ring + RING_SUBMITTED) == seen)
+            sched_yield();
+        page_word *entry = client->ring + RING_ENTRIES + 2 * (seen % client->capacity);
+        CHECK(word_peek(entry) == 0 && word_peek(entry + 1) == seen);
+        int64_t *slot = agent_slot(chunk, seen);
+        for (int64_t row = 0; row < ROWS; row++)
+            for (int64_t column = 0; column < COLUMNS; column++)
+                CHECK(slot[row * COLUMNS + column] == expected(seen, row, column));
+        agent_grant(chunk->array, word_peek(chunk->array->table + TABLE_SLOTS + seen % 3));
+    }
+    CHECK(finished(rank) == NULL && finished(other) == NULL);
+    CHECK(handoff_get_stats(client).bytes_handed_over == 8 * ROWS * COLUMNS * ROUNDS);
+    gone(&agent, client);
+}
+
+/* Two ranks that complete a timestep at the same time: at least one of them notifies. */
+
+static struct {
+    handoff_client *clients[2];
+    meeting start, end;
+} node;
+
+static void *send_together(void *which)
+{
+    int own = which != NULL;
+    int64_t source[ROWS * COLUMNS] = {0};
+    handoff_client *client = node.clients[own];
+    handoff_chunk *chunk = only_chunk(client);
+    handoff_error error;
+    for (int64_t t = 0; t < ROUNDS; t++) {
+        meet(&node.start);
+        CHECK(handoff_send(chunk, source, NULL, t, &error) == 0);
+        meet(&node.end);
+        if (own) { /* the agent, while both wait */
+            CHECK(word_exchange(client->notified, 0) == 1);
+            agent_grant(chunk->array, t % 2);
+        }
+    }
+    return NULL;
+}
+
+static void *open_first(void *data)
+{
+    handoff_error error;
+    node.clients[0] = rank_open(data, 0, HANDOFF_WAIT, &error);
+    return NULL;
+}
+
+/* A full socket would hold a rank up. */
+static void *drop_notices(void *data)
+{
+    const int *connection = data;
+    char bytes[4096];
+    while (recv(*connection, bytes, sizeof bytes, 0) > 0)
+        ;
+    return NULL;
+}
+
+static void test_of_ranks_at_the_same_time_one_notifies(void)
+{
+    handoff_error error;
+    handoff_client **clients = node.clients;
+    agent agent = agent_of(2, 2);
+    agent_begin(&agent);
+    pthread_t opening = started(open_first, &agent), readers[2], ranks[2];
+    clients[1] = rank_open(&agent, 1, HANDOFF_WAIT, &error);
+    CHECK(finished(opening) == NULL && clients[0] != NULL && clients[1] != NULL);
+    agent_join(&agent);
+    for (int i = 0; i < 2; i++) {
+        readers[i] = started(drop_notices, agent.connections + i);
+        ranks[i] = started(send_together, i ? &node : NULL);
+    }
+    for (int i = 0; i < 2; i++)
+        CHECK(finished(ranks[i]) == NULL);
+    for (int i = 0; i < 2; i++)
+        CHECK(handoff_close(clients[i], &error) == 0 && finished(readers[i]) == NULL);
+    handoff_free(clients[0]);
+    gone(&agent, clients[1]);
+}
+
+/* Ends. */
+
+static void *send_two(void *data)
+{
+    handoff_error *error = data;
+    handoff_chunk *chunk = only_chunk(node.clients[0]);
+    int64_t source[ROWS * COLUMNS] = {0};
+    CHECK(handoff_send(chunk, source, NULL, 0, error) == 0);
+    return (void *)(intptr_t)handoff_send(chunk, source, NULL, 1, error);
+}
+
+/* A rank with one slot, which is held up by its second timestep. */
+static pthread_t held_up(agent *agent, handoff_on_lost on_lost, handoff_error *error)
+{
+    node.clients[0] = joined(agent, on_lost);
+    page_word *blocked = node.clients[0]->ring + RING_BLOCKED;
+    pthread_t rank = started(send_two, error);
+    while (word_acquire(blocked) != 1)
+        sched_yield();
+    return rank;
+}
+
+static void test_another_thread_ends_a_wait(void)
+{
+    handoff_error error;
+    agent agent = agent_of(1, 1);
+    pthread_t rank = held_up(&agent, HANDOFF_WAIT, &error);
+    handoff_abort(node.clients[0], "enough");
+    CHECK(finished(rank) != NULL && is_kind(&error, "ClosedError") && strstr(error.text, "enough") != NULL);
+    CHECK(agent_hear(&agent, 0) == MESSAGE_NOTIFY && agent_hear(&agent, 0) == MESSAGE_ABORT && agent_hear(&agent, 0) == 0);
+    gone(&agent, node.clients[0]);
+}
+
+static void test_a_wait_ends_with_the_agent(void)
+{
+    handoff_error error;
+    agent agent = agent_of(1, 1);
+    pthread_t rank = held_up(&agent, HANDOFF_WAIT, &error);
+    agent_end(&agent);
+    CHECK(finished(rank) != NULL && is_kind(&error, "AnalyticsLostError"));
+    CHECK(handoff_close(node.clients[0], &error) == 0);
+    handoff_free(node.clients[0]);
+}
+
+static void test_a_rank_that_goes_on_alone(void)
+{
+    handoff_error error;
+    agent agent = agent_of(1, 1);
+    pthread_t rank = held_up(&agent, HANDOFF_CONTINUE, &error);
+    agent_end(&agent);
+    CHECK(finished(rank) == NULL);
+    int64_t source[ROWS * COLUMNS] = {0};
+    CHECK(handoff_send(only_chunk(node.clients[0]), source, NULL, 2, &error) == 0);
+    CHECK(handoff_close(node.clients[0], &error) == 0);
+    handoff_free(node.clients[0]);
+}
+
+static void test_a_failed_session_fails_every_call(void)
+{
+    handoff_error error;
+    agent agent = agent_of(1, 1);
+    pthread_t rank = held_up(&agent, HANDOFF_WAIT, &error);
+    agent_fail(&agent, 0, "HoleError", "array 'T': a hole");
+    CHECK(finished(rank) != NULL && is_kind(&error, "HoleError") && strcmp(error.text, "array 'T': a hole") == 0);
+    int64_t source[ROWS * COLUMNS] = {0};
+    CHECK(handoff_send(only_chunk(node.clients[0]), source, NULL, 3, &error) < 0 && is_kind(&error, "HoleError"));
+    gone(&agent, node.clients[0]);
+}
+
+static void test_closing(void)
+{
+    handoff_error error;
+    int64_t source[ROWS * COLUMNS] = {0};
+    agent agent = agent_of(1, 2);
+    handoff_client *client = joined(&agent, HANDOFF_WAIT);
+    handoff_chunk *chunk = only_chunk(client);
+    CHECK(handoff_send(chunk, source, NULL, 0, &error) == 0);
+    CHECK(handoff_close(client, &error) == 0 && handoff_close(client, &error) == 0);
+    CHECK(handoff_send(chunk, source, NULL, 1, &error) < 0 && is_kind(&error, "ClosedError"));
+    CHECK(agent_hear(&agent, 0) == MESSAGE_NOTIFY && agent_hear(&agent, 0) == MESSAGE_CLOSE && agent_hear(&agent, 0) == 0);
+    gone(&agent, client);
+}
+
+static void test_what_nobody_asks_for_goes_nowhere(void)
+{
+    handoff_error error;
+    int64_t source[ROWS * COLUMNS] = {0};
+    agent agent = agent_of(1, 2);
+    agent.wanted = 0;
+    handoff_client *client = joined(&agent, HANDOFF_WAIT);
+    handoff_chunk *chunk = only_chunk(client);
+    for (int64_t t = 0; t < 10; t++)
+        CHECK(handoff_send(chunk, source, NULL, t, &error) == 0);
+    CHECK(handoff_slot(chunk, 10, &error) == NULL && error.kind[0] == '\0');
+    CHECK(handoff_get_stats(client).chunks == 0);
+    gone(&agent, client);
+}
+
+static void test_a_forked_child_touches_nothing(void)
+{
+    handoff_error error;
+    int64_t source[ROWS * COLUMNS] = {0};
+    agent agent = agent_of(1, 2);
+    handoff_client *client = joined(&agent, HANDOFF_WAIT);
+    handoff_chunk *chunk = only_chunk(client);
+    pid_t child = fork();
+    if (child == 0) {
+        int refused = handoff_send(chunk, source, NULL, 0, &error) < 0 && is_kind(&error, "ForkedProcessError");
+        refused &= handoff_close(client, &error) < 0 && is_kind(&error, "ForkedProcessError");
+        handoff_abort(client, "a child");
+        handoff_close_in_child(client);
+        _exit(refused ? 0 : 1);
+    }
+    int status;
+    CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    CHECK(word_peek(client->ring + RING_SUBMITTED) == 0);
+    CHECK(handoff_send(chunk, source, NULL, 0, &error) == 0 && handoff_close(client, &error) == 0);
+    CHECK(agent_hear(&agent, 0) == MESSAGE_NOTIFY && agent_hear(&agent, 0) == MESSAGE_CLOSE);
+    gone(&agent, client);
+}
+
+static void test_nobody_listens(void)
+{
+    handoff_error error;
+    const handoff_options options = {.session = new_session(), .world_size = 1, .warn_every_s = 600};
+    CHECK(handoff_open(&options, NULL, 0, &error) == NULL && is_kind(&error, "NoAnalyticsError"));
+    handoff_refuse(&options, "a reason");
+}
+
+int main(void)
+{
+    RUN(test_chunks_arrive_whole_while_slots_are_used_again);
+    if (!EMULATED)
+        RUN(test_of_ranks_at_the_same_time_one_notifies);
+    RUN(test_another_thread_ends_a_wait);
+    RUN(test_a_wait_ends_with_the_agent);
+    RUN(test_a_rank_that_goes_on_alone);
+    RUN(test_a_failed_session_fails_every_call);
+    RUN(test_closing);
+    RUN(test_what_nobody_asks_for_goes_nowhere);
+    RUN(test_a_forked_child_touches_nothing);
+    RUN(test_nobody_listens);
+    return 0;
+}
