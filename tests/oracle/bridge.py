@@ -353,7 +353,7 @@ class OracleBridge:
         else:
             own = chunks[self._chunk_index(array_name, len(chunks), chunk_index)]
         step = self._check_timestep(timestep, array_name)
-        if own.has_sent(step):
+        if not self._alone and own.has_sent(step):
             raise DuplicateChunkError(
                 f"bridge {self._id} has already sent chunk {own.index} of array {array_name!r} for timestep {step}"
             )
@@ -372,7 +372,7 @@ class OracleBridge:
             ) from exc
         if not _FIRST_TIMESTEP <= step <= _LAST_TIMESTEP:
             raise TimestepError(f"{self._what(array_name)}: timestep {step} exceeds 64 bits")
-        if self._timestep is not None and step < self._timestep:
+        if not self._alone and self._timestep is not None and step < self._timestep:
             raise TimestepError(
                 f"{self._what(array_name)}: timestep {step} comes after timestep {self._timestep}; "
                 "timesteps must not decrease"

@@ -97,9 +97,8 @@ def test_an_interrupt_at_any_line_of_a_hand_over(
         if not at_line:
             break
     assert retried
-    assert duplicates or isinstance(
-        bridge, native.Bridge
-    )  # one call of the client in C, which nothing interrupts
+    if client is not native.Bridge:  # where one call does it all, which nothing interrupts
+        assert duplicates
     bridge.close()
     assert agent.wait(BridgeClosed).stats.chunks == chunks * (line + 1)
 
@@ -169,7 +168,8 @@ def test_an_error_in_the_block_ends_a_thread_that_converts(agent: Agent, client:
 
     failing = agent.in_thread(fail)
     assert agent.wait(BridgeLost).reason == "RuntimeError: diverges"
-    assert client is native.Bridge or not failing.done()  # the oracle looks at the chunk with its lock held
+    if client is not native.Bridge:  # which converts before it takes its lock
+        assert not failing.done()
     go_on.set()
     with pytest.raises(ClosedError):
         sending.result(PATIENCE_S)

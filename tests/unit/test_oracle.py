@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -44,8 +45,8 @@ SLOTS = {"a": 2, "halves": 2, "late": 1}
 
 ARRAYS = st.sampled_from([*SLOTS, *SLOTS, "unwanted", "none", "unknown"])
 STEPS = st.sampled_from([0, 0, 0, 1, 1, 1, 2, -1])  # from the newest timestep
-ODD_STEPS = st.sampled_from([1.5, None, "1", True, np.int64(3), 2**63 - 1, 2**63, -(2**63)])
-INDICES = st.sampled_from([None, None, 0, 0, 1, 1, 2, -1, np.int8(1), "0"])
+ODD_STEPS = st.sampled_from([1.5, None, "1", True, np.int64(3), 2**63 - 1, 2**63, -(2**63) - 1])
+INDICES = st.sampled_from([None, None, 0, 0, 1, 1, 2, -1, np.int8(1), "0", 2**70])
 FEW_INDICES = st.sampled_from([None, 0, 1])
 USUAL = st.one_of(
     st.tuples(st.just("send"), st.sampled_from(list(SLOTS)), st.just("fitting"), STEPS, FEW_INDICES),
@@ -86,6 +87,7 @@ class Simulation:
         self.outcomes: list[Any] = []
         self._newest = 0
         self._halves: set[int] = set()  # chunks handed over for that timestep, as long as one is missing
+        self._is_torn = False
         self._complete: list[tuple[str, int]] = []  # and not released yet
         self._slots: dict[str, np.ndarray] = {}  # given out last
         self._handed_over: tuple[str, int, int] | None = (
@@ -110,7 +112,9 @@ class Simulation:
         """Close the bridge, and note what the analytics hears of that."""
         self.call("close", None)
         if self._has_analytics:
-            event = self.agent.wait(BridgeClosed | BridgeLost)  # type: ignore[arg-type]
+            event: Any = self.agent.wait(BridgeClosed | BridgeLost)  # type: ignore[arg-type]
+            if isinstance(event, BridgeClosed):
+                event = replace(event, stats=replace(event.stats, held_up_s=event.stats.held_up_s > 0))
             self.outcomes.append(event)
 
     def _send(self, array: str, kind: str, step: Any, index: Any) -> None:
@@ -178,8 +182,9 @@ class Simulation:
             return
         if self._newest > before and self._halves:
             self._halves.clear()
+            self._is_torn = True  # which ends a session: chunks of "halves" are no longer in step
             yield self.agent.wait(StepTorn)
-        if handed_over is None:
+        if handed_over is None or (self._is_torn and handed_over[0] == "halves"):
             return
         array, timestep, index = handed_over
         if array == "halves":

@@ -310,8 +310,9 @@ class Bridge:
         own = self._find(array_name, chunk_index)
         step = self._check_timestep(timestep, array_name)
         lent = own.native.lent
-        if lent is not None:
+        if lent is not None or own.dtype is None:
             own.native.check(step)
+        if lent is not None:
             return lent
         if own.dtype is None:
             raise ChunkDtypeError(
@@ -443,12 +444,14 @@ class Bridge:
         return f"<Bridge {self._id} of {self._world_size}, {state}, arrays: {', '.join(self._own) or 'none'}>"
 
     def _find(self, array_name: str, chunk_index: Any) -> _OwnChunk:
-        if chunk_index is not None and not isinstance(chunk_index, int | np.integer):
-            count = len(self._own.get(array_name, ()))
+        is_index = chunk_index is None or isinstance(chunk_index, int | np.integer)
+        is_known = array_name in self._own and not self._client.closed
+        if is_known and (not is_index or (chunk_index is not None and abs(chunk_index) >= 2**63)):
             raise ChunkIndexError(
-                f"bridge {self._id} owns {count} chunks of array {array_name!r}, there is no chunk {chunk_index}"
+                f"bridge {self._id} owns {len(self._own[array_name])} chunks of array {array_name!r}, there is no "
+                f"chunk {chunk_index}"
             )
-        self._client.find(array_name, None if chunk_index is None else int(chunk_index))
+        self._client.find(array_name, None if chunk_index is None or not is_known else int(chunk_index))
         return self._own[array_name][int(chunk_index or 0)]
 
     def _check_timestep(self, timestep: Any, array_name: str | None = None) -> int:
