@@ -166,7 +166,7 @@ def chunk_of(layout: str, count: int) -> np.ndarray:
 
 
 def shared_targets(chunk: np.ndarray) -> list[np.ndarray]:
-    """Make what bare copies go to: an array in C order for each slot of a chunk, in the same kind of memory, touched."""
+    """Make what bare copies go to: an array in C order for each slot of a chunk, in such memory, touched."""
     each = -(-chunk.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
     descriptor = os.memfd_create("bare-copies")
     os.ftruncate(descriptor, SLOTS * each)
