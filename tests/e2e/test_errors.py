@@ -316,7 +316,7 @@ deisa = Deisa(engine="local")
 @deisa.register("x")
 def callback(x): ...
 
-while not deisa._engine.agents._server._bridges:
+while not deisa._engine.agents._server._node.bridges:
     time.sleep(0.01)
 exec(sys.argv[1])
 """

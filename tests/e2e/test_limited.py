@@ -57,7 +57,7 @@ def test_too_few_open_files() -> None:
     assert len(set(ended["errors"].values())) == 1, ended
     assert sorted(ended["errors"]) == sorted(["analytics", *(f"bridge {number}" for number in range(60))])
     assert ended["errors"]["analytics"].startswith(
-        "DescriptorLimitError: the memory of 60 bridges on one node takes 180 descriptors"
+        "DescriptorLimitError: the memory of 60 bridges on one node takes 121 descriptors"
     )
     assert "(ulimit -n)" in ended["errors"]["analytics"]
 
@@ -118,9 +118,9 @@ def limited_rank(under: Sequence[str], session: str, elements: int, rank: int = 
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_what_a_rank_would_be_killed_for_is_refused_on_both_sides(session_name: str, ranks: int) -> None:
-    """Two slots of each chunk take 192 MiB in all, and the ranks may have 256 MiB with all that they have already."""
+    """Two slots of each chunk take 192 MiB in all, and the ranks may have 224 MiB with all that they have already."""
     elements = 12 * 2**20 // ranks
-    with memory_limit(256 * 2**20) as under:
+    with memory_limit(224 * 2**20) as under:
         started = [limited_rank(under, session_name, elements, rank, ranks) for rank in range(ranks)]
         with Deisa(engine="local", session=session_name) as deisa:
             deisa.register_callback(lambda x: None, "x")
@@ -129,7 +129,7 @@ def test_what_a_rank_would_be_killed_for_is_refused_on_both_sides(session_name: 
         said = str(caught.value)
         who = "bridge 0" if ranks == 1 else "bridges 0 and 1"
         assert f"{who} of this node would take 192.0 MiB of chunk memory" in said
-        assert "under the memory limit of 256.0 MiB of their control group /sys/fs/cgroup/" in said
+        assert "under the memory limit of 224.0 MiB of their control group /sys/fs/cgroup/" in said
         for rank in started:
             assert f"MemoryBoundError: {said}" in rank.communicate(timeout=PATIENCE_S)[1]
             assert rank.returncode == 1

@@ -19,7 +19,7 @@ def bridges_joined(deisa: Deisa, site: Site) -> bool:
     """Whether a bridge has come to an analytics that does not run yet."""
     agents = deisa._engine.agents
     if site.engine == "local":
-        return bool(agents._server._bridges)  # type: ignore[attr-defined]
+        return bool(agents._server._node.bridges)  # type: ignore[attr-defined]
     return not agents._events.empty()  # type: ignore[attr-defined]
 
 
