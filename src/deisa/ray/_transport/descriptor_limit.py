@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from deisa.ray.errors import DescriptorLimitError
 
-SPARE = 64  # for board and tally, readers, and what else a process opens
+SPARE = 64  # for pages, readers, and what else a process opens
 
 
 def raise_descriptor_limit() -> None:

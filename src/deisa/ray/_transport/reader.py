@@ -54,7 +54,7 @@ class AgentMemory:
         threading.Thread(target=self._wait_for_end, name="deisa-reader", daemon=True).start()
 
     def map_late(self) -> None:
-        """Map what has come since: memory of arrays whose dtype was learned late."""
+        """Map what has come since: memory of arrays whose dtype was declared late."""
         with _connect(self._address) as connection:  # a thread waits for the end of the other one
             self._map_new(connection)
 
