@@ -251,7 +251,7 @@ static int start(handoff_client *client, handoff_error *error)
             return -1;
         if (say_hello_and_wait(client, error) == 0)
             return 0;
-        if (!is_kind(error, "AnalyticsLostError") || client->welcomed)
+        if (!is_kind(error, "AnalyticsLostError") || client->welcomed || client->failed)
             return -1;
         /* An agent of an earlier run; the next one may be on its way. */
         double now = seconds_now();
