@@ -540,7 +540,7 @@ def test_more_memory_than_the_node_has(site: Site) -> None:
     assert (type(error), str(error)) == (MemoryBoundError, str(caught.value))
 
 
-def test_more_memory_than_the_node_has_with_a_dtype_learned_late(site: Site) -> None:
+def test_more_memory_than_the_node_has_with_a_dtype_declared_late(site: Site) -> None:
     described = {"chunk_shape": (2**47,), "nb_chunks_per_dim": (1,), "chunk_position": (0,)}
 
     def rank() -> None:

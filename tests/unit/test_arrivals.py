@@ -1,4 +1,4 @@
-"""The account of chunks and slots of one node."""
+"""Chunks and slots of one node."""
 
 from __future__ import annotations
 
@@ -241,7 +241,7 @@ def test_a_bridge_owes_what_others_have_sent() -> None:
     assert not arrivals.owes(0)
 
 
-class Account(RuleBasedStateMachine):
+class Histories(RuleBasedStateMachine):
     """Any bridges that keep to the rules, one that does not, and a model of what the node must say."""
 
     steps = Bundle("steps")  # complete and not released
@@ -419,4 +419,4 @@ class Account(RuleBasedStateMachine):
             ]
 
 
-TestAccount = Account.TestCase
+TestHistories = Histories.TestCase

@@ -41,7 +41,7 @@ WITH_METADATA = {
 }
 
 
-@pytest.mark.parametrize("declared", [True, False], ids=["declared", "learned"])
+@pytest.mark.parametrize("declared", [True, False], ids=["declared", "declared late"])
 @pytest.mark.parametrize("sent", [*(PARTICLES[names] for names in PICKED.values()), *WITH_METADATA.values()],
                          ids=[*PICKED, *WITH_METADATA])  # fmt: skip
 @pytest.mark.usefixtures("client")

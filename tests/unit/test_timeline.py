@@ -371,7 +371,7 @@ def simulations(draw: st.DrawFn) -> Simulation:
 
 
 class Replay:
-    """Runs a simulation through the nodes' accounts into a timeline, in any order that `data` draws."""
+    """Runs a simulation through the nodes into a timeline, in any order that `data` draws."""
 
     def __init__(self, simulation: Simulation, data: st.DataObject, skip: tuple[int, str, int] | None = None):
         self.simulation, self.data = simulation, data

@@ -74,7 +74,7 @@ class _Array:
 
 
 class NodeArrivals:
-    """Account of the bridges, chunks and slots of one node.
+    """The bridges, chunks and slots of one node.
 
     Before `subscribe`, bridges only join. After it, chunks arrive, complete timesteps are
     announced through `take_events`, and `release` gives slots back.
@@ -132,7 +132,7 @@ class NodeArrivals:
         Raises
         ------
         ProtocolError
-            When the bridge breaks the account: another bridge's region, a sequence number that has no slot yet,
+            When the bridge breaks a rule: another bridge's region, a sequence number that has no slot yet,
             an older timestep, the same chunk twice.
         """
         owner, name = self._owner.get(region, (None, ""))
@@ -238,25 +238,25 @@ class NodeArrivals:
         ProtocolError
             When nothing of that kind is leased.
         """
-        account = self._arrays.get(array)
-        if account is None or consumer not in account.leased.get(timestep, (0, set()))[1]:
+        known = self._arrays.get(array)
+        if known is None or consumer not in known.leased.get(timestep, (0, set()))[1]:
             raise ProtocolError(
                 f"{consumer!r:.60} has no lease on array {array!r:.60} at timestep {timestep}"
             )
-        slot, holders = account.leased[timestep]
+        slot, holders = known.leased[timestep]
         holders.discard(consumer)
         if holders:
             return None
-        del account.leased[timestep]
-        grant = Grant(account.granted, slot)
+        del known.leased[timestep]
+        grant = Grant(known.granted, slot)
         # This overwrites the number before by as many as there are slots. Every region is past it: one of the numbers
         # since then has been released, having been complete.
-        account.slot_of[grant.number % account.slots] = slot
-        account.granted += 1
+        known.slot_of[grant.number % known.slots] = slot
+        known.granted += 1
         return grant
 
     def check(self) -> None:
-        """Raise `AssertionError` if the account contradicts itself.
+        """Raise `AssertionError` if what is known contradicts itself.
 
         Of the K slots of an array, each belongs to one leased timestep, or to one sequence number that some region has
         still to submit, or to timesteps that arrive; unless a timestep was torn, whose slot is lost.

@@ -6,7 +6,7 @@
     connect, release, leave, take over ...               events: what subscribers have to hear
 
 No sockets and no clock: methods that depend on time are told it (`now`, seconds of one monotonic clock). A connection
-is a number here, a *peer*. `NodeArrivals` keeps the account of chunks and slots; this class knows who sends them.
+is a number here, a *peer*. `NodeArrivals` knows chunks and slots; this class knows who sends them.
 """
 
 from __future__ import annotations
@@ -216,7 +216,7 @@ class Node:
         Raises
         ------
         ProtocolError
-            When it breaks the account; what came before counts.
+            When it breaks a rule; what came before counts.
         """
         for region, timestep in entries:
             self.arrivals.put(bridge_id, region, timestep)

@@ -123,7 +123,7 @@ class Exchange:
                     self.refuse(connection, error)
 
     def _collect(self, connection: Connection) -> None:
-        """Account for what a rank has written since the last look."""
+        """Take what a rank has written since the last look."""
         bridge_id = self._node.sender(connection.number)
         ring = self._store.rings.get(bridge_id) if bridge_id is not None else None
         if bridge_id is not None and ring is not None:
