@@ -12,7 +12,6 @@ import pytest
 
 from deisa.ray import Bridge, Deisa, Settings
 from deisa.ray._state.events import BridgeStats
-from deisa.ray._transport.messages import MESSAGES
 from deisa.ray.report import ArrayFigures, CallbackFigures, ComputationFigures, Report
 from tests.docs.pages import DOCS, ROOT, Block, named_block, patched, python_blocks, replaced
 from tests.docs.running import RANKS, Communicator, output_of, ranks_in_threads, started
@@ -242,17 +241,6 @@ def test_code_fits_into_a_window() -> None:
 
 
 # The page on the design.
-
-
-def test_every_message_is_in_the_table() -> None:
-    page = (DOCS / "design.md").read_text()
-    table = re.findall(r"^\* - (\d+)\n  - `(\w+)`\n  -(?: (.+))?$", page, re.M)
-    described = {int(code): (name, fields) for code, name, fields in table if fields != "as above"}
-    expected = {
-        code: (cls.__name__, ", ".join(field.name for field in dataclasses.fields(cls)))  # type: ignore[arg-type]
-        for code, cls in MESSAGES.items()
-    }
-    assert described == expected
 
 
 def test_every_file_is_on_the_map() -> None:
