@@ -309,11 +309,6 @@ class NodeArrivals:
         """What was announced of bridges that have gone, and of torn timesteps."""
         return [*self._lasting, *(event for event in self._events if isinstance(event, LASTING))]
 
-    @property
-    def has_events(self) -> bool:
-        """Whether there is anything to hand over."""
-        return bool(self._events) or any(map(_has_passed_more, self._arrays.values()))
-
     def take_events(self) -> list[Event]:
         """Hand over the events that have gathered, oldest first, and how far owners are where nothing else says so.
 

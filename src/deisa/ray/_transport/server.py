@@ -38,9 +38,6 @@ logger = logging.getLogger("deisa.ray.agent")
 
 CONSUMER = "analytics"
 TICK_S = 0.5
-MOST_UNREAD = 1000  # messages that wait for a peer which does not read
-MOST_LAST_READS = 64  # of what a process that has ended said before
-MOST_EVENTS = 1000  # in one message
 
 
 def yield_to_ranks() -> None:
