@@ -7,8 +7,10 @@
 #include "protocol.h"
 #include "threads.h"
 
+#include <fcntl.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -194,10 +196,19 @@ static void *send_two(void *data)
     return (void *)(intptr_t)handoff_send(chunk, source, NULL, 1, error);
 }
 
+static _Thread_local int gives_up;
+
+static int is_interrupted(void *context)
+{
+    (void)context;
+    return gives_up;
+}
+
 /* A rank with one slot, which is held up by its second timestep. */
 static pthread_t held_up(agent *agent, handoff_on_lost on_lost, handoff_error *error)
 {
     node.clients[0] = joined(agent, on_lost);
+    node.clients[0]->options.interrupted = is_interrupted;
     page_word *blocked = node.clients[0]->ring + RING_BLOCKED;
     pthread_t rank = started(send_two, error);
     while (word_acquire(blocked) != 1)
@@ -216,6 +227,39 @@ static void test_another_thread_ends_a_wait(void)
     gone(&agent, node.clients[0]);
 }
 
+static void test_a_thread_that_waits_for_its_turn_can_be_interrupted(void)
+{
+    handoff_error error, own;
+    agent agent = agent_of(1, 1);
+    pthread_t rank = held_up(&agent, HANDOFF_WAIT, &error);
+    gives_up = 1;
+    CHECK(handoff_advance(node.clients[0], 9, &own) < 0 && is_kind(&own, "Interrupted"));
+    gives_up = 0;
+    handoff_abort(node.clients[0], "enough");
+    CHECK(finished(rank) != NULL && is_kind(&error, "ClosedError"));
+    gone(&agent, node.clients[0]);
+}
+
+static void *close_client(void *client)
+{
+    handoff_error unheard;
+    handoff_close(client, &unheard);
+    return NULL;
+}
+
+/* ThreadSanitizer looks at what the second one uses while the first one drops it. */
+static void test_two_threads_end_a_client(void)
+{
+    for (int i = 0; i < 20; i++) {
+        agent agent = agent_of(1, 1);
+        handoff_client *client = joined(&agent, HANDOFF_WAIT);
+        pthread_t closing = started(close_client, client);
+        handoff_abort(client, "enough");
+        finished(closing);
+        gone(&agent, client);
+    }
+}
+
 static void test_a_wait_ends_with_the_agent(void)
 {
     handoff_error error;
@@ -225,6 +269,22 @@ static void test_a_wait_ends_with_the_agent(void)
     CHECK(finished(rank) != NULL && is_kind(&error, "AnalyticsLostError"));
     CHECK(handoff_close(node.clients[0], &error) == 0);
     handoff_free(node.clients[0]);
+}
+
+/* What the agent's process has started may keep the connection open. */
+static void test_the_end_of_the_agents_process_is_enough(void)
+{
+    handoff_error error;
+    agent agent = agent_of(1, 2);
+    handoff_client *client = joined(&agent, HANDOFF_WAIT);
+    pid_t process = fork();
+    if (process == 0)
+        _exit(0);
+    client->agent.process = (int)syscall(SYS_pidfd_open, process, 0);
+    CHECK(waitpid(process, NULL, 0) == process);
+    if (client->agent.process >= 0)
+        CHECK(handoff_advance(client, 0, &error) < 0 && is_kind(&error, "AnalyticsLostError"));
+    gone(&agent, client);
 }
 
 static void test_a_rank_that_goes_on_alone(void)
@@ -304,6 +364,54 @@ static void test_a_forked_child_touches_nothing(void)
     gone(&agent, client);
 }
 
+#define MANY 50000 /* chunks, whose descriptions do not fit into a socket's buffer */
+
+static void test_an_agent_that_does_not_read(void)
+{
+    static handoff_chunk_description chunks[MANY];
+    const int64_t one[] = {1};
+    handoff_error error;
+    agent_address address;
+    const char *session = new_session();
+    const handoff_array_description array = {ARRAY, "<i8", 1, one, NULL, MANY, chunks};
+    const handoff_options options = {.session = session, .world_size = 1, .connect_timeout_s = 0.1, .start_timeout_s = 0.1,
+                                     .warn_every_s = 600};
+    int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), waiting = 0, connections[8];
+    for (int i = 0; i < MANY; i++)
+        chunks[i] = (handoff_chunk_description){one, one, NULL};
+    CHECK(address_of(session, NULL, &address, &error) == 0);
+    CHECK(bind(listener, (struct sockaddr *)&address.address, address.length) == 0 && listen(listener, 0) == 0);
+    CHECK(handoff_open(&options, &array, 1, &error) == NULL && is_kind(&error, "WaitTimeoutError"));
+    do { /* until no more can wait to be accepted */
+        connections[waiting] = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    } while (connect(connections[waiting++], (struct sockaddr *)&address.address, address.length) == 0);
+    CHECK(handoff_open(&options, NULL, 0, &error) == NULL && is_kind(&error, "NoAnalyticsError"));
+    while (waiting > 0)
+        close(connections[--waiting]);
+    close(listener);
+}
+
+static int descriptors_left_to_programs(void)
+{
+    int left = 0;
+    for (int fd = 3; fd < 256; fd++) {
+        int flags = fcntl(fd, F_GETFD);
+        left += flags >= 0 && !(flags & FD_CLOEXEC);
+    }
+    return left;
+}
+
+static void test_last_words_wait_for_the_exit_status(void)
+{
+    agent agent = agent_of(1, 2);
+    handoff_client *client = joined(&agent, HANDOFF_WAIT);
+    int before = descriptors_left_to_programs();
+    handoff_close_with_process(client, "it failed");
+    CHECK(agent_hear(&agent, 0) == MESSAGE_ENDING);
+    CHECK(descriptors_left_to_programs() == before);
+    gone(&agent, client);
+}
+
 static void test_nobody_listens(void)
 {
     handoff_error error;
@@ -318,12 +426,17 @@ int main(void)
     if (!EMULATED)
         RUN(test_of_ranks_at_the_same_time_one_notifies);
     RUN(test_another_thread_ends_a_wait);
+    RUN(test_a_thread_that_waits_for_its_turn_can_be_interrupted);
+    RUN(test_two_threads_end_a_client);
     RUN(test_a_wait_ends_with_the_agent);
+    RUN(test_the_end_of_the_agents_process_is_enough);
     RUN(test_a_rank_that_goes_on_alone);
     RUN(test_a_failed_session_fails_every_call);
     RUN(test_closing);
     RUN(test_what_nobody_asks_for_goes_nowhere);
     RUN(test_a_forked_child_touches_nothing);
+    RUN(test_an_agent_that_does_not_read);
+    RUN(test_last_words_wait_for_the_exit_status);
     RUN(test_nobody_listens);
     return 0;
 }

@@ -5,6 +5,7 @@
 #include "failure.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -49,6 +50,23 @@ int client_try_enter(handoff_client *client)
     return 1;
 }
 
+/* Take the lock; the thread that has it may wait for long. */
+static int wait_for_turn(handoff_client *client, handoff_error *error)
+{
+    struct timespec limit;
+    if (pthread_mutex_trylock(&client->lock) == 0)
+        return 0;
+    do {
+        if (client_check_interrupt(client, error) < 0)
+            return -1;
+        clock_gettime(CLOCK_REALTIME, &limit);
+        limit.tv_nsec += (long)(PAUSE_S * 1e9);
+        limit.tv_sec += limit.tv_nsec / 1000000000;
+        limit.tv_nsec %= 1000000000;
+    } while (pthread_mutex_timedlock(&client->lock, &limit) != 0);
+    return 0;
+}
+
 int client_enter(handoff_client *client, handoff_error *error)
 {
     if (!client->options.disabled) /* that has nothing to lose in a child */
@@ -58,7 +76,8 @@ int client_enter(handoff_client *client, handoff_error *error)
         return fail(error, "ClosedError",
                     "bridge %lld is in use by the very call that a signal has interrupted; have the handler set a flag, or raise",
                     (long long)client->options.bridge_id);
-    pthread_mutex_lock(&client->lock);
+    if (wait_for_turn(client, error) < 0)
+        return -1;
     atomic_store_explicit(&client->owner, pthread_self(), memory_order_relaxed);
     return 0;
 }
@@ -81,6 +100,7 @@ int client_check_open(handoff_client *client, handoff_error *error)
 
 void client_drop_memory(handoff_client *client)
 {
+    pthread_mutex_lock(&client->ends);
     for (size_t a = 0; a < client->array_count; a++) {
         handoff_array *array = client->arrays + a;
         array->wanted = 0;
@@ -99,11 +119,15 @@ void client_drop_memory(handoff_client *client)
         client->pages[i] = NULL;
     }
     client->ring = client->notified = NULL;
+    client->wanted_count = 0;
+    pthread_mutex_unlock(&client->ends);
 }
 
 void client_drop_connection(handoff_client *client)
 {
+    pthread_mutex_lock(&client->ends);
     connection_close(&client->agent);
+    pthread_mutex_unlock(&client->ends);
     client->started = 0;
 }
 
@@ -178,7 +202,9 @@ int handoff_close(handoff_client *client, handoff_error *error)
 /* Have a thread that waits in a call give up. */
 static void interrupt(handoff_client *client, const char *reason)
 {
-    snprintf(client->ended_why, sizeof client->ended_why, "%s", reason);
+    pthread_mutex_lock(&client->ends);
+    if (!atomic_load_explicit(&client->ended_by_thread, memory_order_relaxed))
+        snprintf(client->ended_why, sizeof client->ended_why, "%s", reason);
     atomic_store_explicit(&client->ended_by_thread, 1, memory_order_release);
     if (*reason)
         say_abort(client, reason);
@@ -187,6 +213,7 @@ static void interrupt(handoff_client *client, const char *reason)
     for (size_t a = 0; a < client->array_count; a++)
         if (client->arrays[a].wanted)
             word_wake(client->arrays[a].table + TABLE_WAKE);
+    pthread_mutex_unlock(&client->ends);
 }
 
 void handoff_abort(handoff_client *client, const char *reason)
@@ -231,7 +258,7 @@ static int prepare_last_words(handoff_client *client, const char *otherwise)
     put_close(&words->in_order, client);
     wire_begin(&words->otherwise, MESSAGE_ABORT);
     wire_text(&words->otherwise, otherwise);
-    words->fd = dup(client->agent.fd); /* for the rest of the process's life */
+    words->fd = fcntl(client->agent.fd, F_DUPFD_CLOEXEC, 0); /* for the rest of the process's life */
     if (words->fd >= 0 && wire_end(&words->in_order) == 0 && wire_end(&words->otherwise) == 0 &&
         on_exit(say_last_words, words) == 0)
         return 0;
@@ -273,7 +300,7 @@ void handoff_close_with_process(handoff_client *client, const char *otherwise)
 void handoff_close_in_child(handoff_client *client)
 {
     atomic_store_explicit(client->alive, 0, memory_order_relaxed); /* the parent has a page of its own */
-    connection_close(&client->agent);
+    connection_close_in_child(&client->agent);
 }
 
 handoff_stats handoff_get_stats(handoff_client *client)
@@ -289,6 +316,10 @@ void handoff_free(handoff_client *client)
 {
     if (client == NULL)
         return;
+    if (client_is_own(client, NULL) < 0) { /* another thread of the parent may have been changing the rest */
+        handoff_close_in_child(client);
+        return;
+    }
     client_drop_memory(client);
     client_drop_connection(client);
     for (size_t a = 0; a < client->array_count; a++) {
@@ -307,5 +338,6 @@ void handoff_free(handoff_client *client)
     if (client->alive != NULL)
         munmap((void *)client->alive, (size_t)sysconf(_SC_PAGESIZE));
     pthread_mutex_destroy(&client->lock);
+    pthread_mutex_destroy(&client->ends);
     free(client);
 }

@@ -69,6 +69,7 @@ struct handoff_array {
 struct handoff_client {
     _Atomic int *alive;        /* in a page that the kernel wipes in a forked child: 0 there */
     pthread_mutex_t lock;
+    pthread_mutex_t ends;      /* while connection and pages go, or are used by a thread whose turn it is not */
     _Atomic(pthread_t) owner;  /* of the lock, or 0 */
     int detached, closed;      /* nothing goes anywhere any more; the end was said */
     int failed;                /* `failure` holds for every call from now on */
@@ -116,7 +117,10 @@ void placement_free(placement *place);
 void put_limits(wire_out *out);
 
 /* wait.c */
+#define PAUSE_S 0.5 /* at most, until interrupts, the end of the agent and other threads are looked at */
+
 double seconds_now(void);
+int client_check_interrupt(const handoff_client *client, handoff_error *error);
 
 typedef struct {
     double timeout_s;

@@ -40,7 +40,7 @@ static int open_process(pid_t pid, int *gone)
 
 connection_attempt connection_open(connection *peer, const agent_address *address, handoff_error *error)
 {
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0); /* connecting may wait, too */
     if (fd < 0) {
         fail_errno(error, "DescriptorLimitError", "cannot open a socket to the agent");
         return CONNECTION_REFUSED;
@@ -83,16 +83,17 @@ connection_attempt connection_open(connection *peer, const agent_address *addres
     return CONNECTED;
 }
 
-int connection_send(connection *peer, const wire_out *message)
+int connection_send(connection *peer, const wire_out *message, size_t *sent)
 {
-    size_t sent = 0;
-    while (sent < message->length) {
-        ssize_t now = send(peer->fd, message->data + sent, message->length - sent, MSG_NOSIGNAL);
-        if (now < 0 && errno != EINTR)
+    while (*sent < message->length) {
+        ssize_t now = send(peer->fd, message->data + *sent, message->length - *sent, MSG_NOSIGNAL | MSG_DONTWAIT);
+        if (now < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR))
+            return has_ended(peer->process) ? -1 : 0; /* a child of it may keep the connection open */
+        if (now < 0)
             return -1;
-        sent += now > 0 ? (size_t)now : 0;
+        *sent += (size_t)now;
     }
-    return 0;
+    return 1;
 }
 
 void connection_send_now(connection *peer, const wire_out *message)
@@ -164,10 +165,20 @@ int connection_next(connection *peer, uint16_t *code, wire_in *fields)
     return 1;
 }
 
+static int wait_for(connection *peer, short event, double seconds)
+{
+    struct pollfd watched[] = {{.fd = peer->fd, .events = event}, {.fd = peer->process, .events = POLLIN}};
+    return poll(watched, 2, seconds <= 0 ? 0 : (int)(1000 * seconds) + 1) > 0;
+}
+
 int connection_wait(connection *peer, double seconds)
 {
-    struct pollfd watched[] = {{.fd = peer->fd, .events = POLLIN}, {.fd = peer->process, .events = POLLIN}};
-    return poll(watched, 2, seconds <= 0 ? 0 : (int)(1000 * seconds) + 1) > 0;
+    return wait_for(peer, POLLIN, seconds);
+}
+
+void connection_wait_for_room(connection *peer, double seconds)
+{
+    wait_for(peer, POLLOUT, seconds);
 }
 
 int connection_take(connection *peer, int *descriptors, size_t count)
@@ -183,7 +194,7 @@ int connection_take(connection *peer, int *descriptors, size_t count)
     return -1;
 }
 
-void connection_close(connection *peer)
+void connection_close_in_child(connection *peer)
 {
     if (peer->fd >= 0)
         close(peer->fd);
@@ -191,6 +202,12 @@ void connection_close(connection *peer)
         close(peer->process);
     while (peer->descriptor_count > 0)
         close(peer->descriptors[--peer->descriptor_count]);
+    peer->fd = peer->process = -1;
+}
+
+void connection_close(connection *peer)
+{
+    connection_close_in_child(peer);
     free(peer->received);
     connection_init(peer);
 }

@@ -5,11 +5,13 @@
 
 #include "address.h"
 #include "handoff.h"
+#include "protocol.h"
 #include "wire.h"
 
 #include <stddef.h>
 
-#define CONNECTION_MOST_DESCRIPTORS 256 /* that wait for the message that counts them */
+/* Those of a message that is still coming, and of the next one, which the same call may have received. */
+#define CONNECTION_MOST_DESCRIPTORS (2 * PROTOCOL_MAX_DESCRIPTORS)
 
 typedef enum { CONNECTED, NOBODY_THERE, CONNECTION_REFUSED } connection_attempt;
 
@@ -27,8 +29,11 @@ void connection_init(connection *peer);
 /* Try once. CONNECTION_REFUSED is final, and says why. */
 connection_attempt connection_open(connection *peer, const agent_address *address, handoff_error *error);
 
-/* Send a whole message, waiting for room. -1: the other end has gone. */
-int connection_send(connection *peer, const wire_out *message);
+/* Go on sending a message of which `*sent` bytes have been, without waiting: 1 whole, 0 not yet, -1 the other end has gone. */
+int connection_send(connection *peer, const wire_out *message, size_t *sent);
+
+/* Wait for room to send more, for so many seconds. */
+void connection_wait_for_room(connection *peer, double seconds);
 
 /* Send without waiting, and without caring. */
 void connection_send_now(connection *peer, const wire_out *message);
@@ -46,5 +51,8 @@ int connection_wait(connection *peer, double seconds);
 int connection_take(connection *peer, int *descriptors, size_t count);
 
 void connection_close(connection *peer);
+
+/* Close a forked child's copies of the descriptors, and nothing else: the parent may have been in the middle of a call. */
+void connection_close_in_child(connection *peer);
 
 #endif

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 
 _Static_assert(HANDOFF_MAX_DIMENSIONS == PROTOCOL_MAX_DIMENSIONS, "as both headers say");
 
@@ -370,19 +371,59 @@ int client_receive(handoff_client *client, handoff_error *error)
     }
 }
 
+/* Sending a message, for which the agent may have no room now. */
+typedef struct {
+    const wire_out *message;
+    size_t sent;
+    int gone;
+} transmission;
+
+static int has_sent(handoff_client *client, void *subject)
+{
+    transmission *now = subject;
+    int result = connection_send(&client->agent, now->message, &now->sent);
+    now->gone = result < 0;
+    return result != 0;
+}
+
+static void pause_for_room(handoff_client *client, void *subject, double seconds)
+{
+    (void)subject;
+    connection_wait_for_room(&client->agent, seconds);
+}
+
+static void describe_transmission(handoff_client *client, void *subject, char *text, size_t size)
+{
+    (void)client;
+    (void)subject;
+    snprintf(text, size, "waiting for the agent, which does not read what this rank says");
+}
+
+static int transmit(handoff_client *client, const wire_out *message, handoff_error *error)
+{
+    transmission now = {message, 0, 0};
+    client_wait wait = {client->options.start_timeout_s, "DEISA_RAY_START_TIMEOUT_S", has_sent, pause_for_room,
+                        describe_transmission, &now};
+    int result = client_wait_for(client, &wait, error);
+    if (result < 0 && now.sent > 0) /* half a message: nothing can follow it */
+        shutdown(client->agent.fd, SHUT_RDWR);
+    if (now.gone) /* it may have said why */
+        return client_receive(client, error) < 0 ? -1 : client_lost(client, error);
+    return result;
+}
+
 int client_transmit(handoff_client *client, wire_out *message, handoff_error *error)
 {
     int result;
-    if (wire_end(message) < 0)
-        result = fail(error, message->failed ? "MemoryBoundError" : "ProtocolError",
+    if (wire_end(message) == 0)
+        result = client->agent.fd >= 0 ? transmit(client, message, error)
+                                       : fail(error, "AnalyticsLostError", "the connection to the agent is closed");
+    else if (message->failed)
+        result = fail(error, "MemoryBoundError", "no memory is left");
+    else
+        result = fail(error, "ProtocolError",
                       "a message of %zu bytes is larger than the limit of %d; the bridge describes too many chunks",
                       message->length, PROTOCOL_MAX_MESSAGE_BYTES);
-    else if (client->agent.fd < 0)
-        result = fail(error, "AnalyticsLostError", "the connection to the agent is closed");
-    else if (connection_send(&client->agent, message) == 0)
-        result = 0;
-    else /* the agent has gone; it may have said why */
-        result = client_receive(client, error) < 0 ? -1 : client_lost(client, error);
     wire_discard(message);
     return result;
 }

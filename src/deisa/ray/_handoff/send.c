@@ -5,7 +5,6 @@
 #include "copy.h"
 #include "failure.h"
 
-#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -132,11 +131,10 @@ static void notify(handoff_client *client)
         connection_send_now(&client->agent, &(wire_out){.data = (unsigned char *)message, .length = sizeof message});
 }
 
-/* Handle what the agent may have said, without waiting. */
+/* Handle what the agent may have said, or its end, without waiting. */
 static int hear(handoff_client *client, handoff_error *error)
 {
-    struct pollfd heard = {.fd = client->agent.fd, .events = POLLIN};
-    if (!client->failed && poll(&heard, 1, 0) == 0)
+    if (!client->failed && !connection_wait(&client->agent, 0))
         return 0;
     return client_receive(client, error);
 }

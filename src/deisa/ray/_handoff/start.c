@@ -67,6 +67,8 @@ static handoff_client *new_client(const handoff_options *options, const handoff_
     void *page = mmap(NULL, (size_t)sysconf(_SC_PAGESIZE), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (client == NULL || page == MAP_FAILED) {
         free(client);
+        if (page != MAP_FAILED)
+            munmap(page, (size_t)sysconf(_SC_PAGESIZE));
         fail(error, "MemoryBoundError", "no memory is left");
         return NULL;
     }
@@ -77,6 +79,7 @@ static handoff_client *new_client(const handoff_options *options, const handoff_
     client->options = *options;
     connection_init(&client->agent);
     pthread_mutex_init(&client->lock, NULL);
+    pthread_mutex_init(&client->ends, NULL);
     client->session = strdup(options->session);
     client->socket_path = options->socket_path != NULL ? strdup(options->socket_path) : NULL;
     client->arrays = calloc(count + 1, sizeof *client->arrays);
@@ -185,13 +188,6 @@ static void sleep_for(double seconds)
     nanosleep(&time, NULL);
 }
 
-static int check_interrupt(const handoff_client *client, handoff_error *error)
-{
-    if (client->options.interrupted != NULL && client->options.interrupted(client->options.context))
-        return fail(error, "Interrupted", "a wait was interrupted");
-    return 0;
-}
-
 static int connect_until(handoff_client *client, double deadline, handoff_error *error)
 {
     double started = seconds_now(), said = started, pause = FIRST_RETRY_S;
@@ -213,7 +209,7 @@ static int connect_until(handoff_client *client, double deadline, handoff_error 
         }
         sleep_for(pause);
         pause = fmin(2 * pause, LAST_RETRY_S);
-        if (check_interrupt(client, error) < 0)
+        if (client_check_interrupt(client, error) < 0)
             return -1;
     }
 }
@@ -254,6 +250,7 @@ static int start(handoff_client *client, handoff_error *error)
         if (!is_kind(error, "AnalyticsLostError") || client->welcomed || client->failed)
             return -1;
         /* An agent of an earlier run; the next one may be on its way. */
+        client_drop_memory(client);
         double now = seconds_now();
         if (client->sent_away) { /* after it had waited there */
             client->sent_away = 0;
@@ -266,7 +263,7 @@ static int start(handoff_client *client, handoff_error *error)
             client_say(client, HANDOFF_WARNING, "%s; waiting for the next analytics", client->later);
         }
         sleep_for(LAST_RETRY_S);
-        if (check_interrupt(client, error) < 0)
+        if (client_check_interrupt(client, error) < 0)
             return -1;
     }
 }
@@ -305,9 +302,7 @@ void handoff_refuse(const handoff_options *options, const char *reason)
     if (connect_until(client, seconds_now() + fmin(REFUSAL_S, options->connect_timeout_s), &error) == 0) {
         wire_out hello;
         put_hello(&hello, client, 0);
-        if (wire_end(&hello) == 0)
-            connection_send(&client->agent, &hello);
-        wire_discard(&hello);
+        client_transmit(client, &hello, &error);
     }
     client_leave(client);
     handoff_abort(client, reason);

@@ -7,8 +7,6 @@
 #include <stdio.h>
 #include <time.h>
 
-#define PAUSE_S 0.5 /* at most, until interrupts, the end of the agent and other threads are looked at */
-
 double seconds_now(void)
 {
     struct timespec now;
@@ -19,6 +17,13 @@ double seconds_now(void)
 static double least(double one, double other)
 {
     return one < other ? one : other;
+}
+
+int client_check_interrupt(const handoff_client *client, handoff_error *error)
+{
+    if (client->options.interrupted != NULL && client->options.interrupted(client->options.context))
+        return fail(error, "Interrupted", "a wait was interrupted");
+    return 0;
 }
 
 void client_pause_for_message(handoff_client *client, void *subject, double seconds)
@@ -50,9 +55,7 @@ int client_wait_for(handoff_client *client, const client_wait *wait, handoff_err
         }
         double pause = least(wait->timeout_s - (now - started), options->warn_every_s - (now - said));
         wait->pause(client, wait->subject, least(pause > 0 ? pause : 0, PAUSE_S));
-        if (options->interrupted != NULL && options->interrupted(options->context))
-            return fail(error, "Interrupted", "a wait was interrupted");
-        if (client_receive(client, error) < 0)
+        if (client_check_interrupt(client, error) < 0 || client_receive(client, error) < 0)
             return -1;
     }
     return 0;
