@@ -2,6 +2,25 @@
 
 #include "_native.h"
 
+native_state *state_of(PyTypeObject *type)
+{
+    return PyModule_GetState(PyType_GetModuleByDef(type, &native_module));
+}
+
+/* Raise what the library says has failed. */
+PyObject *raise_error(native_state *state, const handoff_error *error)
+{
+    if (strcmp(error->kind, "Interrupted") == 0 && PyErr_Occurred())
+        return NULL; /* the signal's handler has raised */
+    PyObject *text = PyUnicode_DecodeUTF8(error->text, (Py_ssize_t)strlen(error->text), "replace");
+    PyObject *raised = text != NULL ? PyObject_CallFunction(state->named_error, "sO", error->kind, text) : NULL;
+    if (raised != NULL)
+        PyErr_SetObject((PyObject *)Py_TYPE(raised), raised);
+    Py_XDECREF(raised);
+    Py_XDECREF(text);
+    return NULL;
+}
+
 static int native_exec(PyObject *module)
 {
     if (PyModule_AddFunctions(module, words_methods) < 0 || PyModule_AddFunctions(module, client_methods) < 0)
@@ -31,6 +50,11 @@ static int native_clear(PyObject *module)
     return 0;
 }
 
+static void native_free(void *module)
+{
+    native_clear(module);
+}
+
 static PyModuleDef_Slot native_slots[] = {
     {Py_mod_exec, native_exec},
 #ifdef Py_mod_multiple_interpreters /* from Python 3.12 on */
@@ -50,6 +74,7 @@ struct PyModuleDef native_module = {
     .m_slots = native_slots,
     .m_traverse = native_traverse,
     .m_clear = native_clear,
+    .m_free = native_free,
 };
 
 PyMODINIT_FUNC PyInit__native(void)

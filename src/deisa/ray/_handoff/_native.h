@@ -17,6 +17,34 @@ typedef struct {
 
 extern struct PyModuleDef native_module;
 
+/* A rank's client. */
+typedef struct {
+    PyObject_HEAD
+    PyObject *say; /* callable: level, text */
+    handoff_client *client;
+} ClientObject;
+
+native_state *state_of(PyTypeObject *type);
+
+/* Raise what the library says has failed; returns NULL. */
+PyObject *raise_error(native_state *state, const handoff_error *error);
+
+/* _native_options.c: what a client is opened with. */
+typedef struct {
+    void **blocks;
+    size_t count, capacity;
+} storage;
+
+void say_hook(void *context, handoff_level level, const char *text);
+int interrupted_hook(void *context);
+int parse_options(PyObject *args, PyObject *kwargs, handoff_options *options, PyObject **say, PyObject **arrays);
+handoff_array_description *describe_arrays(PyObject *arrays, storage *kept);
+void let_go(storage *kept);
+
+/* _native_chunk.c */
+extern PyType_Spec chunk_spec, memory_spec;
+PyObject *new_chunk(ClientObject *owner, handoff_chunk *chunk, native_state *state);
+
 /* Of the rank: _native_client.c; the agent's words: _native_words.c. */
 int client_exec(PyObject *module);
 extern PyMethodDef words_methods[], client_methods[];

@@ -107,11 +107,23 @@ void client_drop_memory(handoff_client *client);
 __attribute__((format(printf, 3, 4))) void client_say(handoff_client *client, handoff_level level, const char *format,
                                                       ...);
 
+/* find.c */
+#define NAME_BYTES 512 /* of an array's name in a text */
+
+const char *what_array(const handoff_array *array, char *text, size_t size); /* "array 'T'" */
+int client_check_timestep(const handoff_client *client, const handoff_array *array, int64_t timestep, handoff_error *error);
+int client_check_chunk(const handoff_chunk *chunk, int64_t timestep, handoff_error *error); /* 1 go on; 0 detached; -1 no */
+
 /* receive.c: what the agent says. */
 int client_receive(handoff_client *client, handoff_error *error); /* handle what has come, without waiting */
 int client_transmit(handoff_client *client, wire_out *message, handoff_error *error); /* and discard it */
 int client_lost(handoff_client *client, handoff_error *error);
+int client_malformed(const char *message, handoff_error *error);
+
+/* slots.c */
 void placement_free(placement *place);
+int client_on_slots(handoff_client *client, wire_in *in, handoff_error *error);
+void client_provide(handoff_client *client); /* give each chunk that waits for it the memory that has come */
 
 /* start.c */
 void put_limits(wire_out *out);

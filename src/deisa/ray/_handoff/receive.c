@@ -2,7 +2,6 @@
 
 #define _GNU_SOURCE
 #include "client.h"
-#include "copy.h"
 #include "failure.h"
 
 #include <stdio.h>
@@ -10,9 +9,7 @@
 #include <string.h>
 #include <sys/socket.h>
 
-_Static_assert(HANDOFF_MAX_DIMENSIONS == PROTOCOL_MAX_DIMENSIONS, "as both headers say");
-
-static int malformed(const char *message, handoff_error *error)
+int client_malformed(const char *message, handoff_error *error)
 {
     return fail(error, "ProtocolError", "received a malformed %s", message);
 }
@@ -50,7 +47,7 @@ static int on_later(handoff_client *client, wire_in *in, handoff_error *error)
     client->welcomed = 0;
     *client->down = '\0';
     if (get_text(in, client->later, sizeof client->later) < 0)
-        return malformed("Later", error);
+        return client_malformed("Later", error);
     return fail(error, "AnalyticsLostError", "%s", client->later);
 }
 
@@ -58,7 +55,7 @@ static int on_fail(handoff_client *client, wire_in *in, handoff_error *error)
 {
     char kind[HANDOFF_KIND_BYTES], text[HANDOFF_TEXT_BYTES];
     if (get_text(in, kind, sizeof kind) < 0 || get_text(in, text, sizeof text) < 0)
-        return malformed("Fail", error);
+        return client_malformed("Fail", error);
     fail(&client->failure, kind, "%s", text);
     client->failed = 1;
     *error = client->failure;
@@ -68,7 +65,7 @@ static int on_fail(handoff_client *client, wire_in *in, handoff_error *error)
 static int on_analytics_down(handoff_client *client, wire_in *in, handoff_error *error)
 {
     if (get_text(in, client->down, sizeof client->down) < 0)
-        return malformed("AnalyticsDown", error);
+        return client_malformed("AnalyticsDown", error);
     if (client->options.on_lost != HANDOFF_WAIT) {
         fail(&client->failure, "AnalyticsLostError", "%s", client->down);
         client->failed = 1;
@@ -83,137 +80,6 @@ static void on_analytics_up(handoff_client *client)
 {
     *client->down = '\0';
     client_say(client, HANDOFF_WARNING, "another analytics has taken over");
-}
-
-/* Memory. */
-
-void placement_free(placement *place)
-{
-    if (place != NULL) {
-        memory_release(place->memory);
-        free(place->shape);
-        free(place->dtype);
-        free(place);
-    }
-}
-
-/* Whether all of a region's slots lie in its segment: no access to them may go beyond it. They do not overlap, so there is
-   room for all their elements. */
-static int lies_within(const placement *place, int64_t base, int64_t nbytes)
-{
-    int64_t first = base, last = base, needed;
-    if (place->slots < 1 || place->itemsize < 1 ||
-        __builtin_mul_overflow(place->slots - 1, place->slot_bytes, &last) || __builtin_add_overflow(last, base, &last) ||
-        __builtin_mul_overflow(place->slots, place->itemsize, &needed))
-        return 0;
-    for (int d = 0; d < place->ndim; d++) {
-        int64_t reach;
-        if (place->shape[d] < 1 || __builtin_mul_overflow(place->shape[d] - 1, place->strides[d], &reach) ||
-            __builtin_add_overflow(reach < 0 ? first : last, reach, reach < 0 ? &first : &last) ||
-            __builtin_mul_overflow(needed, place->shape[d], &needed))
-            return 0;
-    }
-    return first >= 0 && !__builtin_add_overflow(last, place->itemsize, &last) && last <= nbytes && needed <= nbytes;
-}
-
-/* Read a RegionSpec; `*segment` and `*base` say where it lies. */
-static placement *get_placement(wire_in *in, int64_t *segment, int64_t *base)
-{
-    wire_in part = wire_get_part(in);
-    placement *place = calloc(1, sizeof *place);
-    if (place == NULL)
-        return NULL;
-    place->region = wire_get_natural(&part);
-    *segment = wire_get_natural(&part);
-    *base = wire_get_natural(&part);
-    place->slot_bytes = wire_get_natural(&part);
-    place->slots = wire_get_natural(&part);
-    size_t ndim = wire_get_count(&part);
-    if (!part.bad && ndim <= HANDOFF_MAX_DIMENSIONS && (place->shape = calloc(2 * ndim + 1, sizeof(int64_t))) != NULL) {
-        place->ndim = (int)ndim;
-        place->strides = place->shape + ndim;
-        for (size_t d = 0; d < ndim; d++)
-            place->shape[d] = wire_get_natural(&part);
-        if (wire_get_count(&part) != ndim)
-            part.bad = 1;
-        for (size_t d = 0; d < ndim; d++)
-            place->strides[d] = wire_get_int(&part);
-        place->dtype = wire_get_text(&part);
-        place->itemsize = wire_get_natural(&part);
-    }
-    else
-        part.bad = 1;
-    if (part.bad) {
-        placement_free(place);
-        return NULL;
-    }
-    return place;
-}
-
-/* Give a chunk that waits for it its memory. */
-static void provide(handoff_client *client)
-{
-    for (placement **link = &client->placements; *link != NULL;) {
-        placement *place = *link;
-        handoff_chunk *owner = NULL;
-        for (size_t a = 0; a < client->array_count && owner == NULL; a++)
-            for (size_t c = 0; c < client->arrays[a].chunk_count && client->arrays[a].wanted; c++)
-                if (client->arrays[a].chunks[c].region == place->region && client->arrays[a].chunks[c].place == NULL)
-                    owner = client->arrays[a].chunks + c;
-        int fits = owner != NULL && place->ndim == owner->array->ndim && place->slots == owner->array->slots &&
-                   memcmp(place->shape, owner->shape, (size_t)place->ndim * sizeof *place->shape) == 0;
-        if (fits) {
-            *link = place->next;
-            owner->place = place;
-        }
-        else
-            link = &place->next;
-    }
-}
-
-static int on_slots(handoff_client *client, wire_in *in, handoff_error *error)
-{
-    int descriptors[PROTOCOL_MAX_DESCRIPTORS];
-    int64_t sizes[PROTOCOL_MAX_DESCRIPTORS];
-    handoff_memory *segments[PROTOCOL_MAX_DESCRIPTORS];
-    size_t count = wire_get_count(in), mapped = 0;
-    int result = 0;
-    if (in->bad || count > PROTOCOL_MAX_DESCRIPTORS)
-        return malformed("Slots", error);
-    for (size_t i = 0; i < count; i++)
-        sizes[i] = wire_get_natural(in);
-    size_t came = client->agent.descriptor_count;
-    if (connection_take(&client->agent, descriptors, count) < 0)
-        return fail(error, "ProtocolError",
-                    "%zu memory segments were announced, %zu came along; is the limit on open files (ulimit -n) too small?",
-                    count, came);
-    for (; mapped < count && result == 0; mapped++)
-        if ((segments[mapped] = memory_map(descriptors[mapped], sizes[mapped], 1, error)) == NULL)
-            result = -1;
-    if (result < 0) /* memory_map has closed the one that failed */
-        for (size_t i = mapped--; i < count; i++)
-            close(descriptors[i]);
-    size_t regions = result == 0 ? wire_get_count(in) : 0;
-    for (size_t i = 0; i < regions && result == 0; i++) {
-        int64_t segment, base;
-        placement *place = get_placement(in, &segment, &base);
-        if (place == NULL || segment >= (int64_t)count || !lies_within(place, base, sizes[segment])) {
-            placement_free(place);
-            result = malformed("Slots", error);
-            break;
-        }
-        place->memory = memory_retain(segments[segment]);
-        place->base = segments[segment]->base + base;
-        for (int64_t slot = 0; slot < place->slots; slot++)
-            touch_strided(place->base + slot * place->slot_bytes, place->strides, place->shape, place->ndim,
-                          place->itemsize);
-        place->next = client->placements;
-        client->placements = place;
-    }
-    for (size_t i = 0; i < mapped; i++)
-        memory_release(segments[i]);
-    provide(client);
-    return result;
 }
 
 /* The start. */
@@ -293,13 +159,13 @@ static int on_start(handoff_client *client, wire_in *in, handoff_error *error)
     int64_t sizes[PAGES];
     size_t pages = wire_get_count(in);
     if (in->bad || client->started || (pages != 0 && pages != PAGES))
-        return malformed("Start", error);
+        return client_malformed("Start", error);
     for (size_t i = 0; i < pages; i++)
         sizes[i] = wire_get_natural(in);
     client->capacity = wire_get_natural(in);
     size_t wanted = wire_get_count(in);
     if (in->bad || (pages == 0 && wanted > 0))
-        return malformed("Start", error);
+        return client_malformed("Start", error);
     if (pages > 0) {
         if (map_pages(client, sizes, error) < 0)
             return -1;
@@ -307,14 +173,14 @@ static int on_start(handoff_client *client, wire_in *in, handoff_error *error)
         client->notified = (page_word *)client->pages[1]->base + COUNTERS_NOTIFIED;
         if (client->capacity < 1 || client->capacity > INT32_MAX ||
             words_of(client->pages[2], RING_ENTRIES, RING_ENTRY_WORDS * client->capacity) == NULL)
-            return malformed("Start", error);
+            return client_malformed("Start", error);
     }
     for (size_t i = 0; i < wanted; i++)
         if (get_wanted(client, in) < 0)
-            return malformed("Start", error);
+            return client_malformed("Start", error);
     client->started = 1;
     *client->progress = '\0';
-    provide(client);
+    client_provide(client);
     return 0;
 }
 
@@ -323,9 +189,9 @@ static int handle(handoff_client *client, uint16_t code, wire_in *in, handoff_er
     switch (code) {
     case MESSAGE_PROGRESS:
         client->welcomed = 1;
-        return get_text(in, client->progress, sizeof client->progress) < 0 ? malformed("Progress", error) : 0;
+        return get_text(in, client->progress, sizeof client->progress) < 0 ? client_malformed("Progress", error) : 0;
     case MESSAGE_SLOTS:
-        return on_slots(client, in, error);
+        return client_on_slots(client, in, error);
     case MESSAGE_START:
         return on_start(client, in, error);
     case MESSAGE_FAIL:

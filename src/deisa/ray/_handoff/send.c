@@ -9,109 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define NAME_BYTES 512 /* of an array's name in a text */
-
-/* Finding and checking. */
-
-static const char *what_array(const handoff_array *array, char *text, size_t size)
-{
-    char name[NAME_BYTES];
-    snprintf(text, size, "array %s", quoted(array->name, name, sizeof name));
-    return text;
-}
-
-static int unknown_array(handoff_client *client, const char *array, handoff_error *error)
-{
-    char wanted[NAME_BYTES], name[NAME_BYTES], known[2048] = "";
-    for (size_t a = 0; a < client->array_count; a++) {
-        size_t length = strlen(known);
-        snprintf(known + length, sizeof known - length, "%s%s", a > 0 ? ", " : "",
-                 quoted(client->arrays[a].name, name, sizeof name));
-    }
-    return fail(error, "UnknownArrayError", "bridge %lld described no array %s; it has %s",
-                (long long)client->options.bridge_id, quoted(array, wanted, sizeof wanted), *known ? known : "none");
-}
-
-static handoff_chunk *find(handoff_client *client, const char *name, int64_t index, handoff_error *error)
-{
-    handoff_array *array = NULL;
-    char shown[NAME_BYTES];
-    for (size_t a = 0; a < client->array_count && array == NULL; a++)
-        if (strcmp(client->arrays[a].name, name) == 0)
-            array = client->arrays + a;
-    if (array == NULL)
-        unknown_array(client, name, error);
-    else if (index == HANDOFF_ONLY_CHUNK && array->chunk_count == 1)
-        return array->chunks;
-    else if (index == HANDOFF_ONLY_CHUNK && array->chunk_count > 1)
-        fail(error, "ChunkIndexError", "bridge %lld owns %zu chunks of array %s; say which with chunk_index=",
-             (long long)client->options.bridge_id, array->chunk_count, quoted(name, shown, sizeof shown));
-    else if (index >= 0 && (size_t)index < array->chunk_count)
-        return array->chunks + index;
-    else {
-        char asked[32] = "None";
-        if (index != HANDOFF_ONLY_CHUNK)
-            snprintf(asked, sizeof asked, "%lld", (long long)index);
-        fail(error, "ChunkIndexError", "bridge %lld owns %zu chunks of array %s, there is no chunk %s",
-             (long long)client->options.bridge_id, array->chunk_count, quoted(name, shown, sizeof shown), asked);
-    }
-    return NULL;
-}
-
-handoff_chunk *handoff_find(handoff_client *client, const char *array, int64_t index, handoff_error *error)
-{
-    handoff_chunk *chunk = NULL;
-    if (client_enter(client, error) < 0)
-        return NULL;
-    if (client_check_open(client, error) >= 0)
-        chunk = find(client, array, index, error);
-    client_leave(client);
-    return chunk;
-}
-
-static int check_timestep(const handoff_client *client, const handoff_array *array, int64_t timestep, handoff_error *error)
-{
-    char what[NAME_BYTES + 16] = "advance()";
-    if (client->newest_any && timestep < client->newest)
-        return fail(error, "TimestepError",
-                    "bridge %lld, %s: timestep %lld comes after timestep %lld; timesteps must not decrease",
-                    (long long)client->options.bridge_id, array != NULL ? what_array(array, what, sizeof what) : what,
-                    (long long)timestep, (long long)client->newest);
-    if (timestep < HANDOFF_EARLIEST_TIMESTEP)
-        return fail(error, "TimestepError", "bridge %lld, %s: timestep %lld exceeds 64 bits",
-                    (long long)client->options.bridge_id, array != NULL ? what_array(array, what, sizeof what) : what,
-                    (long long)timestep);
-    return 0;
-}
-
-/* 1: go on; 0: detached; -1: it must not be handed over. */
-static int check(const handoff_chunk *chunk, int64_t timestep, handoff_error *error)
-{
-    handoff_array *array = chunk->array;
-    char name[NAME_BYTES];
-    int ready = client_check_open(array->client, error);
-    if (ready != 1)
-        return ready;
-    if (check_timestep(array->client, array, timestep, error) < 0)
-        return -1;
-    if (chunk->sent_any && chunk->sent == timestep)
-        return fail(error, "DuplicateChunkError",
-                    "bridge %lld has already sent chunk %lld of array %s for timestep %lld",
-                    (long long)array->client->options.bridge_id, (long long)chunk->index,
-                    quoted(array->name, name, sizeof name), (long long)timestep);
-    return 1;
-}
-
-int handoff_check(handoff_chunk *chunk, int64_t timestep, handoff_error *error)
-{
-    handoff_client *client = chunk->array->client;
-    if (client_enter(client, error) < 0)
-        return -1;
-    int result = check(chunk, timestep, error);
-    client_leave(client);
-    return result < 0 ? -1 : 0;
-}
-
 /* Notifying. */
 
 /* Whether no other bridge of the node has a smaller word in its entry of the array's row. */
@@ -304,7 +201,7 @@ static int hand_over(handoff_chunk *chunk, const void *data, const int64_t *stri
 {
     handoff_array *array = chunk->array;
     char what[NAME_BYTES + 16];
-    int ready = check(chunk, timestep, error);
+    int ready = client_check_chunk(chunk, timestep, error);
     if (ready != 1)
         return ready < 0 ? -1 : 1;
     if (!array->wanted)
@@ -386,7 +283,7 @@ void *handoff_slot(handoff_chunk *chunk, int64_t timestep, handoff_error *error)
     error->kind[0] = '\0';
     if (client_enter(client, error) < 0)
         return NULL;
-    if (check(chunk, timestep, error) == 1 && chunk->array->wanted) {
+    if (client_check_chunk(chunk, timestep, error) == 1 && chunk->array->wanted) {
         int result = check_memory(chunk, error);
         if (result == 0 && pass(client, timestep))
             notify(client);
@@ -407,58 +304,10 @@ int handoff_advance(handoff_client *client, int64_t timestep, handoff_error *err
     if (client_enter(client, error) < 0)
         return -1;
     int result = client_check_open(client, error);
-    if (result == 1 && (result = check_timestep(client, NULL, timestep, error)) == 0) {
+    if (result == 1 && (result = client_check_timestep(client, NULL, timestep, error)) == 0) {
         if (pass(client, timestep))
             notify(client);
         result = hear(client, error);
-    }
-    result = client_settle(client, result, error);
-    client_leave(client);
-    return result < 0 ? -1 : 0;
-}
-
-/* Dtypes that come late. */
-
-static int has_memory(handoff_client *client, void *subject)
-{
-    const handoff_array *array = subject;
-    (void)client;
-    for (size_t c = 0; c < array->chunk_count; c++)
-        if (array->chunks[c].place == NULL)
-            return 0;
-    return 1;
-}
-
-static void describe_memory(handoff_client *client, void *subject, char *text, size_t size)
-{
-    const handoff_array *array = subject;
-    char name[NAME_BYTES];
-    (void)client;
-    snprintf(text, size, "waiting for the memory of array %s", quoted(array->name, name, sizeof name));
-}
-
-int handoff_declare_dtype(handoff_array *array, const char *dtype, int64_t itemsize, handoff_error *error)
-{
-    handoff_client *client = array->client;
-    (void)itemsize;
-    if (client_enter(client, error) < 0)
-        return -1;
-    int result = client_check_open(client, error);
-    if (result == 1 && array->wanted && !has_memory(client, array)) {
-        client_wait wait = {client->options.start_timeout_s, "DEISA_RAY_START_TIMEOUT_S", has_memory,
-                            client_pause_for_message, describe_memory, array};
-        result = 0;
-        if (!array->declared) {
-            wire_out message;
-            wire_begin(&message, MESSAGE_DECLARE_DTYPE);
-            wire_text(&message, array->name);
-            wire_text(&message, dtype);
-            put_limits(&message);
-            result = client_transmit(client, &message, error);
-            array->declared = result == 0;
-        }
-        if (result == 0)
-            result = client_wait_for(client, &wait, error);
     }
     result = client_settle(client, result, error);
     client_leave(client);
