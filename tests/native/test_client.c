@@ -326,6 +326,32 @@ static void test_closing(void)
     gone(&agent, client);
 }
 
+static void test_a_slot_may_be_used_after_another_thread_has_closed(void)
+{
+    handoff_error error;
+    given_slot given;
+    agent agent = agent_of(1, 2);
+    handoff_client *client = joined(&agent, HANDOFF_WAIT);
+    CHECK(client_give_slot(only_chunk(client), 0, &given, &error) == 1);
+    CHECK(handoff_close(client, &error) == 0);
+    CHECK(given.strides[0] == 8 * COLUMNS && given.at >= given.memory->base);
+    memset(given.at, 1, ROWS * COLUMNS * 8);
+    memory_release(given.memory);
+    gone(&agent, client);
+}
+
+static void test_a_dtype_that_others_have_declared(void)
+{
+    handoff_error error;
+    agent agent = agent_of(1, 2);
+    handoff_client *client = joined(&agent, HANDOFF_WAIT);
+    handoff_array *array = only_chunk(client)->array;
+    CHECK(handoff_declare_dtype(array, "<i8", &error) == 0);
+    CHECK(handoff_declare_dtype(array, "<f8", &error) < 0 && is_kind(&error, "ChunkDtypeError"));
+    CHECK(strcmp(error.text, "bridge 0, array 'T': other bridges declared dtype <i8, this one declared none and sends <f8") == 0);
+    gone(&agent, client);
+}
+
 static void test_what_nobody_asks_for_goes_nowhere(void)
 {
     handoff_error error;
@@ -433,6 +459,8 @@ int main(void)
     RUN(test_a_rank_that_goes_on_alone);
     RUN(test_a_failed_session_fails_every_call);
     RUN(test_closing);
+    RUN(test_a_slot_may_be_used_after_another_thread_has_closed);
+    RUN(test_a_dtype_that_others_have_declared);
     RUN(test_what_nobody_asks_for_goes_nowhere);
     RUN(test_a_forked_child_touches_nothing);
     RUN(test_an_agent_that_does_not_read);

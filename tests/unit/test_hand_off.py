@@ -118,6 +118,59 @@ def test_the_caller_may_overwrite_its_buffer(agent: Agent) -> None:
     np.testing.assert_array_equal(agent.chunks(agent.wait(StepComplete))[0], np.arange(4.0))
 
 
+@pytest.mark.parametrize(
+    "turn",
+    [lambda x: x, lambda x: x[:], lambda x: x[::-1], lambda x: x.T, lambda x: x[:, ::-1]],
+    ids=["itself", "a view", "backwards", "transposed", "rows backwards"],
+)
+def test_what_lies_in_the_slot_in_another_order(
+    agent: Agent, turn: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    (bridge,) = agent.bridges({"a": whole((3, 3))}, slots={"a": 2})
+    values = np.arange(9.0).reshape(3, 3)
+    slot = bridge.slot("a", 0)
+    slot[...] = values
+    bridge.send("a", turn(slot), 0)
+    np.testing.assert_array_equal(agent.chunks(agent.wait(StepComplete))[0], turn(values))
+    assert not slot.flags.writeable
+
+
+def test_a_reason_that_is_no_text(agent: Agent) -> None:
+    """Names of files need not be UTF-8."""
+    (bridge,) = agent.bridges({"a": whole((4,))}, slots={"a": 1})
+    with pytest.raises(ValueError, match="no mesh in"), bridge:
+        raise ValueError("no mesh in " + os.fsdecode(b"\xff.dat"))
+    assert agent.wait(BridgeLost).reason == "ValueError: no mesh in ?.dat"
+
+
+def test_a_bridge_that_cannot_say_its_end_lets_go_of_its_memory(agent: Agent) -> None:
+    (bridge,) = agent.bridges({"a": whole((4,))}, slots={"a": 1})
+    bridge.slot("a", 0)
+    agent.server.close(None)
+    with pytest.raises(AnalyticsLostError):
+        bridge.close()
+    gc.collect()
+    assert mappings(agent.settings.session) == 0
+    assert "closed" in repr(bridge)
+
+
+def test_a_creation_that_is_interrupted_ends_its_bridge(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("deisa.ray.bridge._OwnChunk", interrupted)
+    opening = agent.open_bridge(0, 1, {"a": whole((4,))}, client=Bridge)
+    agent.wait(BridgeJoined)
+    agent.start({"a": 1})
+    assert isinstance(opening.exception(PATIENCE_S), KeyboardInterrupt)
+    agent.forget()
+    del opening
+    gc.collect()
+    assert agent.wait(BridgeClosed)
+
+
 def test_the_rank_may_go(agent: Agent) -> None:
     (bridge,) = agent.bridges({"a": whole((4,))}, slots={"a": 1})
     bridge.send("a", np.arange(4.0), 0)

@@ -217,6 +217,8 @@ def test_malformed_description(change: dict[str, Any], message: str) -> None:
         ([("a", FINE)], "must map array names to descriptions, got list"),
         ({3: FINE}, "array names must be non-empty strings, got 3"),
         ({"": FINE}, "array names must be non-empty strings"),
+        ({"a\0b": FINE}, "array names must be UTF-8 without zeros, got 'a.x00b'"),
+        ({"\udcff": FINE}, "array names must be UTF-8"),
         ({"a": 5}, "describe it by a dict, or by a list of dicts"),
         ({"a": [FINE, 5]}, "a chunk is described by a dict, got int"),
         ({"a": {"dtype": "f8"}}, "'chunk_shape' is missing"),

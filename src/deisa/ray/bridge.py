@@ -56,7 +56,7 @@ class Communicator(Protocol):
 class _OwnChunk:
     """One chunk that this bridge owns, and where it is handed over."""
 
-    __slots__ = ("_memory", "_scratch", "_views", "array", "dtype", "index", "native", "shape")
+    __slots__ = ("_scratch", "_views", "array", "dtype", "index", "native", "shape")
 
     def __init__(self, array: str, index: int, shape: Shape, native: _native.Chunk) -> None:
         self.array = array
@@ -65,22 +65,18 @@ class _OwnChunk:
         self.native = native
         self.dtype: np.dtype | None = None
         self._views: dict[int, np.ndarray] = {}
-        self._memory: Any = None
         self._scratch: np.ndarray | None = None
 
     def settle(self, dtype: np.dtype) -> None:
         """Take chunks of this dtype from now on."""
         self.dtype = self.native.dtype = dtype
 
-    def slot_at(self, offset: int) -> np.ndarray:
+    def slot_at(self, memory: _native.Memory, offset: int, strides: Shape) -> np.ndarray:
         """Give out the slot at an offset of the memory."""
-        if self._memory is None:
-            self._memory = self.native.memory
         view = self._views.get(offset)
         if view is None:
-            memory = memoryview(self._memory)
             view = self._views[offset] = np.ndarray(
-                self.shape, self.dtype, memory, offset, self.native.strides
+                self.shape, self.dtype, memoryview(memory), offset, strides
             )
         self.native.lent = lent = view.view()
         return lent
@@ -93,7 +89,7 @@ class _OwnChunk:
 
     def let_go(self) -> None:
         """Drop the slots: their memory is unmapped as soon as nobody else has a view of it."""
-        self.native.lent = self._memory = None
+        self.native.lent = None
         self._views.clear()
 
 
@@ -191,6 +187,7 @@ class Bridge:
         self._process = OwnProcess()
         self._opened_by = weakref.ref(threading.current_thread())
         self._settling = threading.Lock()
+        self._own: dict[str, list[_OwnChunk]] = {}
         self._client = _native.Client(**options, arrays=tuple(map(_plain, arrays)))
         self._own = {
             described.name: [
@@ -318,9 +315,9 @@ class Bridge:
             raise ChunkDtypeError(
                 f"bridge {self._id}, array {array_name!r}: a slot needs the dtype; declare it in arrays_metadata"
             )
-        offset = own.native.slot(step)
+        given = own.native.slot(step)
         # Where no callback asks for the array, or nobody is there any more, any memory will do.
-        return own.scratch() if offset is None else own.slot_at(offset)
+        return own.scratch() if given is None else own.slot_at(*given)
 
     def advance(self, timestep: int) -> None:
         """Say that this rank sends nothing older than `timestep` any more, without sending anything.
@@ -357,8 +354,11 @@ class Bridge:
             logger.warning(
                 "bridge %d closes at timestep %d, having sent timestep %d", self._id, timestep, newest
             )
-        self._client.close()
-        self._let_go()
+        try:
+            self._client.close()
+        finally:
+            if self._client.closed:
+                self._let_go()
 
     def _let_go(self) -> None:
         for chunks in self._own.values():
@@ -369,7 +369,8 @@ class Bridge:
     def lose(self, reason: str) -> None:
         """End as a dying rank does; a thread that waits in a call gets an error. Not for users."""
         self._client.abort(reason)
-        self._let_go()
+        if self._client.closed:
+            self._let_go()
 
     def end_with_process(self, *, in_order: bool = False) -> None:
         """Close when the process ends in order, as its exit status says if that is not sure. Not for users."""
@@ -475,9 +476,7 @@ class Bridge:
         except DescriptionError as exc:
             raise ChunkDtypeError(f"bridge {self._id}, {exc}") from exc
         if own.native.wanted:
-            if own.native.memory_dtype is None:
-                own.native.declare_dtype(dtype_text(dtype), dtype.itemsize)
-            declared = own.native.memory_dtype
+            declared = own.native.declare_dtype(dtype_text(dtype))
             if declared is not None:
                 known = dtype_of(declared)
                 if not same_values(dtype, known):

@@ -24,7 +24,7 @@ typedef struct {
     PyObject *dtype; /* of NumPy, or None: which arrays `send` takes */
     PyObject *lent;  /* the array over the slot that was given out, or None */
     PyTypeObject *ndarray_type;
-    int64_t nbytes;
+    int64_t itemsize, nbytes; /* of `dtype`: of an element, of the chunk */
 } ChunkObject;
 
 typedef struct {
@@ -127,13 +127,13 @@ static PyObject *Chunk_send(ChunkObject *self, PyObject *const *args, Py_ssize_t
 }
 
 /* NumPy's own function for that would have to be imported. */
-static int has_itemsize(PyObject *array, const handoff_chunk *own)
+static int has_itemsize(PyObject *array, int64_t nbytes)
 {
     PyObject *itemsize = PyObject_GetAttrString(array, "itemsize");
-    long long nbytes = itemsize != NULL ? PyLong_AsLongLong(itemsize) : -1;
+    long long own = itemsize != NULL ? PyLong_AsLongLong(itemsize) : -1;
     Py_XDECREF(itemsize);
     PyErr_Clear();
-    return own->place == NULL ? nbytes > 0 : nbytes == own->place->itemsize;
+    return own == nbytes;
 }
 
 PyDoc_STRVAR(put_doc, "put(array, timestep, /)\n--\n\n"
@@ -149,7 +149,7 @@ static PyObject *Chunk_put(ChunkObject *self, PyObject *args)
     const PyArrayObject *given = (const PyArrayObject *)array;
     if (!PyObject_TypeCheck(array, self->ndarray_type) || PyArray_NDIM(given) != own->array->ndim ||
         memcmp(PyArray_DIMS(given), own->shape, (size_t)own->array->ndim * sizeof(npy_intp)) != 0 ||
-        !has_itemsize(array, own)) {
+        !has_itemsize(array, self->itemsize)) {
         PyErr_SetString(PyExc_TypeError, "put() takes an array that fits");
         return NULL;
     }
@@ -168,24 +168,54 @@ static PyObject *Chunk_commit(ChunkObject *self, PyObject *arg)
     Py_RETURN_NONE;
 }
 
+static PyObject *new_memory(ChunkObject *self, handoff_memory *memory)
+{
+    MemoryObject *new = PyObject_New(MemoryObject, state_of(Py_TYPE(self))->memory_type);
+    if (new == NULL)
+        memory_release(memory);
+    else
+        new->memory = memory;
+    return (PyObject *)new;
+}
+
+static PyObject *tuple_of(const int64_t *numbers, int count)
+{
+    PyObject *tuple = PyTuple_New(count);
+    for (int d = 0; tuple != NULL && d < count; d++) {
+        PyObject *number = PyLong_FromLongLong(numbers[d]);
+        if (number == NULL)
+            Py_CLEAR(tuple);
+        else
+            PyTuple_SET_ITEM(tuple, d, number);
+    }
+    return tuple;
+}
+
 PyDoc_STRVAR(slot_doc, "slot(timestep, /)\n--\n\n"
-                       "Wait for the chunk's next slot, and return its offset in the memory; None where nothing is handed over.");
+                       "Wait for the chunk's next slot, and return the memory, and the slot's offset and strides in it.\n\n"
+                       "None stands for an array that is not handed over.");
 
 static PyObject *Chunk_slot(ChunkObject *self, PyObject *arg)
 {
     long long timestep = PyLong_AsLongLong(arg);
     handoff_error error;
-    char *slot;
+    given_slot given;
+    int result;
     if (timestep == -1 && PyErr_Occurred())
         return NULL;
     Py_BEGIN_ALLOW_THREADS;
-    slot = handoff_slot(self->chunk, timestep, &error);
+    result = client_give_slot(self->chunk, timestep, &given, &error);
     Py_END_ALLOW_THREADS;
-    if (slot != NULL)
-        return PyLong_FromSsize_t(slot - self->chunk->place->memory->base);
-    if (error.kind[0] != '\0')
+    if (result < 0)
         return raise_error(state_of(Py_TYPE(self)), &error);
-    Py_RETURN_NONE;
+    if (result == 0)
+        Py_RETURN_NONE;
+    Py_ssize_t offset = given.at - given.memory->base; /* another thread may have closed the client by now */
+    PyObject *memory = new_memory(self, given.memory), *strides = tuple_of(given.strides, self->chunk->array->ndim);
+    PyObject *slot = memory != NULL && strides != NULL ? Py_BuildValue("OnO", memory, offset, strides) : NULL;
+    Py_XDECREF(memory);
+    Py_XDECREF(strides);
+    return slot;
 }
 
 PyDoc_STRVAR(check_doc, "check(timestep, /)\n--\n\nRaise what `send` would for this timestep.");
@@ -205,60 +235,28 @@ static PyObject *Chunk_check(ChunkObject *self, PyObject *arg)
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(declare_doc, "declare_dtype(dtype, itemsize, /)\n--\n\n"
-                          "Say the dtype of the chunk's array, and wait for the memory of all its chunks.");
+PyDoc_STRVAR(declare_doc, "declare_dtype(dtype, /)\n--\n\n"
+                          "Say the dtype of the chunk's array, wait for the memory of all its chunks, and return its dtype.\n\n"
+                          "That is another one if other bridges have declared it, and None for an array that is not handed over.");
 
-static PyObject *Chunk_declare_dtype(ChunkObject *self, PyObject *args)
+static PyObject *Chunk_declare_dtype(ChunkObject *self, PyObject *arg)
 {
-    const char *dtype;
-    long long itemsize;
+    const char *dtype = PyUnicode_AsUTF8(arg);
+    char *settled;
     handoff_error error;
     int result;
-    if (!PyArg_ParseTuple(args, "sL", &dtype, &itemsize))
+    if (dtype == NULL)
         return NULL;
     Py_BEGIN_ALLOW_THREADS;
-    result = handoff_declare_dtype(self->chunk->array, dtype, itemsize, &error);
+    result = client_declare_dtype(self->chunk->array, dtype, &settled, &error);
     Py_END_ALLOW_THREADS;
     if (result < 0)
         return raise_error(state_of(Py_TYPE(self)), &error);
-    Py_RETURN_NONE;
-}
-
-static PyObject *Chunk_get_memory(ChunkObject *self, void *unused)
-{
-    (void)unused;
-    const placement *place = self->chunk->place;
-    if (place == NULL)
+    if (settled == NULL)
         Py_RETURN_NONE;
-    native_state *state = state_of(Py_TYPE(self));
-    MemoryObject *memory = PyObject_New(MemoryObject, state->memory_type);
-    if (memory != NULL)
-        memory->memory = memory_retain(place->memory);
-    return (PyObject *)memory;
-}
-
-static PyObject *Chunk_get_strides(ChunkObject *self, void *unused)
-{
-    (void)unused;
-    const placement *place = self->chunk->place;
-    if (place == NULL)
-        Py_RETURN_NONE;
-    PyObject *strides = PyTuple_New(place->ndim);
-    for (int d = 0; strides != NULL && d < place->ndim; d++) {
-        PyObject *number = PyLong_FromLongLong(place->strides[d]);
-        if (number == NULL)
-            Py_CLEAR(strides);
-        else
-            PyTuple_SET_ITEM(strides, d, number);
-    }
-    return strides;
-}
-
-static PyObject *Chunk_get_memory_dtype(ChunkObject *self, void *unused)
-{
-    (void)unused;
-    const placement *place = self->chunk->place;
-    return place != NULL ? PyUnicode_FromString(place->dtype) : Py_NewRef(Py_None);
+    PyObject *text = PyUnicode_FromString(settled);
+    free(settled);
+    return text;
 }
 
 static PyObject *Chunk_get_wanted(ChunkObject *self, void *unused)
@@ -274,15 +272,16 @@ static int Chunk_set_dtype(ChunkObject *self, PyObject *dtype, void *unused)
         PyErr_SetString(PyExc_TypeError, "the dtype of a chunk stays");
         return -1;
     }
-    PyObject *itemsize = PyObject_GetAttrString(dtype, "itemsize");
-    if (itemsize == NULL)
+    PyObject *number = PyObject_GetAttrString(dtype, "itemsize");
+    if (number == NULL)
         return -1;
-    int64_t nbytes = PyLong_AsLongLong(itemsize);
-    Py_DECREF(itemsize);
-    if (nbytes == -1 && PyErr_Occurred())
+    int64_t itemsize = PyLong_AsLongLong(number), nbytes = itemsize;
+    Py_DECREF(number);
+    if (itemsize == -1 && PyErr_Occurred())
         return -1;
     for (int d = 0; d < self->chunk->array->ndim; d++)
         nbytes *= self->chunk->shape[d];
+    self->itemsize = itemsize;
     self->nbytes = nbytes;
     Py_XSETREF(self->dtype, Py_NewRef(dtype));
     return 0;
@@ -326,7 +325,7 @@ static PyMethodDef chunk_methods[] = {
     {"commit", (PyCFunction)Chunk_commit, METH_O, commit_doc},
     {"slot", (PyCFunction)Chunk_slot, METH_O, slot_doc},
     {"check", (PyCFunction)Chunk_check, METH_O, check_doc},
-    {"declare_dtype", (PyCFunction)Chunk_declare_dtype, METH_VARARGS, declare_doc},
+    {"declare_dtype", (PyCFunction)Chunk_declare_dtype, METH_O, declare_doc},
     {NULL, NULL, 0, NULL},
 };
 
@@ -338,9 +337,6 @@ static PyMemberDef chunk_members[] = {
 static PyGetSetDef chunk_getset[] = {
     {"dtype", (getter)Chunk_get_dtype, (setter)Chunk_set_dtype, PyDoc_STR("NumPy's dtype of arrays that `send` takes."), NULL},
     {"wanted", (getter)Chunk_get_wanted, NULL, PyDoc_STR("Whether a callback asks for the array."), NULL},
-    {"memory", (getter)Chunk_get_memory, NULL, PyDoc_STR("The memory that the slots lie in, or None."), NULL},
-    {"strides", (getter)Chunk_get_strides, NULL, PyDoc_STR("Those of a slot, in bytes, or None."), NULL},
-    {"memory_dtype", (getter)Chunk_get_memory_dtype, NULL, PyDoc_STR("The dtype of the slots as a text, or None."), NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
@@ -369,7 +365,7 @@ PyObject *new_chunk(ClientObject *owner, handoff_chunk *chunk, native_state *sta
     self->chunk = chunk;
     self->dtype = self->lent = NULL;
     self->ndarray_type = state->ndarray_type;
-    self->nbytes = 0;
+    self->itemsize = self->nbytes = 0;
     PyObject_GC_Track(self);
     return (PyObject *)self;
 }

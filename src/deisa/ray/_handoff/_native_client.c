@@ -116,12 +116,13 @@ PyDoc_STRVAR(abort_doc, "abort(reason, /)\n--\n\n"
 
 static PyObject *Client_abort(ClientObject *self, PyObject *arg)
 {
-    const char *reason = PyUnicode_AsUTF8(arg);
+    PyObject *reason = PyUnicode_AsEncodedString(arg, "utf-8", "replace"); /* file names of errors may be no text */
     if (reason == NULL)
         return NULL;
     Py_BEGIN_ALLOW_THREADS;
-    handoff_abort(self->client, reason);
+    handoff_abort(self->client, PyBytes_AS_STRING(reason));
     Py_END_ALLOW_THREADS;
+    Py_DECREF(reason);
     Py_RETURN_NONE;
 }
 

@@ -146,6 +146,19 @@ typedef struct {
 int client_wait_for(handoff_client *client, const client_wait *wait, handoff_error *error);
 void client_pause_for_message(handoff_client *client, void *subject, double seconds);
 
+/* send.c, for callers that use a slot longer than the client may have it: 1 given; 0 nobody asks for the array; -1 failed. */
+typedef struct {
+    handoff_memory *memory; /* retained */
+    char *at;
+    int64_t strides[HANDOFF_MAX_DIMENSIONS];
+} given_slot;
+
+int client_give_slot(handoff_chunk *chunk, int64_t timestep, given_slot *given, handoff_error *error);
+
+/* dtype.c: the same as handoff_declare_dtype, and returns the dtype that the chunks' memory has, to be freed; NULL where they
+   have none. Whether it is the one declared is left to the caller. */
+int client_declare_dtype(handoff_array *array, const char *dtype, char **settled, handoff_error *error);
+
 /* send.c, for callers that must not wait: 1 done; 0 it would have to wait, nothing has been done; -1 failed. */
 int client_send_at_once(handoff_chunk *chunk, const void *data, const int64_t *strides, int64_t timestep,
                         handoff_error *error);

@@ -3,6 +3,7 @@
 
 #include "handoff.h"
 
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -136,6 +137,49 @@ void copy_strided(void *target, const int64_t *to_strides, const void *source, c
     do
         tiled(to, from, rows, last, itemsize);
     while (next_position(axes, outer, at, &to, &from));
+}
+
+void contiguous_strides(int64_t *strides, const int64_t *shape, int ndim, int64_t itemsize)
+{
+    for (int d = ndim - 1; d >= 0; d--) {
+        strides[d] = itemsize;
+        itemsize *= shape[d];
+    }
+}
+
+/* Where the bytes of an array start, and where they end. */
+static void extent(const void *array, const int64_t *strides, const int64_t *shape, int ndim, int64_t itemsize,
+                   uintptr_t *first, uintptr_t *end)
+{
+    *first = (uintptr_t)array;
+    *end = *first + (uintptr_t)itemsize;
+    for (int d = 0; d < ndim; d++)
+        *(strides[d] < 0 ? first : end) += (uintptr_t)((shape[d] - 1) * strides[d]);
+}
+
+int copy_overlapping(void *to, const int64_t *to_strides, const void *from, const int64_t *from_strides,
+                     const int64_t *shape, int ndim, int64_t itemsize)
+{
+    uintptr_t to_first, to_end, from_first, from_end;
+    extent(to, to_strides, shape, ndim, itemsize, &to_first, &to_end);
+    extent(from, from_strides, shape, ndim, itemsize, &from_first, &from_end);
+    if (to_first >= from_end || from_first >= to_end) {
+        copy_strided(to, to_strides, from, from_strides, shape, ndim, itemsize);
+        return 0;
+    }
+    if (to == from && memcmp(to_strides, from_strides, (size_t)ndim * sizeof *to_strides) == 0)
+        return 0;
+    int64_t strides[HANDOFF_MAX_DIMENSIONS], count = 1;
+    for (int d = 0; d < ndim; d++)
+        count *= shape[d];
+    void *between = malloc((size_t)(count * itemsize));
+    if (between == NULL)
+        return -1;
+    contiguous_strides(strides, shape, ndim, itemsize);
+    copy_strided(between, strides, from, from_strides, shape, ndim, itemsize);
+    copy_strided(to, to_strides, between, strides, shape, ndim, itemsize);
+    free(between);
+    return 0;
 }
 
 void touch_strided(void *target, const int64_t *strides, const int64_t *shape, int ndim, int64_t itemsize)

@@ -11,6 +11,14 @@
 void copy_strided(void *to, const int64_t *to_strides, const void *from, const int64_t *from_strides,
                   const int64_t *shape, int ndim, int64_t itemsize);
 
+/* The same for arrays that may overlap, as where a rank turns round what it has computed in a slot: -1 if that takes memory
+   that cannot be had. */
+int copy_overlapping(void *to, const int64_t *to_strides, const void *from, const int64_t *from_strides,
+                     const int64_t *shape, int ndim, int64_t itemsize);
+
+/* The strides of an array in C order. */
+void contiguous_strides(int64_t *strides, const int64_t *shape, int ndim, int64_t itemsize);
+
 /* Write one byte into each page of an array, so that the kernel provides it now, near the calling thread. */
 void touch_strided(void *to, const int64_t *strides, const int64_t *shape, int ndim, int64_t itemsize);
 

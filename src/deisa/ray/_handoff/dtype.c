@@ -5,6 +5,8 @@
 #include "failure.h"
 
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
 static int has_memory(handoff_client *client, void *subject)
 {
@@ -24,30 +26,48 @@ static void describe_memory(handoff_client *client, void *subject, char *text, s
     snprintf(text, size, "waiting for the memory of array %s", quoted(array->name, name, sizeof name));
 }
 
-int handoff_declare_dtype(handoff_array *array, const char *dtype, int64_t itemsize, handoff_error *error)
+static int tell_and_wait(handoff_client *client, handoff_array *array, const char *dtype, handoff_error *error)
+{
+    client_wait wait = {client->options.start_timeout_s, "DEISA_RAY_START_TIMEOUT_S", has_memory,
+                        client_pause_for_message, describe_memory, array};
+    if (!array->declared) {
+        wire_out message;
+        wire_begin(&message, MESSAGE_DECLARE_DTYPE);
+        wire_text(&message, array->name);
+        wire_text(&message, dtype);
+        put_limits(&message);
+        if (client_transmit(client, &message, error) < 0)
+            return -1;
+        array->declared = 1;
+    }
+    return client_wait_for(client, &wait, error);
+}
+
+int client_declare_dtype(handoff_array *array, const char *dtype, char **settled, handoff_error *error)
 {
     handoff_client *client = array->client;
-    (void)itemsize;
+    *settled = NULL;
     if (client_enter(client, error) < 0)
         return -1;
     int result = client_check_open(client, error);
-    if (result == 1 && array->wanted && !has_memory(client, array)) {
-        client_wait wait = {client->options.start_timeout_s, "DEISA_RAY_START_TIMEOUT_S", has_memory,
-                            client_pause_for_message, describe_memory, array};
-        result = 0;
-        if (!array->declared) {
-            wire_out message;
-            wire_begin(&message, MESSAGE_DECLARE_DTYPE);
-            wire_text(&message, array->name);
-            wire_text(&message, dtype);
-            put_limits(&message);
-            result = client_transmit(client, &message, error);
-            array->declared = result == 0;
-        }
-        if (result == 0)
-            result = client_wait_for(client, &wait, error);
+    if (result == 1 && array->wanted) {
+        result = has_memory(client, array) ? 0 : tell_and_wait(client, array, dtype, error);
+        if (result == 0 && array->chunk_count > 0 && (*settled = strdup(array->chunks[0].place->dtype)) == NULL)
+            result = fail(error, "MemoryBoundError", "no memory is left");
     }
     result = client_settle(client, result, error);
     client_leave(client);
     return result < 0 ? -1 : 0;
+}
+
+int handoff_declare_dtype(handoff_array *array, const char *dtype, handoff_error *error)
+{
+    char *settled, what[NAME_BYTES + 16];
+    int result = client_declare_dtype(array, dtype, &settled, error);
+    if (settled != NULL && strcmp(settled, dtype) != 0)
+        result = fail(error, "ChunkDtypeError",
+                      "bridge %lld, %s: other bridges declared dtype %s, this one declared none and sends %s",
+                      (long long)array->client->options.bridge_id, what_array(array, what, sizeof what), settled, dtype);
+    free(settled);
+    return result;
 }

@@ -91,8 +91,9 @@ void *handoff_slot(handoff_chunk *chunk, int64_t timestep, handoff_error *error)
 /* Hand over the slot that was given out. */
 int handoff_commit(handoff_chunk *chunk, int64_t timestep, handoff_error *error);
 
-/* Say the dtype of an array that was described without one, and wait for its memory. */
-int handoff_declare_dtype(handoff_array *array, const char *dtype, int64_t itemsize, handoff_error *error);
+/* Say the dtype of an array that was described without one, and wait for its memory. It fails where other ranks have declared
+   another one. */
+int handoff_declare_dtype(handoff_array *array, const char *dtype, handoff_error *error);
 
 /* Say that nothing older than a timestep will come. */
 int handoff_advance(handoff_client *client, int64_t timestep, handoff_error *error);
@@ -112,7 +113,7 @@ void handoff_close_with_process(handoff_client *client, const char *otherwise);
 /* In a forked child: close its copies of the descriptors. */
 void handoff_close_in_child(handoff_client *client);
 
-/* Give everything back. Memory that `handoff_memory` objects refer to stays mapped until they are released. */
+/* Give everything back; no other call may be under way, or come. Memory that `handoff_memory` objects refer to stays mapped until they are released. */
 void handoff_free(handoff_client *client);
 
 #endif

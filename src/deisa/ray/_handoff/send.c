@@ -181,18 +181,17 @@ static int check_memory(const handoff_chunk *chunk, handoff_error *error)
                 (long long)chunk->array->client->options.bridge_id, quoted(chunk->array->name, name, sizeof name));
 }
 
-static void copy_into(char *slot, const handoff_chunk *chunk, const void *data, const int64_t *strides)
+static int copy_into(char *slot, const handoff_chunk *chunk, const void *data, const int64_t *strides, handoff_error *error)
 {
     const placement *place = chunk->place;
-    int64_t contiguous[HANDOFF_MAX_DIMENSIONS], step = place->itemsize;
+    int64_t contiguous[HANDOFF_MAX_DIMENSIONS];
     if (strides == NULL) {
-        for (int d = place->ndim - 1; d >= 0; d--) {
-            contiguous[d] = step;
-            step *= place->shape[d];
-        }
+        contiguous_strides(contiguous, place->shape, place->ndim, place->itemsize);
         strides = contiguous;
     }
-    copy_strided(slot, place->strides, data, strides, place->shape, place->ndim, place->itemsize);
+    if (copy_overlapping(slot, place->strides, data, strides, place->shape, place->ndim, place->itemsize) == 0)
+        return 0;
+    return fail(error, "MemoryBoundError", "no memory is left for a copy of what lies in the slot itself");
 }
 
 /* `data` is NULL for a slot that was given out and filled. With `at_once`, returns 0 instead of waiting. */
@@ -227,8 +226,8 @@ static int hand_over(handoff_chunk *chunk, const void *data, const int64_t *stri
     char *slot = slot_of(chunk, error);
     if (slot == NULL)
         return -1;
-    if (data != NULL)
-        copy_into(slot, chunk, data, strides);
+    if (data != NULL && copy_into(slot, chunk, data, strides, error) < 0)
+        return -1;
     return submit(chunk, timestep, should_notify, error) < 0 ? -1 : 1;
 }
 
@@ -276,27 +275,43 @@ int client_commit_at_once(handoff_chunk *chunk, int64_t timestep, handoff_error 
     return hand_over_at_once(chunk, NULL, NULL, timestep, error);
 }
 
-void *handoff_slot(handoff_chunk *chunk, int64_t timestep, handoff_error *error)
+int client_give_slot(handoff_chunk *chunk, int64_t timestep, given_slot *given, handoff_error *error)
 {
     handoff_client *client = chunk->array->client;
-    char *slot = NULL;
-    error->kind[0] = '\0';
+    int given_out = 0;
     if (client_enter(client, error) < 0)
-        return NULL;
-    if (client_check_chunk(chunk, timestep, error) == 1 && chunk->array->wanted) {
-        int result = check_memory(chunk, error);
+        return -1;
+    int result = client_check_chunk(chunk, timestep, error);
+    if (result == 1 && chunk->array->wanted) {
+        result = check_memory(chunk, error);
         if (result == 0 && pass(client, timestep))
             notify(client);
         if (result == 0)
             result = hear(client, error);
         if (result == 0 && !has_slot(client, chunk))
             result = wait_for_slot(chunk, timestep, error);
-        if (result == 0 && (slot = slot_of(chunk, error)) != NULL)
-            chunk->given_out = 1;
-        client_settle(client, result, error);
+        if (result == 0 && (given->at = slot_of(chunk, error)) == NULL)
+            result = -1;
+        given_out = result == 0;
+        result = client_settle(client, result, error);
+    }
+    if (given_out) {
+        chunk->given_out = 1;
+        given->memory = memory_retain(chunk->place->memory);
+        memcpy(given->strides, chunk->place->strides, (size_t)chunk->place->ndim * sizeof *given->strides);
     }
     client_leave(client);
-    return slot;
+    return result < 0 ? -1 : given_out;
+}
+
+void *handoff_slot(handoff_chunk *chunk, int64_t timestep, handoff_error *error)
+{
+    given_slot given;
+    error->kind[0] = '\0';
+    if (client_give_slot(chunk, timestep, &given, error) != 1)
+        return NULL;
+    memory_release(given.memory); /* the client has it, too */
+    return given.at;
 }
 
 int handoff_advance(handoff_client *client, int64_t timestep, handoff_error *error)

@@ -133,9 +133,15 @@ def describe_arrays(arrays_metadata: Mapping[str, Any]) -> tuple[ArrayDescriptio
     return tuple(_describe_array(name, metadata) for name, metadata in arrays_metadata.items())
 
 
+def _is_utf8(text: str) -> bool:
+    return text.encode(errors="ignore").decode() == text
+
+
 def _describe_array(name: object, metadata: Any) -> ArrayDescription:
     if not isinstance(name, str) or not name:
         raise DescriptionError(f"array names must be non-empty strings, got {name!r}")
+    if "\0" in name or not _is_utf8(name):
+        raise DescriptionError(f"array names must be UTF-8 without zeros, got {name!r}")
     entries: Sequence[Any] = [metadata] if isinstance(metadata, Mapping) else metadata
     if not isinstance(entries, list | tuple):
         raise DescriptionError(
