@@ -340,6 +340,21 @@ static void test_a_slot_may_be_used_after_another_thread_has_closed(void)
     gone(&agent, client);
 }
 
+static void test_a_rank_that_goes_on_alone_may_finish_its_slot(void)
+{
+    handoff_error error;
+    agent agent = agent_of(1, 2);
+    handoff_client *client = joined(&agent, HANDOFF_CONTINUE);
+    handoff_chunk *chunk = only_chunk(client);
+    char *slot = handoff_slot(chunk, 0, &error);
+    agent_end(&agent);
+    CHECK(handoff_advance(client, 0, &error) == 0 && client->detached);
+    memset(slot, 1, ROWS * COLUMNS * 8);
+    CHECK(handoff_commit(chunk, 0, &error) == 0);
+    CHECK(handoff_slot(chunk, 1, &error) == NULL && error.kind[0] == '\0');
+    handoff_free(client);
+}
+
 static void test_a_dtype_that_others_have_declared(void)
 {
     handoff_error error;
@@ -460,6 +475,7 @@ int main(void)
     RUN(test_a_failed_session_fails_every_call);
     RUN(test_closing);
     RUN(test_a_slot_may_be_used_after_another_thread_has_closed);
+    RUN(test_a_rank_that_goes_on_alone_may_finish_its_slot);
     RUN(test_a_dtype_that_others_have_declared);
     RUN(test_what_nobody_asks_for_goes_nowhere);
     RUN(test_a_forked_child_touches_nothing);

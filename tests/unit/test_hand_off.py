@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deisa.ray._handoff import _native
 from deisa.ray._handoff._native import store
 from deisa.ray._state.events import (
     AgentLost,
@@ -152,6 +153,11 @@ def test_a_bridge_that_cannot_say_its_end_lets_go_of_its_memory(agent: Agent) ->
     gc.collect()
     assert mappings(agent.settings.session) == 0
     assert "closed" in repr(bridge)
+
+
+def test_no_client_is_there_before_it_is_open() -> None:
+    with pytest.raises(TypeError, match="missing required argument"):
+        _native.Client.__new__(_native.Client)
 
 
 def test_a_creation_that_is_interrupted_ends_its_bridge(

@@ -4,17 +4,12 @@
 
 #include "memory_limits.h"
 
-static int Client_init(ClientObject *self, PyObject *args, PyObject *kwargs)
+static int open_client(ClientObject *self, PyObject *args, PyObject *kwargs)
 {
-    native_state *state = state_of(Py_TYPE(self));
     handoff_options options = {.context = self, .say = say_hook, .interrupted = interrupted_hook};
     handoff_error error;
     storage kept = {0};
     PyObject *say, *arrays;
-    if (self->client != NULL) {
-        PyErr_SetString(PyExc_TypeError, "a client is opened once");
-        return -1;
-    }
     if (parse_options(args, kwargs, &options, &say, &arrays) < 0)
         return -1;
     handoff_array_description *described = describe_arrays(arrays, &kept);
@@ -22,16 +17,23 @@ static int Client_init(ClientObject *self, PyObject *args, PyObject *kwargs)
         let_go(&kept);
         return -1;
     }
-    Py_XSETREF(self->say, Py_NewRef(say));
+    self->say = Py_NewRef(say);
     Py_BEGIN_ALLOW_THREADS;
     self->client = handoff_open(&options, described, (size_t)PyTuple_GET_SIZE(arrays), &error);
     Py_END_ALLOW_THREADS;
     let_go(&kept);
-    if (self->client == NULL) {
-        raise_error(state, &error);
-        return -1;
-    }
-    return 0;
+    if (self->client != NULL)
+        return 0;
+    raise_error(state_of(Py_TYPE(self)), &error);
+    return -1;
+}
+
+static PyObject *Client_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    ClientObject *self = (ClientObject *)type->tp_alloc(type, 0);
+    if (self != NULL && open_client(self, args, kwargs) < 0)
+        Py_CLEAR(self);
+    return (PyObject *)self;
 }
 
 static PyObject *Client_get_chunks(ClientObject *self, void *unused)
@@ -145,8 +147,7 @@ PyDoc_STRVAR(close_in_child_doc, "close_in_child()\n--\n\nClose a forked child's
 static PyObject *Client_close_in_child(ClientObject *self, PyObject *unused)
 {
     (void)unused;
-    if (self->client != NULL)
-        handoff_close_in_child(self->client);
+    handoff_close_in_child(self->client);
     Py_RETURN_NONE;
 }
 
@@ -216,8 +217,7 @@ static PyGetSetDef client_getset[] = {
 
 static PyType_Slot client_slots[] = {
     {Py_tp_doc, (void *)PyDoc_STR("A rank's client; opening one waits until the session has started.")},
-    {Py_tp_new, PyType_GenericNew},
-    {Py_tp_init, Client_init},
+    {Py_tp_new, Client_new},
     {Py_tp_dealloc, Client_dealloc},
     {Py_tp_traverse, Client_traverse},
     {Py_tp_methods, client_object_methods},

@@ -324,8 +324,10 @@ void handoff_free(handoff_client *client)
     client_drop_connection(client);
     for (size_t a = 0; a < client->array_count; a++) {
         handoff_array *array = client->arrays + a;
-        for (size_t c = 0; c < array->chunk_count; c++)
+        for (size_t c = 0; c < array->chunk_count; c++) {
+            memory_release(array->chunks[c].kept);
             free(array->chunks[c].shape);
+        }
         free(array->chunks);
         free(array->global_shape);
         free(array->grid);

@@ -44,7 +44,8 @@ struct handoff_chunk {
     int64_t sequence;                   /* number of the next timestep: so many have been handed over */
     int64_t sent;                       /* the newest timestep handed over */
     int sent_any;
-    int given_out; /* the next slot, by handoff_slot */
+    int given_out; /* the next slot */
+    _Atomic(handoff_memory *) kept; /* that handoff_slot gave out: it stays until handoff_free */
 };
 
 struct handoff_array {

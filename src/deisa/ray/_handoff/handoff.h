@@ -85,7 +85,8 @@ int handoff_send(handoff_chunk *chunk, const void *data, const int64_t *strides,
                  handoff_error *error);
 
 /* Give out the slot that the chunk's next timestep will have, to compute into; the same until `handoff_commit`. NULL is
-   failure, or that no callback asks for the array: then `kind` is empty, and any memory will do. */
+   failure, or that no callback asks for the array: then `kind` is empty, and any memory will do. The memory may be written
+   until the commit, and stays until `handoff_free`, also where the rank goes on without an agent meanwhile. */
 void *handoff_slot(handoff_chunk *chunk, int64_t timestep, handoff_error *error);
 
 /* Hand over the slot that was given out. */

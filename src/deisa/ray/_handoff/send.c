@@ -310,7 +310,7 @@ void *handoff_slot(handoff_chunk *chunk, int64_t timestep, handoff_error *error)
     error->kind[0] = '\0';
     if (client_give_slot(chunk, timestep, &given, error) != 1)
         return NULL;
-    memory_release(given.memory); /* the client has it, too */
+    memory_release(atomic_exchange(&chunk->kept, given.memory));
     return given.at;
 }
 
