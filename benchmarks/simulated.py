@@ -26,7 +26,8 @@ import numpy as np
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from deisa.ray._engine.ray_agents import AGENT_CALLS, RayAgents
+from deisa.ray._engine.ray_actor import AGENT_CALLS
+from deisa.ray._engine.ray_agents import RayAgents
 from deisa.ray._engine.ray_cluster import connect
 from deisa.ray._engine.ray_executor import RETRIES, PreparedBundle, RayExecutor
 from deisa.ray._graph.execute import pick, run_bundle
@@ -177,8 +178,16 @@ class NodeHost:
         answer = getattr(self._nodes[node_id], method)(*arguments)
         return await answer if inspect.isawaitable(answer) else answer
 
-    async def poll(self, node_id: str, driver_id: str, timeout_s: float) -> bytes:
+    async def poll(
+        self,
+        node_id: str,
+        driver_id: str,
+        timeout_s: float,
+        consumer: str = "",
+        steps: Sequence[tuple[str, int]] = (),
+    ) -> bytes:
         """Stand for `NodeAgent.poll`."""
+        self._nodes[node_id].release(consumer, steps)
         return pickle.dumps(await self.call(node_id, driver_id, "poll", timeout_s))
 
     async def join(self, over_s: float) -> float:

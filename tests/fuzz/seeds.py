@@ -54,7 +54,7 @@ SEEDS: list[Message] = [
     messages.AnalyticsDown("the analytics has died"),
     messages.AnalyticsUp(),
     messages.Later("an earlier run is still there"),
-    messages.Journal(4096),
+    messages.Journal(4096, "run:node"),
     messages.Attached("run:node", "quiet", 0.5, "pid 1 on host h"),
     messages.Events(
         (

@@ -17,7 +17,7 @@ import numpy as np
 from deisa.ray._state.events import BridgeJoined, Event, StepComplete
 from deisa.ray._state.plan import StartPlan
 from deisa.ray._transport.address import agent_address
-from deisa.ray._transport.journal import JournalLine
+from deisa.ray._transport.line import AnalyticsLine
 from deisa.ray._transport.reader import attach
 from deisa.ray._transport.server import AgentServer
 from deisa.ray.bridge import Bridge
@@ -65,11 +65,9 @@ class Agent:
         self._opening: list[Future[Bridge]] = []
         self._readers: list[threading.Thread] = []
 
-    def follow(self) -> JournalLine:
+    def follow(self, *, listens: bool = False) -> AnalyticsLine:
         """Be there for certain, as an analytics on the agent's node is."""
-        line = JournalLine(agent_address(self.settings), ANALYTICS)
-        line.journal(0)
-        return line
+        return AnalyticsLine(agent_address(self.settings), ANALYTICS, listens=listens)
 
     def in_thread(self, function: Callable[..., T], *arguments: Any, **named: Any) -> Future[T]:
         return self._threads.submit(function, *arguments, **named)

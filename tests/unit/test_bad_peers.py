@@ -45,8 +45,8 @@ from deisa.ray._state.layout import ArrayDescription, ChunkDescription, describe
 from deisa.ray._transport import exchange, messages
 from deisa.ray._transport.address import agent_address
 from deisa.ray._transport.descriptors import receive_with_descriptors
-from deisa.ray._transport.journal import JournalLine
 from deisa.ray._transport.limits import MemoryLimit
+from deisa.ray._transport.line import AnalyticsLine
 from deisa.ray._transport.messages import FrameBuffer, Message, encode
 from deisa.ray._transport.pages import map_words
 from deisa.ray._transport.reader import attach
@@ -706,7 +706,7 @@ def test_nothing_is_said_to_an_agent_of_another_user() -> None:
     ways: list[Callable[[], object]] = [
         lambda: Bridge(bridge_id=0, arrays_metadata={}, system_metadata={"world_size": 1}, settings=settings),
         lambda: attach(address, "agent", 0),
-        lambda: JournalLine(address, ANALYTICS),
+        lambda: AnalyticsLine(address, ANALYTICS),
     ]
     squatter = as_nobody(SQUAT, address.encode().hex(), str(len(ways) + 1))
     try:

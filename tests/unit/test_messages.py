@@ -265,7 +265,7 @@ def test_the_plain_hello_is_fine() -> None:
         messages.Follow(6, "d", -1, 0),
         messages.Follow(6, "d", messages.MAX_CALLBACKS + 1, 0),
         messages.Attached("a", "here", float("nan"), ""),
-        messages.Journal(-1),
+        messages.Journal(-1, "run:node"),
         messages.DeclareDtype("a", np.dtype("f8"), (MemoryLimit(1, "/", 2, -1),)),
         messages.DeclareDtype("a", np.dtype("f8"), (MemoryLimit(1, "x" * 2001, 2, 3),)),
         messages.DeclareDtype("a", np.dtype("f8"), (LIMIT,) * 65),

@@ -39,8 +39,8 @@ from deisa.ray._state.events import (
 from deisa.ray._state.layout import ArrayDescription, ChunkDescription
 from deisa.ray._state.node import ENDING_S, Newcomer, Node
 from deisa.ray._state.plan import StartPlan
-from deisa.ray._state.presence import HOLD_S, Presence
-from deisa.ray._state.subscriber import Subscriber
+from deisa.ray._state.presence import DRIVER_QUIET_S, HOLD_S, Presence
+from deisa.ray._state.subscriber import EventLog, Subscriber
 from deisa.ray.errors import AnalyticsLostError, HoleError, ProtocolError
 
 F8 = np.dtype("f8")
@@ -179,6 +179,46 @@ def test_ranks_hear_whether_there_is_an_analytics() -> None:
     here.take_over(there, "another", "pid 2", 2.0)
     assert here.take_effects() == [TellAnalytics(0, "")]
     assert here.subscriber_of("another") is there and here.subscriber_of("driver of analytics") is None
+
+
+def test_an_analytics_that_was_silent_is_back_with_its_connection() -> None:
+    here = node({"a": 1}, slots={"a": 1})
+    (there,) = here.subscribers
+    here.look_over(DRIVER_QUIET_S + 1)
+    assert here.take_effects() == [TellAnalytics(0, "the analytics of session 's' does not answer")]
+    here.connect(there, 9, 0, listens=True)
+    assert here.take_effects() == [TellAnalytics(0, "")]
+    here.look_over(100 * DRIVER_QUIET_S)
+    assert not here.take_effects() and there.presence.state(0.0) == ("here", 0.0)
+
+
+def test_what_owners_have_passed_does_not_pile_up() -> None:
+    """A simulation may go on for long without the arrays that are asked for, while its analytics is stopped."""
+    log = EventLog()
+    one, two = subscriber("one"), subscriber("two")
+    for timestep in range(1000):
+        log.append(OwnersPassed("a", timestep))
+        log.append(OwnersPassed("b", timestep))
+    assert one.hear(log) == [OwnersPassed("a", 999), OwnersPassed("b", 999)]
+    log.append(OwnersPassed("a", 1000))  # one of them has heard of what came before
+    log.append(StepComplete("a", 1000, 0))
+    log.append(OwnersPassed("a", 1001))
+    log.append(OwnersPassed("a", 1002))
+    new = [OwnersPassed("a", 1000), StepComplete("a", 1000, 0), OwnersPassed("a", 1002)]
+    assert one.hear(log) == new
+    assert two.hear(log) == [OwnersPassed("a", 999), OwnersPassed("b", 999), *new]
+
+
+def test_a_message_holds_what_one_bridge_has_described() -> None:
+    here = node({"a": 1}, {"a": 1})
+    (there,) = here.subscribers
+    here.report(OwnersPassed("a", 1))
+    for bridge_id in (2, 3):
+        here.hello(newcomer(bridge_id, bridge_id, a=1), 0.0)
+    here.report(OwnersPassed("a", 2))
+    kinds = [[type(event) for event in here.hear(there, 10)] for _ in range(3)]
+    assert kinds == [[OwnersPassed, BridgeJoined], [BridgeJoined], [OwnersPassed]]
+    assert not here.hear(there, 10)
 
 
 def test_an_agent_that_nobody_wants_ends() -> None:

@@ -373,10 +373,11 @@ def test_a_child_of_the_analytics_does_not_hide_its_death(way: str) -> None:
 
 FOLLOWING = """
 from deisa.ray._transport.address import agent_address
-from deisa.ray._transport.journal import JournalLine
+from deisa.ray._transport.line import AnalyticsLine
 from deisa.ray.config import Settings
 
-line = JournalLine(agent_address(Settings.from_environment()), "analytics")
+line = AnalyticsLine(agent_address(Settings.from_environment()), "analytics")
+line.start(print, print)
 journal = line.journal(1)
 if fork(WAY) == 0:
     stay()

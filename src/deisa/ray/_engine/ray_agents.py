@@ -1,107 +1,50 @@
-"""One NodeAgent actor on each Ray node, and the analytics' line to them."""
+"""The agents of a session, one on each Ray node, and how the analytics hears from them.
+
+The agent of its own node is heard over a line to it, the others by long polls::
+
+    RayAgents -- AnalyticsLine ---- agent of this node
+              -- Polls ------------ agents of all others
+"""
 
 from __future__ import annotations
 
 import logging
 import math
-import os
-import pickle
 import queue
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.exceptions import RayError, RayTaskError
 
+from deisa.ray._engine.ray_actor import OPEN_TIMEOUT_S, agents_of_session, answers, node_of, start_agent
 from deisa.ray._engine.ray_cluster import node_cpus
-from deisa.ray._engine.ray_losses import explain_loss
+from deisa.ray._engine.ray_losses import explain_loss, why_hung_up
+from deisa.ray._engine.ray_polls import Polls
 from deisa.ray._graph.leaves import AgentAddress
 from deisa.ray._state.events import AgentLost, Event
 from deisa.ray._state.plan import Boxes, StartPlan
-from deisa.ray._state.presence import State, in_use, judge_presence
+from deisa.ray._state.presence import in_use, judge_presence
 from deisa.ray._state.takeover import NodeSnapshot, Wreck, find_wreck
 from deisa.ray._transport.address import agent_address, this_process
-from deisa.ray._transport.descriptor_limit import raise_descriptor_limit
-from deisa.ray._transport.journal import JournalLine
-from deisa.ray._transport.server import AgentServer
+from deisa.ray._transport.line import AnalyticsLine
 from deisa.ray.config import Settings
-from deisa.ray.errors import AgentLostError, BridgeLostError, DeisaError, SessionError, SessionInUseError
+from deisa.ray.errors import AgentLostError, BridgeLostError, DeisaError, ProtocolError, SessionInUseError
 
 logger = logging.getLogger("deisa.ray")
 
-NAMESPACE = "deisa-ray"
-AGENT_CALLS = 8  # calls an agent serves at once: a long poll, and the short ones beside it
-POLL_S, POLL_S_PER_NODE = 2.0, 0.01  # how long an agent waits for something to say; also its sign of our life
-CHECK_NODES_S = 2.0  # how often the listener looks for new nodes, and whether Ray is still there
 CHECK_HOLDER_S = 0.25  # how often it is asked whether the analytics that has the session has gone
-LINGER_S = 2.0  # that an agent which has ended stays for a last answer, if anyone asked
-OPEN_TIMEOUT_S = 120.0
 CLOSE_TIMEOUT_S = 15.0
-ASK_WHY_S = 3.0
 POSITIONS_TIMEOUT_S = 5.0
 
 
-@ray.remote(num_cpus=0, max_restarts=0, max_concurrency=AGENT_CALLS)
-class NodeAgent:
-    """The actor around a node's `AgentServer`. It is detached, and ends itself when left alone."""
-
-    def __init__(self, settings: Settings, run_id: str, node_id: str, driver_id: str, holder: str) -> None:
-        self._identity = (settings, run_id, node_id, driver_id, holder)
-        self._server: AgentServer | None = None
-        self._opening = threading.Event()
-        threading.Thread(target=self._end_unopened, daemon=True).start()
-
-    def _end_unopened(self) -> None:
-        """End where the analytics died in between: nobody else would ever call a detached actor."""
-        if not self._opening.wait(OPEN_TIMEOUT_S):
-            os._exit(0)
-
-    def open(self) -> tuple[str, bool]:
-        """Start serving; returns the agent's id, and whether ranks of this host come to it."""
-        self._opening.set()
-        raise_descriptor_limit()
-        self._server = AgentServer(*self._identity)
-        threading.Thread(target=self._end_with_server, args=(self._server,), daemon=True).start()
-        return self._server.agent_id, self._server.serving
-
-    @staticmethod
-    def _end_with_server(server: AgentServer) -> None:
-        server.closed.wait()
-        time.sleep(LINGER_S)
-        os._exit(0)
-
-    def call(self, driver_id: str, method: str, *arguments: Any) -> Any:
-        """Pass a call on to the server, if it comes from the analytics that the server serves."""
-        return self._opened.call(driver_id, method, arguments)
-
-    def poll(self, driver_id: str, timeout_s: float) -> bytes:
-        """Wait for events; they are pickled here because Ray takes longer over anything but bytes."""
-        return pickle.dumps(self.call(driver_id, "poll", timeout_s))
-
-    def driver_presence(self) -> tuple[State, float, str]:
-        """Say whether the analytics is there, for one that would take over."""
-        return self._opened.driver_presence
-
-    def take_over(self, driver_id: str, holder: str) -> NodeSnapshot:
-        """Serve another analytics from now on."""
-        return self._opened.take_over(driver_id, holder)
-
-    @property
-    def _opened(self) -> AgentServer:
-        if self._server is None:
-            raise SessionError("the agent has not been opened")
-        return self._server
-
-
 class RayAgents:
-    """The agents of one session, and the thread that listens to them.
+    """The agents of one session.
 
     Attributes
     ----------
@@ -115,16 +58,16 @@ class RayAgents:
         self._driver_id = uuid.uuid4().hex
         self._holder = this_process()
         self.predecessor: Mapping[str, NodeSnapshot] = {}
-        self._line: JournalLine | None = None
+        self._line: AnalyticsLine | None = None
+        self._line_node = ""
         self._actors: dict[str, Any] = {}
         self._addresses: dict[str, AgentAddress] = {}
         self._events: queue.SimpleQueue[list[tuple[str, Event]]] = queue.SimpleQueue()
-        self._answered: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # nodes to be polled again
         self._closing = threading.Event()
         self._adding = threading.Lock()
         self._started = False
         self._sign_of_life: Any = None
-        self._listener = threading.Thread(target=self._listen, name="deisa-listener", daemon=True)
+        self._polls = Polls(self._driver_id, self._hear, self._lose, self._look, self._lose_ray)
 
     def open(self) -> None:
         """Take over the agents of an analytics that has died, or start one on every node that is alive.
@@ -145,17 +88,15 @@ class RayAgents:
             if not self.predecessor:
                 self._kill_all()
             raise
-        # A journal is never made shorter here: this analytics may end before it has written its own.
-        self.follow(max((len(node.handled) for node in self.predecessor.values()), default=0))
+        self._listen()
         self._sign_of_life = ray.put(None)
-        self._listener.start()
+        self._polls.start()
 
     def clear_away(self, wreck: Wreck) -> None:
         """End the agents of an analytics that died, with what they hold, and start others."""
         self._discard(wreck)
-        for node_id in self._add_nodes():
-            self._answered.put(node_id)  # to be polled
-        self.follow(0)
+        self._add_nodes()
+        self._listen()
 
     def _discard(self, wreck: Wreck) -> None:
         """End the agents that have been taken over, with what they hold."""
@@ -168,22 +109,24 @@ class RayAgents:
             wreck.unhandled,
         )
         with self._adding:
+            self._polls.clear()
+            line, self._line = self._line, None
             self._end_agents(
                 BridgeLostError(f"{wreck.why}; then another analytics has cleared the session away")
             )
-            if self._line is not None:
-                self._line.close()
-            self._line, self.predecessor, self._actors, self._addresses = None, {}, {}, {}
+            if line is not None:
+                line.close()
+            self.predecessor, self._actors, self._addresses = {}, {}, {}
             self._run_id, self._started = uuid.uuid4().hex, False
 
     def _find_predecessor(self) -> dict[str, Any]:
         """The agents, by node, of an earlier analytics of this session that has gone; waits until that is certain."""
         started, said = time.monotonic(), -math.inf
         while True:
-            named = self._agents_of_session()
-            presence = _answers({name: actor.driver_presence.remote() for name, actor in named.items()})
+            named = agents_of_session(self._settings.session)
+            presence = answers({name: actor.driver_presence.remote() for name, actor in named.items()})
             # Those that have just ended give no answer, nor do those whose analytics died before it had opened them.
-            found = {_node_of(name): named[name] for name in presence}
+            found = {node_of(name): named[name] for name in presence}
             now = time.monotonic()
             verdict = judge_presence([(state, quiet) for state, quiet, _ in presence.values()], now - started)
             if verdict == "gone":
@@ -200,18 +143,8 @@ class RayAgents:
                 )
             time.sleep(CHECK_HOLDER_S)
 
-    def _agents_of_session(self) -> dict[str, Any]:
-        """The agents by name; a node may have several, if an analytics died while it started."""
-        found = {}
-        for named in ray.util.list_named_actors(all_namespaces=True):
-            session, _, _ = named["name"].partition(":")
-            if named["namespace"] == NAMESPACE and session == self._settings.session:
-                with suppress(ValueError):  # it has just ended
-                    found[named["name"]] = ray.get_actor(named["name"], NAMESPACE)
-        return found
-
     def _take_over(self, found: Mapping[str, Any]) -> None:
-        self.predecessor = _answers(
+        self.predecessor = answers(
             {node: actor.take_over.remote(self._driver_id, self._holder) for node, actor in found.items()}
         )
         for node_id, state in self.predecessor.items():
@@ -225,8 +158,30 @@ class RayAgents:
     def _address_of(self, node_id: str, agent_id: str) -> AgentAddress:
         return AgentAddress(node_id, agent_id, agent_address(self._settings))
 
+    def _listen(self) -> None:
+        """Hear from all agents from now on: from that of this host over a line, if it can be reached."""
+        try:
+            # A journal is never made shorter here: this analytics may end before it has written its own.
+            noted = max((len(node.handled) for node in self.predecessor.values()), default=0)
+            self._open_line(noted, listens=True)
+        except (OSError, DeisaError) as error:
+            logger.debug("no line to the agent of this host: %s", error)
+        for node_id, actor in self._actors.items():
+            if self._line is None or node_id != self._line_node:
+                self._polls.add(node_id, actor)
+
+    def _open_line(self, callbacks: int, *, listens: bool) -> AnalyticsLine:
+        line = AnalyticsLine(agent_address(self._settings), self._driver_id, callbacks, listens=listens)
+        node_id = next((n for n, a in self._addresses.items() if a.agent_id == line.agent_id), None)
+        if node_id is None:
+            line.close()
+            raise ProtocolError(f"agent {line.agent_id} has another run")
+        self._line, self._line_node = line, node_id
+        line.start(partial(self._hear, node_id), partial(self._lose_line, line, self._actors[node_id]))
+        return line
+
     def follow(self, callbacks: int) -> memoryview | None:
-        """Stay connected to the agent of this host, and get words of memory that outlive this process.
+        """Get words of memory of the agent of this host, which outlive this process.
 
         Returns
         -------
@@ -234,17 +189,16 @@ class RayAgents:
             None where this process and its node's agent do not reach each other.
         """
         try:
-            if self._line is None:
-                self._line = JournalLine(agent_address(self._settings), self._driver_id)
-            return self._line.journal(callbacks)
+            # Events of an agent that is polled stay there: an answer with some may be under way.
+            line = self._line or self._open_line(callbacks, listens=False)
+            return line.journal(callbacks)
         except (OSError, DeisaError) as error:
-            if callbacks:
-                logger.warning(
-                    "this analytics does not reach the agent of its node (%s), which would remember what it has "
-                    "handled. If it dies, one that takes over runs callbacks again for timesteps that are still held. "
-                    "Start it in the network namespace of its Ray node, or set DEISA_RAY_SOCKET_PATH",
-                    error,
-                )
+            logger.warning(
+                "this analytics does not reach the agent of its node (%s), which would remember what it has "
+                "handled. If it dies, one that takes over runs callbacks again for timesteps that are still held. "
+                "Start it in the network namespace of its Ray node, or set DEISA_RAY_SOCKET_PATH",
+                error,
+            )
             return None
 
     def _add_nodes(self) -> list[str]:
@@ -266,13 +220,7 @@ class RayAgents:
         return node_cpus()
 
     def _start_agent(self, node_id: str) -> Any:
-        return NodeAgent.options(  # type: ignore[attr-defined]
-            name=f"{self._settings.session}:{node_id}:{self._driver_id}",
-            namespace=NAMESPACE,
-            lifetime="detached",
-            enable_task_events=False,  # Ray's head would keep a record of every call
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
-        ).remote(self._settings, self._run_id, node_id, self._driver_id, self._holder)
+        return start_agent(self._settings, self._run_id, node_id, self._driver_id, self._holder)
 
     def _ask(
         self, node_ids: Sequence[str], call: Callable[[str, Any], Any], timeout_s: float
@@ -288,66 +236,32 @@ class RayAgents:
         except RayError as exc:
             raise AgentLostError(f"an agent did not answer: {explain_loss(exc)}") from exc
 
-    def _listen(self) -> None:
-        try:
-            self._keep_polling()
-        except (Exception, SystemExit) as error:  # Ray itself has gone
-            if not self._closing.is_set():
-                reason = f"the connection to Ray has gone ({error!r})"
-                self._events.put([(node_id, AgentLost(reason)) for node_id in self._actors])
-
-    def _keep_polling(self) -> None:
-        """Have one call wait at every agent; its answer goes to `events` without passing through this thread."""
-        for node_id in self._actors:
-            self._poll(node_id)
-        checked = time.monotonic()
-        while not self._closing.is_set():
-            with suppress(queue.Empty):
-                answered = self._answered.get(timeout=CHECK_NODES_S)
-                if answered is not None and not self._closing.is_set():
-                    self._poll(answered)
-            if time.monotonic() - checked > CHECK_NODES_S:
-                checked = time.monotonic()
-                ray.wait([self._sign_of_life], timeout=0)  # raises when Ray has gone
-                if not self._started:
-                    self._poll_new_nodes()
-
-    def _poll_new_nodes(self) -> None:
+    def _look(self) -> None:
+        """See whether Ray is still there, and whether nodes have joined."""
+        ray.wait([self._sign_of_life], timeout=0)  # raises when Ray has gone
+        if self._started:
+            return
         try:
             for node_id in self._add_nodes():
-                self._poll(node_id)
+                self._polls.add(node_id, self._actors[node_id])
         except (DeisaError, RayError) as exc:
             logger.error("a node that joined the cluster got no agent: %s", exc)
 
-    def _poll(self, node_id: str) -> None:
-        wait_s = POLL_S + POLL_S_PER_NODE * len(self._actors)
-        actor = self._actors[node_id]
-        reference = actor.poll.remote(self._driver_id, wait_s)
-        reference.future().add_done_callback(partial(self._take_answer, node_id, actor))
+    def _hear(self, node_id: str, events: Sequence[Event]) -> None:
+        self._events.put([(node_id, event) for event in events])
 
-    def _take_answer(self, node_id: str, actor: Any, answer: Future[bytes]) -> None:
-        if self._actors.get(node_id) is not actor:
-            return  # it has been cleared away
-        try:
-            events: list[Event] = pickle.loads(answer.result())
-        except Exception as exc:
+    def _lose(self, node_id: str, reason: str) -> None:
+        self._hear(node_id, [AgentLost(reason)])
+
+    def _lose_line(self, line: AnalyticsLine, actor: Any, reason: str) -> None:
+        if self._line is line and not self._closing.is_set():
+            why = why_hung_up(actor, self._driver_id, reason)
             if not self._closing.is_set():
-                threading.Thread(target=self._report_loss, args=(node_id, actor, exc), daemon=True).start()
-            return
-        if events:
-            self._events.put([(node_id, event) for event in events])
-        self._answered.put(node_id)
+                self._lose(self._line_node, why)
 
-    def _report_loss(self, node_id: str, actor: Any, error: Exception) -> None:
-        """Say that an agent has gone; what a first call says is often that a connection has ended, a second one why."""
-        if isinstance(error, RayActorError):
-            try:
-                ray.get(actor.driver_presence.remote(), timeout=ASK_WHY_S)
-            except RayError as later:
-                if not isinstance(later, GetTimeoutError):
-                    error = later
-        reason = f"its process died ({explain_loss(error)})" if isinstance(error, RayError) else str(error)
-        self._events.put([(node_id, AgentLost(reason))])
+    def _lose_ray(self, error: BaseException) -> None:
+        for node_id in self._actors:
+            self._lose(node_id, f"the connection to Ray has gone ({error!r})")
 
     def events(self, timeout_s: float) -> list[tuple[str, Event]]:
         """Wait for events of any node; returns all that have come."""
@@ -380,7 +294,7 @@ class RayAgents:
             n: actor.call.remote(self._driver_id, "positions") for n, actor in list(self._actors.items())
         }
         positions: dict[int, float] = {}
-        for node_positions in _answers(calls, POSITIONS_TIMEOUT_S).values():
+        for node_positions in answers(calls, POSITIONS_TIMEOUT_S).values():
             positions |= node_positions
         return positions
 
@@ -395,6 +309,7 @@ class RayAgents:
     def start(self, plan: StartPlan, boxes: Mapping[str, Boxes]) -> None:
         """Create the slots and let the ranks go."""
         self._started = True
+        self._polls.expect_releases(plan.slots)
         self._call_all("start", plan, boxes)
 
     def _call_all(self, method: str, plan: StartPlan, boxes: Mapping[str, Boxes]) -> dict[str, Any]:
@@ -407,42 +322,45 @@ class RayAgents:
 
     def release(self, consumer: str, steps: Mapping[str, Sequence[tuple[str, int]]]) -> None:
         """End leases; does not wait."""
+        line = self._line
         for node_id, node_steps in steps.items():
-            self._actors[node_id].call.remote(self._driver_id, "release", consumer, list(node_steps))
+            if line is not None and node_id == self._line_node:
+                line.release(consumer, node_steps)
+            else:
+                self._polls.release(node_id, consumer, node_steps)
 
     def close(self, error: DeisaError | None) -> None:
         """End the session on every node and remove the agents."""
         if self._stop_listening() and ray.is_initialized():
             self._end_agents(error)
-        self._end_listener()
+        self._end_listening()
 
     def _end_agents(self, error: DeisaError | None) -> None:
         calls = {n: actor.call.remote(self._driver_id, "close", error) for n, actor in self._actors.items()}
-        closed = _answers(calls, CLOSE_TIMEOUT_S)  # but for those that another analytics has taken over
+        closed = answers(calls, CLOSE_TIMEOUT_S)  # but for those that another analytics has taken over
         self._kill(node_id for node_id in self._actors if node_id in closed)
 
     def abandon(self, error: DeisaError) -> None:
         """Go, and leave the agents to another analytics."""
         if self._stop_listening() and ray.is_initialized():
-            _answers(
+            answers(
                 {n: a.call.remote(self._driver_id, "abandon", str(error)) for n, a in self._actors.items()},
                 CLOSE_TIMEOUT_S,
             )
-        self._end_listener()
+        self._end_listening()
 
     def _stop_listening(self) -> bool:
         """Returns whether that was not done before."""
         if self._closing.is_set():
             return False
         self._closing.set()
-        self._answered.put(None)
+        self._polls.stop()
         return True
 
-    def _end_listener(self) -> None:
+    def _end_listening(self) -> None:
         if self._line is not None:
             self._line.close()
-        if self._listener.is_alive() and self._listener is not threading.current_thread():
-            self._listener.join(CLOSE_TIMEOUT_S)
+        self._polls.join(CLOSE_TIMEOUT_S)
 
     def _kill(self, node_ids: Iterable[str]) -> None:
         for node_id in node_ids:
@@ -450,23 +368,3 @@ class RayAgents:
 
     def _kill_all(self) -> None:
         self._kill(self._actors)
-
-
-def _node_of(name: str) -> str:
-    """The node that an agent of that name serves."""
-    return name.split(":")[1]
-
-
-def _answers(calls: Mapping[str, Any], timeout_s: float = OPEN_TIMEOUT_S) -> dict[str, Any]:
-    """The answers to calls, by node, without those that failed or did not come in time."""
-    answers = {}
-    there, _ = (
-        ray.wait(list(calls.values()), num_returns=len(calls), timeout=timeout_s) if calls else ([], [])
-    )
-    for node_id, call in calls.items():
-        if call in there:
-            try:
-                answers[node_id] = ray.get(call)
-            except (RayError, DeisaError) as error:
-                logger.debug("the agent of node %s: %s", node_id, error)
-    return answers

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import ray
 from ray.exceptions import (
+    GetTimeoutError,
     ObjectStoreFullError,
     OutOfDiskError,
     OutOfMemoryError,
@@ -14,6 +18,7 @@ from ray.exceptions import (
 
 from deisa.ray.errors import MEMORY_MONITOR, ComputationLostError, DeisaError, StoreFullError
 
+ASK_WHY_S = 3.0
 _SHOWN_CHARACTERS = 600
 _DETAILS = "\nObject store memory usage"  # what follows is for those who debug Ray
 
@@ -27,6 +32,30 @@ def explain_loss(error: BaseException) -> str:
     if isinstance(error, (RayActorError, WorkerCrashedError)):
         return f"{said} (if the node's memory is nearly full: {MEMORY_MONITOR})"
     return said
+
+
+def why_lost(actor: Any, error: BaseException) -> str:
+    """Say why an agent has gone; what a first call says is often that a connection has ended, a second one why."""
+    if isinstance(error, RayActorError):
+        try:
+            ray.get(actor.driver_presence.remote(), timeout=ASK_WHY_S)
+        except RayError as later:
+            if not isinstance(later, GetTimeoutError):
+                error = later
+    if isinstance(error, RayTaskError) and isinstance(error.cause, DeisaError):
+        return str(error.cause)
+    return f"its process died ({explain_loss(error)})" if isinstance(error, RayError) else str(error)
+
+
+def why_hung_up(actor: Any, driver_id: str, reason: str) -> str:
+    """Say why an agent's line has ended, which ended for that reason as far as the line itself tells."""
+    try:
+        ray.get(actor.call.remote(driver_id, "positions"), timeout=ASK_WHY_S)
+    except GetTimeoutError:
+        return f"the connection to it has ended ({reason}), and it does not answer"
+    except (RayError, DeisaError) as error:
+        return why_lost(actor, error)
+    return f"the connection to it has ended ({reason}), though its process lives"
 
 
 def loss_error(error: RayError, retries: int) -> DeisaError:

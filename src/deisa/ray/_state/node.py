@@ -355,6 +355,11 @@ class Node:
             if bridge.connected and not bridge.closed:
                 self._effects.append(TellAnalytics(bridge.peer, reason))
 
+    def connect(self, subscriber: Subscriber, peer: int, callbacks: int, *, listens: bool) -> None:
+        """A subscriber has a connection, with events going there if it listens."""
+        if subscriber.connect(peer, callbacks, listens=listens):
+            self._tell_of_analytics()
+
     def begin_poll(self, subscriber: Subscriber) -> None:
         """A subscriber asks for news."""
         if subscriber.presence.begin_poll():

@@ -76,12 +76,20 @@ class Presence:
         self.reason, self._only_silent = reason, True
         return True
 
+    def connect(self) -> bool:
+        """The analytics has a connection; returns whether it had been taken for gone: it was busy, or cut off."""
+        self.connected = True
+        return self._come_back()
+
     def begin_poll(self) -> bool:
-        """The analytics asks for events; returns whether it had been taken for gone: it was busy, or cut off."""
+        """The analytics asks for events; returns what `connect` does."""
+        self._polls += 1
+        return self._come_back()
+
+    def _come_back(self) -> bool:
         back = bool(self.reason) and self._only_silent
         if back:
             self.reason = ""
-        self._polls += 1
         return back
 
     def end_poll(self, driver_id: str, now: float) -> None:

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from deisa.ray._state.events import Event
+from deisa.ray._state.events import BridgeJoined, Event, OwnersPassed
 from deisa.ray._state.presence import Presence
 
 
 class EventLog:
-    """The events of a node, for as long as some subscriber has not heard them."""
+    """The events of a node, for as long as some subscriber has not heard them.
+
+    They are few even where nobody listens: arrays become complete as long as there are slots, and of what owners have
+    passed the latest counts.
+
+    Attributes
+    ----------
+    first : int
+        Number of the first event that is kept.
+    """
 
     def __init__(self) -> None:
         self._events: list[Event] = []
-        self.first = 0  # number of the first one kept
+        self._heard = 0  # number of the first event that no subscriber has heard
+        self.first = 0
 
     @property
     def end(self) -> int:
@@ -22,12 +32,32 @@ class EventLog:
 
     def append(self, event: Event) -> None:
         """Note what has happened."""
+        if isinstance(event, OwnersPassed):
+            self._forget_last_passed(event.array)
         self._events.append(event)
 
-    def since(self, cursor: int, most: int | None = None) -> list[Event]:
-        """Return the events from a number on, oldest first."""
+    def _forget_last_passed(self, array: str) -> None:
+        """Drop the last event if it says how far the owners of an array were, or the one before, and so on."""
+        for index in range(len(self._events) - 1, self._heard - self.first - 1, -1):
+            event = self._events[index]
+            if not isinstance(event, OwnersPassed):
+                break
+            if event.array == array:
+                del self._events[index]
+                break
+
+    def take(self, cursor: int, most: int | None = None) -> list[Event]:
+        """Return the events from a number on, oldest first; of at most so many, the first `BridgeJoined` is the last.
+
+        A bridge may describe as many chunks as a message has room for.
+        """
         start = cursor - self.first
-        return self._events[start : None if most is None else start + most]
+        events = self._events[start : None if most is None else start + most]
+        if most is not None:
+            joined = (count for count, event in enumerate(events, 1) if isinstance(event, BridgeJoined))
+            del events[next(joined, most) :]
+        self._heard = max(self._heard, cursor + len(events))
+        return events
 
     def forget(self, before: int) -> None:
         """Drop the events before a number: everybody has heard them."""
@@ -64,10 +94,10 @@ class Subscriber:
         self.listens = False
         self.callbacks = 0
 
-    def connect(self, line: int, callbacks: int, *, listens: bool) -> None:
-        """It has a connection, which shows that it is there for as long as it lasts."""
+    def connect(self, line: int, callbacks: int, *, listens: bool) -> bool:
+        """It has a connection, which shows that it is there; returns whether it had been taken for gone."""
         self.line, self.callbacks, self.listens = line, callbacks, listens
-        self.presence.connected = True
+        return self.presence.connect()
 
     def disconnect(self) -> int | None:
         """It has none any more; returns which it was."""
@@ -77,7 +107,7 @@ class Subscriber:
 
     def hear(self, log: EventLog, most: int | None = None) -> Sequence[Event]:
         """Take the events that are new to it, oldest first."""
-        events = log.since(self.cursor, most)
+        events = log.take(self.cursor, most)
         self.cursor += len(events)
         return events
 

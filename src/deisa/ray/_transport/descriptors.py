@@ -8,9 +8,9 @@ from __future__ import annotations
 import array
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator
 
-from deisa.ray._transport.messages import FrameBuffer, Message
+from deisa.ray._transport.messages import MAX_MESSAGE_BYTES, FrameBuffer, Message
 
 RECEIVE_BYTES = 65536
 MAX_DESCRIPTORS = 253  # the kernel's limit for one message
@@ -30,9 +30,11 @@ def receive_with_descriptors(connection: socket.socket, flags: int = 0) -> tuple
     return data, list(descriptors)
 
 
-def receive_messages(connection: socket.socket) -> Iterator[tuple[Message, list[int]]]:
+def receive_messages(
+    connection: socket.socket, most_bytes: int = MAX_MESSAGE_BYTES
+) -> Generator[tuple[Message, list[int]], None, None]:
     """Receive until the other end has gone; whoever takes descriptors out of the list owns them, others are closed."""
-    frames = FrameBuffer()
+    frames = FrameBuffer(most_bytes)
     descriptors: list[int] = []
     try:
         while True:

@@ -96,16 +96,19 @@ class Exchange:
         self._node.answer_newcomers(now)
         self._node.look_over(now)
         self.carry_out()
-        self._tell_subscribers()
+        self.tell_subscribers()
 
-    def _tell_subscribers(self) -> None:
+    def tell_subscribers(self) -> None:
+        """Hand events over: to the connections of those that listen, to calls that wait for the others."""
         for subscriber in self._node.subscribers:
             if not subscriber.has_news(self._node.log):
                 continue
             line = self._connections.get(subscriber.line) if subscriber.line is not None else None
             if line is None or not subscriber.listens:
                 self._wake_callers()
-            elif not line.outgoing:  # one that does not read gets what gathers until then at once
+                continue
+            # One that does not read gets a message, and later what has gathered by then.
+            while subscriber.has_news(self._node.log) and line in self._connections and not line.outgoing:
                 self._post(line, messages.Events(tuple(self._node.hear(subscriber, MOST_EVENTS))))
 
     def look(self) -> None:
@@ -310,8 +313,8 @@ class Exchange:
         subscriber = self._node.subscriber_of(follow.driver_id) if follow.driver_id else None
         if subscriber is None or self._node.bridge_of(connection.number) is not None:
             raise ProtocolError("only the analytics itself may follow its agent")
-        subscriber.connect(connection.number, follow.callbacks, listens=follow.listens != 0)
-        self._post(connection, *self._store.journal(subscriber.name, follow.callbacks))
+        self._node.connect(subscriber, connection.number, follow.callbacks, listens=follow.listens != 0)
+        self._post(connection, *self._store.journal(subscriber.name, follow.callbacks, self._agent_id))
 
     # What the node wants done.
 

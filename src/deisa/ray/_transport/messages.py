@@ -105,9 +105,10 @@ class WantedArray:
 
 
 class Message:
-    """Base of all messages; `code` is its number on the wire."""
+    """Base of all messages; `code` is its number on the wire, `most_bytes` how long it may be."""
 
     code: ClassVar[int]
+    most_bytes: ClassVar[int] = MAX_MESSAGE_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,10 +303,11 @@ class Attached(Message):
 
 @dataclass(frozen=True, slots=True)
 class Journal(Message):
-    """One 64-bit word for each callback, in memory of so many bytes whose descriptor comes along."""
+    """One 64-bit word for each callback, in memory of so many bytes whose descriptor comes along; and whose it is."""
 
     code: ClassVar[int] = 25
     nbytes: Natural
+    agent_id: str
 
 
 NumberedEvent = Annotated[
@@ -328,9 +330,10 @@ NumberedEvent = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class Events(Message):
-    """What has happened on the node since the last message of this kind, oldest first."""
+    """What has happened on the node since the last message of this kind, oldest first; may repeat a `Hello`."""
 
     code: ClassVar[int] = 26
+    most_bytes: ClassVar[int] = 2 * MAX_MESSAGE_BYTES
     events: tuple[NumberedEvent, ...]
 
 
@@ -349,9 +352,9 @@ def encode(message: Message) -> bytes:
     frame += _CODE.pack(message.code)
     write_fields(frame, message)
     length = len(frame) - _LENGTH.size
-    if length > MAX_MESSAGE_BYTES:
+    if length > message.most_bytes:
         raise ProtocolError(
-            f"a message of {length} bytes is larger than the limit of {MAX_MESSAGE_BYTES}; "
+            f"a message of {length} bytes is larger than the limit of {message.most_bytes}; "
             "the bridge describes too many chunks"
         )
     _LENGTH.pack_into(frame, 0, length)
@@ -388,7 +391,7 @@ def shorten(text: object) -> str:
 
 
 class FrameBuffer:
-    """Cuts received bytes into messages.
+    """Cuts received bytes into messages of at most so many bytes.
 
     Raises
     ------
@@ -396,7 +399,8 @@ class FrameBuffer:
         From `feed`, as soon as a length exceeds the limit, or for anything `decode` refuses.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most_bytes: int = MAX_MESSAGE_BYTES) -> None:
+        self._most_bytes = most_bytes
         self._pending = bytearray()
 
     def feed(self, data: bytes) -> Iterator[Message]:
@@ -406,9 +410,9 @@ class FrameBuffer:
         try:
             while len(self._pending) - start >= _LENGTH.size:
                 (length,) = _LENGTH.unpack_from(self._pending, start)
-                if length > MAX_MESSAGE_BYTES:
+                if length > self._most_bytes:
                     raise ProtocolError(
-                        f"a message of {length} bytes was announced, which exceeds the limit of {MAX_MESSAGE_BYTES}"
+                        f"a message of {length} bytes was announced, which exceeds the limit of {self._most_bytes}"
                     )
                 end = start + _LENGTH.size + length
                 if len(self._pending) < end:

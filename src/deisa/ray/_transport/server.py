@@ -273,6 +273,7 @@ class AgentServer:
             logger.exception("the agent has failed")
             with self._lock:
                 self._node.report(AgentLost(f"{type(error).__name__}: {error}"))
+                self._exchange.tell_subscribers()
             raise
         finally:
             self._shut()

@@ -242,7 +242,7 @@ class Store:
 
     # Journals.
 
-    def journal(self, consumer: str, callbacks: int) -> Post:
+    def journal(self, consumer: str, callbacks: int, agent_id: str) -> Post:
         """Create the journal of a consumer anew, with what it has noted so far."""
         handled = [*self.handled(consumer), *[NOTHING_HANDLED] * callbacks]
         if consumer in self._journals:
@@ -251,7 +251,7 @@ class Store:
         self._journals[consumer] = page, callbacks
         for callback in range(callbacks):
             page.words[callback] = handled[callback]
-        return messages.Journal(page.nbytes), [page.descriptor]
+        return messages.Journal(page.nbytes, agent_id), [page.descriptor]
 
     def handled(self, consumer: str) -> tuple[int, ...]:
         """What a consumer has noted."""
