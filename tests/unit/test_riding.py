@@ -7,7 +7,8 @@ from deisa.ray._state.riding import WaitingReleases
 
 def polled(slots: dict[str, int], *leased: tuple[str, str]) -> WaitingReleases:
     """Nodes with a poll under way, which have told of so many leased timesteps of arrays."""
-    releases = WaitingReleases(slots)
+    releases = WaitingReleases()
+    releases.slots = slots
     for node_id, array in leased:
         releases.answer(node_id, [array])
         releases.poll(node_id)

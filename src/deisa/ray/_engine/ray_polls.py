@@ -58,7 +58,7 @@ class Polls:
         self._actors: dict[str, Any] = {}
         self._due: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # nodes to be polled now
         self._consumer = ""
-        self._releases = WaitingReleases({})
+        self._releases = WaitingReleases()
         self._releases_due = math.inf  # when those that wait have waited for long enough
         self._releasing = threading.Lock()
         self._ended = threading.Event()
@@ -80,7 +80,7 @@ class Polls:
     def expect_releases(self, slots: Mapping[str, int]) -> None:
         """Let releases ride on polls, of arrays with so many slots."""
         with self._releasing:
-            self._releases = WaitingReleases(slots)
+            self._releases.slots = slots
 
     def release(self, node_id: str, consumer: str, steps: Sequence[tuple[str, int]]) -> None:
         """End leases of the one consumer on (array, timestep) pairs: now, or with the next poll."""

@@ -18,14 +18,14 @@ class WaitingReleases:
     A node is polled again as soon as it has told something, and it tells of every complete timestep. While a poll is
     under way, a release may wait if the ranks miss nothing: they have other slots.
 
-    Parameters
+    Attributes
     ----------
     slots : mapping of str to int
-        Of each array; those of others are released at once.
+        Of each array; slots of arrays that are not there are released at once.
     """
 
-    def __init__(self, slots: Mapping[str, int]) -> None:
-        self._slots = slots
+    def __init__(self) -> None:
+        self.slots: Mapping[str, int] = {}
         self._leased: Counter[tuple[str, str]] = (
             Counter()
         )  # timesteps that a node has told of, by node and array
@@ -55,7 +55,7 @@ class WaitingReleases:
         return self._take(node_id)
 
     def _may_wait(self, node_id: str, array: str) -> bool:
-        return self._slots.get(array, 0) - self._leased[node_id, array] >= FREE_SLOTS
+        return self.slots.get(array, 0) - self._leased[node_id, array] >= FREE_SLOTS
 
     def _take(self, node_id: str) -> Sequence[Step]:
         steps = self._waiting.pop(node_id, [])
