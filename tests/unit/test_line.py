@@ -72,7 +72,11 @@ def test_events_come_over_the_line_in_order_and_not_in_answers_to_polls() -> Non
         bridge.close()
         ear.wait(BridgeJoined, *[StepComplete] * 3, BridgeClosed, OwnersPassed)
         assert [event.timestep for event in ear.events if isinstance(event, StepComplete)] == [0, 1, 2]
-        assert not polling.result(PATIENCE_S) and not agent.server.poll(0)
+        with agent.server._lock:
+            agent.server._node.report(AgentLost("a last one"))
+            assert not agent.server.poll(0)
+        wait_until(lambda: AgentLost("a last one") in ear.events, "it has come")
+        assert not polling.result(PATIENCE_S)
 
 
 def test_a_released_step_gives_its_slot_back() -> None:
