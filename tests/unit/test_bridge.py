@@ -94,6 +94,26 @@ REFUSALS: dict[str, Refusal] = {
         UnknownArrayError,
         "^bridge 0 described no array 'b'; it has 'a', 'halves', 'none', 'open', 'unwanted'$",
     ),
+    "an array by its number": (
+        lambda b: b.send(5, GOOD, 5),  # type: ignore[arg-type]
+        UnknownArrayError,
+        "^bridge 0 described no array 5; it has 'a', ",
+    ),
+    "a name that cannot be written": (
+        lambda b: b.send("\udcff", GOOD, 5),
+        UnknownArrayError,
+        r"^bridge 0 described no array '.udcff'; it has 'a', ",
+    ),
+    "a name with a zero": (
+        lambda b: b.slot("a\0", 5),
+        UnknownArrayError,
+        r"^bridge 0 described no array 'a.x00'; it has 'a', ",
+    ),
+    "the timestep before the earliest one": (
+        lambda b: b.send("a", GOOD, -(2**63)),
+        TimestepError,
+        f"array 'a': timestep {-(2**63)} exceeds 64 bits",
+    ),
     "shape": (
         lambda b: b.send("a", GOOD.T, 5),
         ChunkShapeError,

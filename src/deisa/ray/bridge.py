@@ -36,6 +36,7 @@ from deisa.ray.errors import (
     ForkedProcessError,
     LayoutError,
     TimestepError,
+    UnknownArrayError,
 )
 
 logger = logging.getLogger("deisa.ray.bridge")
@@ -445,15 +446,22 @@ class Bridge:
         return f"<Bridge {self._id} of {self._world_size}, {state}, arrays: {', '.join(self._own) or 'none'}>"
 
     def _find(self, array_name: str, chunk_index: Any) -> _OwnChunk:
-        is_index = chunk_index is None or isinstance(chunk_index, int | np.integer)
-        is_known = array_name in self._own and not self._client.closed
-        if is_known and (not is_index or (chunk_index is not None and abs(chunk_index) >= 2**63)):
-            raise ChunkIndexError(
-                f"bridge {self._id} owns {len(self._own[array_name])} chunks of array {array_name!r}, there is no "
-                f"chunk {chunk_index}"
+        client = self._client
+        if client.closed:
+            client.find("", None)  # raises what every call does now
+        chunks = self._own.get(array_name)
+        if chunks is None:
+            raise UnknownArrayError(
+                f"bridge {self._id} described no array {array_name!r}; it has "
+                f"{', '.join(map(repr, self._own)) or 'none'}"
             )
-        self._client.find(array_name, None if chunk_index is None or not is_known else int(chunk_index))
-        return self._own[array_name][int(chunk_index or 0)]
+        is_index = chunk_index is None or isinstance(chunk_index, int | np.integer)
+        if not is_index or (chunk_index is not None and abs(chunk_index) >= 2**63):
+            raise ChunkIndexError(
+                f"bridge {self._id} owns {len(chunks)} chunks of array {array_name!r}, there is no chunk {chunk_index}"
+            )
+        client.find(array_name, None if chunk_index is None else int(chunk_index))
+        return chunks[int(chunk_index or 0)]
 
     def _check_timestep(self, timestep: Any, array_name: str | None = None) -> int:
         try:

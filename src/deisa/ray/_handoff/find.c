@@ -66,15 +66,15 @@ handoff_chunk *handoff_find(handoff_client *client, const char *array, int64_t i
 int client_check_timestep(const handoff_client *client, const handoff_array *array, int64_t timestep, handoff_error *error)
 {
     char what[NAME_BYTES + 16] = "advance()";
+    if (timestep < HANDOFF_EARLIEST_TIMESTEP)
+        return fail(error, "TimestepError", "bridge %lld, %s: timestep %lld exceeds 64 bits",
+                    (long long)client->options.bridge_id, array != NULL ? what_array(array, what, sizeof what) : what,
+                    (long long)timestep);
     if (client->newest_any && timestep < client->newest)
         return fail(error, "TimestepError",
                     "bridge %lld, %s: timestep %lld comes after timestep %lld; timesteps must not decrease",
                     (long long)client->options.bridge_id, array != NULL ? what_array(array, what, sizeof what) : what,
                     (long long)timestep, (long long)client->newest);
-    if (timestep < HANDOFF_EARLIEST_TIMESTEP)
-        return fail(error, "TimestepError", "bridge %lld, %s: timestep %lld exceeds 64 bits",
-                    (long long)client->options.bridge_id, array != NULL ? what_array(array, what, sizeof what) : what,
-                    (long long)timestep);
     return 0;
 }
 
