@@ -14,7 +14,14 @@ import numpy as np
 import pytest
 
 from deisa.ray import bridge as native
-from deisa.ray._state.events import BridgeClosed, BridgeLost, OwnersPassed, SendersBlocked, StepComplete
+from deisa.ray._state.events import (
+    BridgeClosed,
+    BridgeJoined,
+    BridgeLost,
+    OwnersPassed,
+    SendersBlocked,
+    StepComplete,
+)
 from deisa.ray.errors import ClosedError, DuplicateChunkError
 from tests.oracle import client as oracle
 from tests.oracle import pages, writer
@@ -147,6 +154,28 @@ def test_an_error_in_the_block_ends_the_wait_of_another_thread(agent: Agent) -> 
         waiting.result(PATIENCE_S)
     assert agent.wait(BridgeLost).reason == "KeyboardInterrupt"
     assert "closed" in repr(bridge)
+
+
+def get_slots(chunk: Any, started: threading.Barrier) -> None:
+    started.wait(PATIENCE_S)
+    while True:
+        chunk.slot(0)
+
+
+def test_threads_that_get_slots_while_another_one_closes() -> None:
+    """What one of them has got is in use after the client has dropped it."""
+    for _ in range(10):
+        with running() as agent:
+            bridge = agent.open_bridge(0, 1, {"a": whole((4,))}, client=native.Bridge)
+            agent.wait(BridgeJoined)
+            agent.start({"a": 1})
+            chunk = bridge.result(PATIENCE_S)._own["a"][0].native
+            started = threading.Barrier(4)
+            getting = [agent.in_thread(get_slots, chunk, started) for _ in range(3)]
+            started.wait(PATIENCE_S)
+            bridge.result().close()
+            for thread in getting:
+                assert isinstance(thread.exception(PATIENCE_S), ClosedError)
 
 
 def test_an_error_in_the_block_ends_a_thread_that_converts(agent: Agent, client: Client) -> None:
