@@ -53,7 +53,7 @@ _DLPACK_HOST_DEVICES = {1, 3, 11}  # kDLCPU, kDLCUDAHost, kDLROCMHost
 class _OwnChunk:
     """One chunk that this bridge owns."""
 
-    __slots__ = ("_scratch", "array", "dtype", "index", "lent", "passed_over", "shape", "writer")
+    __slots__ = ("_scratch", "array", "dtype", "index", "lent", "lent_for", "passed_over", "shape", "writer")
 
     def __init__(self, array: str, index: int, shape: Shape, dtype: np.dtype | None) -> None:
         self.array = array
@@ -63,6 +63,7 @@ class _OwnChunk:
         self.writer: ChunkWriter | None = None  # where no callback asks for the array
         self.passed_over: int | None = None  # there, the last timestep
         self.lent: np.ndarray | None = None  # the slot that was given out and has not come back
+        self.lent_for: int | None = None  # the timestep that it was asked for
         self._scratch: np.ndarray | None = None
 
     def scratch(self) -> np.ndarray:
@@ -226,7 +227,7 @@ class OracleBridge:
         with self._exclusively():
             own, timestep = self._check_send(array_name, timestep, chunk_index)
             lent = own.lent
-            if lent is not None:
+            if lent is not None and own.lent_for == timestep:
                 return lent
             if own.dtype is None:
                 raise ChunkDtypeError(
@@ -234,8 +235,11 @@ class OracleBridge:
                 )
             if own.writer is not None:
                 self._channel.advance(timestep)
-                own.lent = lent = own.writer.free_slot(timestep).view()
-                return lent
+                given = own.writer.free_slot(timestep).view()
+                if lent is not None:  # for a timestep that is over: the memory is the same
+                    lent.flags.writeable = False
+                own.lent, own.lent_for = given, timestep
+                return given
         # No callback asks for the array, or nobody is there any more: any memory will do.
         return own.scratch()
 

@@ -48,6 +48,7 @@ from deisa.ray.errors import (
     ProtocolError,
     SessionEndedError,
     SessionInUseError,
+    TimestepError,
     WaitTimeoutError,
 )
 from tests.oracle.pages import NOTIFIED, SUBMITTED, RingWriter
@@ -272,6 +273,23 @@ def test_a_slot_is_handed_over_without_a_copy(agent: Agent) -> None:
         given.flags.writeable = True  # the same memory, as only the owner of the base could show
         given[0] = 99
         assert chunk[0] == 99
+
+
+def test_a_chunk_has_one_slot_at_a_time(agent: Agent) -> None:
+    """What was meant for one timestep and what is meant for the next one must not become one."""
+    (bridge,) = agent.bridges({"a": whole((4,))}, slots={"a": 2})
+    first = bridge.slot("a", 0)
+    first[:] = 1
+    second = bridge.slot("a", 1)
+    with pytest.raises(ValueError, match="read-only"):
+        first[:] = 1
+    second[:] = 2
+    with pytest.raises(TimestepError):
+        bridge.send("a", first, 0)
+    assert bridge.slot("a", 1) is second
+    bridge.send("a", second, 1)
+    step = agent.wait(StepComplete)
+    assert (step.timestep, agent.chunks(step)[0].tolist()) == (1, [2] * 4)
 
 
 def test_a_slot_that_is_not_used_does_not_get_lost(agent: Agent) -> None:

@@ -57,7 +57,7 @@ class Communicator(Protocol):
 class _OwnChunk:
     """One chunk that this bridge owns, and where it is handed over."""
 
-    __slots__ = ("_scratch", "_views", "array", "dtype", "index", "native", "shape")
+    __slots__ = ("_scratch", "_views", "array", "dtype", "index", "lent_for", "native", "shape")
 
     def __init__(self, array: str, index: int, shape: Shape, native: _native.Chunk) -> None:
         self.array = array
@@ -65,6 +65,7 @@ class _OwnChunk:
         self.shape = shape
         self.native = native
         self.dtype: np.dtype | None = None
+        self.lent_for: int | None = None  # the timestep that the slot was asked for which is given out
         self._views: dict[int, np.ndarray] = {}
         self._scratch: np.ndarray | None = None
 
@@ -81,6 +82,12 @@ class _OwnChunk:
             )
         self.native.lent = lent = view.view()
         return lent
+
+    def take_back(self) -> None:
+        """Take back the slot that was given out: whoever still has it can write into it no more."""
+        lent, self.native.lent = self.native.lent, None
+        if lent is not None:
+            lent.flags.writeable = False
 
     def scratch(self) -> np.ndarray:
         """Return memory to compute into where nothing is handed over, the same every time."""
@@ -293,7 +300,8 @@ class Bridge:
         """Give out the memory that the next `send` of a chunk will hand over, to compute into directly.
 
         Fill it and pass it to `send` as `chunk`: nothing is copied then. It holds old values at first
-        and becomes read-only when it is sent.
+        and becomes read-only when it is sent. A chunk has one at a time: a call for a later timestep
+        takes back one that was not sent, which becomes read-only, too.
 
         Returns
         -------
@@ -310,13 +318,15 @@ class Bridge:
         lent = own.native.lent
         if lent is not None or own.dtype is None:
             own.native.check(step)
-        if lent is not None:
+        if lent is not None and own.lent_for == step:
             return lent
         if own.dtype is None:
             raise ChunkDtypeError(
                 f"bridge {self._id}, array {array_name!r}: a slot needs the dtype; declare it in arrays_metadata"
             )
         given = own.native.slot(step)
+        own.take_back()  # where it was asked for another timestep, which is over: the memory is the same
+        own.lent_for = step
         # Where no callback asks for the array, or nobody is there any more, any memory will do.
         return own.scratch() if given is None else own.slot_at(*given)
 
