@@ -185,6 +185,7 @@ FINE = {"chunk_shape": (4, 4), "nb_chunks_per_dim": (2, 2), "chunk_position": (0
             {"chunk_shape": (0, 4)},
             "at least 1 is needed; a bridge without a chunk of it leaves the array out",
         ),
+        ({"chunk_shape": (1,) * 65}, "has 65 dimensions, NumPy's arrays have 64 at most"),
         ({"chunk_shape": (4,)}, r"\(4,\) has 1 dimensions, 'nb_chunks_per_dim' \(2, 2\) has 2"),
         ({"chunk_position": (0, 2)}, r"chunk_position \(0, 2\) lies outside nb_chunks_per_dim \(2, 2\)"),
         ({"chunk_position": (0, -1)}, "'chunk_position' holds -1, at least 0 is needed"),

@@ -42,6 +42,7 @@ ACCEPTED_KEYS = frozenset(
     }
 )
 MAX_CELLS = 10_000_000
+MAX_DIMENSIONS = 64  # NumPy's
 SHOWN_CULPRITS = 5
 SHOWN_BRIDGES = 2 * SHOWN_CULPRITS
 
@@ -175,6 +176,10 @@ def _describe_chunk(
         raise DescriptionError(f"array {name!r}: 'chunk_shape' is missing")
     shape = _shape(name, "chunk_shape", entry["chunk_shape"], minimum=1)
     rank = len(shape)
+    if rank > MAX_DIMENSIONS:
+        raise DescriptionError(
+            f"array {name!r}: 'chunk_shape' has {rank} dimensions, NumPy's arrays have {MAX_DIMENSIONS} at most"
+        )
 
     def same_rank(key: str, minimum: int) -> Shape | None:
         if entry.get(key) is None:

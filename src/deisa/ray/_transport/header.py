@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from deisa.ray._state.layout import MAX_DIMENSIONS
 from deisa.ray._transport import messages, pages
 from deisa.ray._transport.codec import MAX_ITEMS
 from deisa.ray._transport.descriptors import MAX_DESCRIPTORS
@@ -23,7 +24,7 @@ def header_text() -> str:
         "PROTOCOL_MAX_MESSAGE_BYTES": messages.MAX_MESSAGE_BYTES,
         "PROTOCOL_MAX_ITEMS": MAX_ITEMS,
         "PROTOCOL_MAX_TEXT": messages.MAX_TEXT,
-        "PROTOCOL_MAX_DIMENSIONS": messages.MAX_DIMENSIONS,
+        "PROTOCOL_MAX_DIMENSIONS": MAX_DIMENSIONS,
         "PROTOCOL_MAX_LIMITS": messages.MAX_LIMITS,
         "PROTOCOL_MAX_DESCRIPTORS": MAX_DESCRIPTORS,
         "PAGE_LAYOUT_VERSION": pages.LAYOUT_VERSION,

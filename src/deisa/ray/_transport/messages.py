@@ -36,7 +36,7 @@ import numpy as np
 
 from deisa.ray._state import events
 from deisa.ray._state.events import BridgeStats, Event
-from deisa.ray._state.layout import ArrayDescription, Shape, check_place
+from deisa.ray._state.layout import MAX_DIMENSIONS, ArrayDescription, Shape, check_place
 from deisa.ray._transport.codec import (
     Natural,
     Numbers,
@@ -53,7 +53,6 @@ MAX_CALLBACKS = 100_000
 MAX_LIMITS = 64
 MAX_MESSAGE_BYTES = 16 * 2**20
 MAX_TEXT = 2_000  # characters of an error that is passed on
-MAX_DIMENSIONS = 64  # NumPy's
 _LENGTH, _CODE = struct.Struct("<I"), struct.Struct("<H")
 
 
