@@ -539,9 +539,8 @@ def test_the_report(site: Site) -> None:
     assert (report.callbacks_run, report.callbacks_failed) == (5, 0)
     assert sorted(report.held_up_s) == [0, 1, 2]
     (bound,) = report.bound_bytes.values()
-    assert (
-        3 * 3 * 4096 <= bound < 2 * 3 * 3 * 4096
-    )  # ranks, slots, a page each; and the pages that ranks share
+    # Ranks, slots, a page each; and the pages that ranks share.
+    assert 3 * 3 * 4096 <= bound < 2 * 3 * 3 * 4096
     assert 0 < report.callbacks_s <= report.wall_s
     assert (report.arrays["x"].delivered, report.arrays["x"].skipped) == (5, 0)
     sent = {bridge_id: (stats.chunks, stats.bytes_handed_over) for bridge_id, stats in report.bridges.items()}

@@ -76,7 +76,7 @@ static void hand_over(handoff_chunk *chunk, int64_t timestep)
         return;
     void *data = calloc(1, (size_t)nbytes);
     require(data != NULL);
-    client_send_at_once(chunk, data, NULL, timestep, &error);
+    client_hand_over_at_once(chunk, data, NULL, timestep, &error);
     free(data);
 }
 

@@ -91,10 +91,8 @@ static int hand_over(ChunkObject *self, PyObject *array, int64_t timestep)
     const npy_intp *strides = array != NULL ? PyArray_STRIDES((PyArrayObject *)array) : NULL;
     int result = 0;
     _Static_assert(sizeof(npy_intp) == sizeof(int64_t), "NumPy's strides have 64 bits");
-    if (data == NULL)
-        result = client_commit_at_once(self->chunk, timestep, &error);
-    else if (self->nbytes <= MOST_COPIED_BYTES)
-        result = client_send_at_once(self->chunk, data, (const int64_t *)strides, timestep, &error);
+    if (data == NULL || self->nbytes <= MOST_COPIED_BYTES)
+        result = client_hand_over_at_once(self->chunk, data, (const int64_t *)strides, timestep, &error);
     if (result == 0) {
         Py_BEGIN_ALLOW_THREADS;
         result = data == NULL ? handoff_commit(self->chunk, timestep, &error)

@@ -160,9 +160,9 @@ int client_give_slot(handoff_chunk *chunk, int64_t timestep, given_slot *given, 
    have none. Whether it is the one declared is left to the caller. */
 int client_declare_dtype(handoff_array *array, const char *dtype, char **settled, handoff_error *error);
 
-/* send.c, for callers that must not wait: 1 done; 0 it would have to wait, nothing has been done; -1 failed. */
-int client_send_at_once(handoff_chunk *chunk, const void *data, const int64_t *strides, int64_t timestep,
-                        handoff_error *error);
-int client_commit_at_once(handoff_chunk *chunk, int64_t timestep, handoff_error *error);
+/* send.c, for callers that must not wait: 1 done; 0 it would have to wait, nothing has been done; -1 failed. `data` is NULL for
+   the slot that was given out. */
+int client_hand_over_at_once(handoff_chunk *chunk, const void *data, const int64_t *strides, int64_t timestep,
+                             handoff_error *error);
 
 #endif

@@ -59,20 +59,9 @@ static int pass(handoff_client *client, int64_t timestep)
 
 /* Slots. */
 
-static int has_slot(handoff_client *client, void *subject)
+static int has_slot(const handoff_chunk *chunk)
 {
-    const handoff_chunk *chunk = subject;
-    (void)client;
     return word_acquire(chunk->array->table + TABLE_GRANTED) > chunk->sequence;
-}
-
-static void pause_for_slot(handoff_client *client, void *subject, double seconds)
-{
-    const handoff_chunk *chunk = subject;
-    page_word *wake = chunk->array->table + TABLE_WAKE;
-    int64_t seen = word_acquire(wake);
-    if (!has_slot(client, subject) && !atomic_load(&client->ended_by_thread) && !connection_wait(&client->agent, 0))
-        word_wait(wake, seen, seconds);
 }
 
 typedef struct {
@@ -80,14 +69,19 @@ typedef struct {
     int64_t timestep;
 } slot_wait;
 
-static int wait_has_slot(handoff_client *client, void *subject)
+static int slot_is_there(handoff_client *client, void *subject)
 {
-    return has_slot(client, ((slot_wait *)subject)->chunk);
+    (void)client;
+    return has_slot(((slot_wait *)subject)->chunk);
 }
 
-static void wait_pause(handoff_client *client, void *subject, double seconds)
+static void pause_for_slot(handoff_client *client, void *subject, double seconds)
 {
-    pause_for_slot(client, ((slot_wait *)subject)->chunk, seconds);
+    const handoff_chunk *chunk = ((slot_wait *)subject)->chunk;
+    page_word *wake = chunk->array->table + TABLE_WAKE;
+    int64_t seen = word_acquire(wake);
+    if (!has_slot(chunk) && !atomic_load(&client->ended_by_thread) && !connection_wait(&client->agent, 0))
+        word_wait(wake, seen, seconds);
 }
 
 static void describe_slot(handoff_client *client, void *subject, char *text, size_t size)
@@ -104,7 +98,7 @@ static int wait_for_slot(handoff_chunk *chunk, int64_t timestep, handoff_error *
 {
     handoff_client *client = chunk->array->client;
     slot_wait subject = {chunk, timestep};
-    client_wait wait = {client->options.send_timeout_s, "DEISA_RAY_SEND_TIMEOUT_S", wait_has_slot, wait_pause, describe_slot,
+    client_wait wait = {client->options.send_timeout_s, "DEISA_RAY_SEND_TIMEOUT_S", slot_is_there, pause_for_slot, describe_slot,
                         &subject};
     double started = seconds_now();
     *client->progress = '\0';
@@ -212,7 +206,7 @@ static int hand_over(handoff_chunk *chunk, const void *data, const int64_t *stri
         return -1;
     if (array->client->failed)
         return client_receive(array->client, error);
-    int free_now = has_slot(array->client, chunk);
+    int free_now = has_slot(chunk);
     if (at_once && !free_now)
         return 0;
     int should_notify = pass(array->client, timestep);
@@ -242,18 +236,6 @@ static int hand_over_in_turn(handoff_chunk *chunk, const void *data, const int64
     return result < 0 ? -1 : 0;
 }
 
-static int hand_over_at_once(handoff_chunk *chunk, const void *data, const int64_t *strides, int64_t timestep,
-                             handoff_error *error)
-{
-    handoff_client *client = chunk->array->client;
-    if (!client_try_enter(client))
-        return 0;
-    int result = hand_over(chunk, data, strides, timestep, 1, error);
-    result = result < 0 ? client_settle(client, result, error) < 0 ? -1 : 1 : result;
-    client_leave(client);
-    return result;
-}
-
 int handoff_send(handoff_chunk *chunk, const void *data, const int64_t *strides, int64_t timestep, handoff_error *error)
 {
     return hand_over_in_turn(chunk, data, strides, timestep, error);
@@ -264,15 +246,16 @@ int handoff_commit(handoff_chunk *chunk, int64_t timestep, handoff_error *error)
     return hand_over_in_turn(chunk, NULL, NULL, timestep, error);
 }
 
-int client_send_at_once(handoff_chunk *chunk, const void *data, const int64_t *strides, int64_t timestep,
-                        handoff_error *error)
+int client_hand_over_at_once(handoff_chunk *chunk, const void *data, const int64_t *strides, int64_t timestep,
+                             handoff_error *error)
 {
-    return hand_over_at_once(chunk, data, strides, timestep, error);
-}
-
-int client_commit_at_once(handoff_chunk *chunk, int64_t timestep, handoff_error *error)
-{
-    return hand_over_at_once(chunk, NULL, NULL, timestep, error);
+    handoff_client *client = chunk->array->client;
+    if (!client_try_enter(client))
+        return 0;
+    int result = hand_over(chunk, data, strides, timestep, 1, error);
+    result = result < 0 ? client_settle(client, result, error) < 0 ? -1 : 1 : result;
+    client_leave(client);
+    return result;
 }
 
 int client_give_slot(handoff_chunk *chunk, int64_t timestep, given_slot *given, handoff_error *error)
@@ -288,7 +271,7 @@ int client_give_slot(handoff_chunk *chunk, int64_t timestep, given_slot *given, 
             notify(client);
         if (result == 0)
             result = hear(client, error);
-        if (result == 0 && !has_slot(client, chunk))
+        if (result == 0 && !has_slot(chunk))
             result = wait_for_slot(chunk, timestep, error);
         if (result == 0 && (given->at = slot_of(chunk, error)) == NULL)
             result = -1;
