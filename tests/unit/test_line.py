@@ -18,6 +18,7 @@ from deisa.ray._state.events import (
     SendersBlocked,
     StepComplete,
 )
+from deisa.ray._state.journal import Handled
 from deisa.ray._transport import messages
 from deisa.ray._transport.line import AnalyticsLine
 from deisa.ray._transport.messages import FrameBuffer, encode
@@ -119,8 +120,8 @@ def test_journals_and_events_share_a_line() -> None:
         journal = line.journal(2)
         bridge.send("a", np.zeros(4), 0)
         ear.wait(BridgeJoined, StepComplete)
-        journal[0], journal[1] = 7, 8
-        assert agent.server.take_over("another").handled == (7, 8)
+        journal.note(1, Handled(8, following=2))
+        assert agent.server.take_over("another").handled == (Handled(), Handled(8, 2))
         bridge.close()
 
 

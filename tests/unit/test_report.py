@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 
 from deisa.ray._state.events import BridgeStats
-from deisa.ray.report import ArrayFigures, CallbackFigures, ComputationFigures, Report
+from deisa.ray.report import ArrayFigures, CallbackFigures, ComputationFigures, Report, TriggerFigures
 
 REPORT = Report(
     arrays={"temperature": ArrayFigures(5, 5, 655_360), "pressure": ArrayFigures(3, 1, 393_216)},
@@ -110,6 +110,22 @@ def test_the_first_line_says_which_callbacks_failed() -> None:
     assert first.replace("'", "&#x27;") in report._repr_html_()
 
 
+def test_triggers_have_a_table_of_their_own() -> None:
+    trigger = TriggerFigures("hot", 20, 3, 1, 0.5, 0.25)
+    rare = CallbackFigures("rare", 3, 0, 2.5, 1.5, trigger)
+    report = replace(REPORT, callbacks=(*REPORT.callbacks, rare))
+    assert report.callbacks_s == 2.504 + 2.5 + 0.5
+    assert report.to_dict()["callbacks"][-1]["trigger"]["fired"] == 3
+    tables = [[line.split() for line in table.splitlines()] for table in str(report).split("\n\n")]
+    assert [
+        ["trigger", "of", "evaluated", "fired", "failed", "total", "mean", "longest"],
+        ["rare", "20", "3", "1", "500.0", "ms", "25.0", "ms", "250.0", "ms"],
+    ] in tables
+    failed = "callback 'summary' failed 1 of 5 times, the trigger of callback 'rare' failed 1 of 20 times; "
+    assert str(report).startswith(failed)
+    assert TriggerFigures("hot", 0, 0, 0, 0.0, 0.0).mean_s == 0
+
+
 def test_nothing_to_show() -> None:
     assert str(NOTHING) == "0.0 ms: 0.0 ms in callbacks, 0.0 ms outside of them"
     assert Cells(NOTHING._repr_html_()).rows == []
@@ -168,7 +184,15 @@ def test_dictionary() -> None:
             "pressure": {"timesteps": 3, "delivered": 1, "skipped": 2, "bytes_handed_over": 393_216},
         },
         "callbacks": [
-            {"name": "summary", "calls": 5, "failures": 1, "total_s": 2.5, "mean_s": 0.5, "longest_s": 1.5},
+            {
+                "name": "summary",
+                "calls": 5,
+                "failures": 1,
+                "total_s": 2.5,
+                "mean_s": 0.5,
+                "longest_s": 1.5,
+                "trigger": None,
+            },
             {
                 "name": "summary",
                 "calls": 1,
@@ -176,8 +200,17 @@ def test_dictionary() -> None:
                 "total_s": 0.004,
                 "mean_s": 0.004,
                 "longest_s": 0.004,
+                "trigger": None,
             },
-            {"name": "<lambda>", "calls": 0, "failures": 0, "total_s": 0.0, "mean_s": 0.0, "longest_s": 0.0},
+            {
+                "name": "<lambda>",
+                "calls": 0,
+                "failures": 0,
+                "total_s": 0.0,
+                "mean_s": 0.0,
+                "longest_s": 0.0,
+                "trigger": None,
+            },
         ],
         "computations": {
             "graphs": 6,

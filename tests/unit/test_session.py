@@ -22,6 +22,7 @@ from deisa.ray._state.events import (
     StepComplete,
     StepTorn,
 )
+from deisa.ray._state.journal import Handled
 from deisa.ray._state.layout import describe_arrays
 from deisa.ray._state.plan import SharedBox, StartPlan
 from deisa.ray._state.takeover import HeldArray, NodeSnapshot
@@ -166,7 +167,9 @@ def snapshot(
     bridges: Sequence[int], *since: Event, held: Mapping[str, HeldArray] | None = None, started: bool = True
 ) -> NodeSnapshot:
     plan = StartPlan({"x": 3}, {"x": F8}, ("analytics",)) if started else None
-    return NodeSnapshot("run:node", plan, tuple(joined(b) for b in bridges), dict(held or {}), since, (4,))
+    return NodeSnapshot(
+        "run:node", plan, tuple(joined(b) for b in bridges), dict(held or {}), since, (Handled(4),)
+    )
 
 
 def test_there_was_no_other_analytics() -> None:
@@ -190,7 +193,7 @@ def test_a_session_that_was_started_has_its_bridges() -> None:
     predecessor.register(bridges)
     assert bridges.complete
     assert not predecessor.waiting_bridges
-    assert predecessor.handled == (4,)
+    assert predecessor.handled == (Handled(4),)
 
 
 @pytest.mark.parametrize(

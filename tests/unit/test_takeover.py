@@ -19,15 +19,14 @@ from deisa.ray._state.events import (
     OwnersPassed,
     StepComplete,
 )
+from deisa.ray._state.journal import Handled
 from deisa.ray._state.plan import StartPlan
 from deisa.ray._state.takeover import (
-    NOTHING_HANDLED,
     HeldArray,
     NodeSnapshot,
     Wreck,
     count_unhandled,
     find_wreck,
-    merge_journals,
     resume,
 )
 from deisa.ray._state.timeline import Subscription, Timeline
@@ -72,11 +71,6 @@ def test_a_timestep_that_a_node_skipped_is_still_torn() -> None:
                 timeline.step_complete(node, event)
             else:
                 timeline.owners_passed(node, event)
-
-
-def test_journals_are_joined() -> None:
-    assert merge_journals([(3, NOTHING_HANDLED), (), (1, 7, 2)]) == (3, 7, 2)
-    assert merge_journals([]) == ()
 
 
 def test_a_callback_does_not_run_again_for_what_it_has_handled() -> None:
@@ -146,7 +140,7 @@ def snapshot(
 ) -> NodeSnapshot:
     joined = tuple(BridgeJoined(b, of, (), {}) for b in bridges)
     plan = StartPlan({"x": 3}, {"x": None}, ("c",)) if started else None
-    return NodeSnapshot("run:node", plan, joined, held_arrays, since, (4,))
+    return NodeSnapshot("run:node", plan, joined, held_arrays, since, (Handled(4),))
 
 
 def test_what_can_be_taken_over() -> None:

@@ -1,16 +1,14 @@
-"""Callbacks: what may be one, how its windows reach it, its calls, and what becomes of its failures."""
+"""Callbacks: how they are registered, their calls, and what becomes of their failures."""
 
 from __future__ import annotations
 
 import difflib
-import functools
 import inspect
 import logging
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Any
@@ -18,42 +16,39 @@ from typing import Any
 from deisa.ray._state.layout import ArrayLayout
 from deisa.ray._state.timeline import Subscription, When
 from deisa.ray.errors import RegistrationError, WindowError, cause_chain
+from deisa.ray.functions import Binding, check_has_run, check_runs, check_takes_one, name_of, values_of
 from deisa.ray.report import CallbackFigures
-from deisa.ray.types import DeisaArray, Timesteps, WindowSpec, window_spec
+from deisa.ray.triggers import Trigger, TriggerCalls
+from deisa.ray.types import DeisaArray, WindowSpec, window_spec
 
 logger = logging.getLogger("deisa.ray")
 
 Callback = Callable[..., Any]
+Condition = Callable[..., Any]
 ExceptionHandler = Callable[[Exception], Any]
-
-_NEVER_RUN: tuple[tuple[Callable[[Any], bool], str], ...] = (
-    (inspect.iscoroutinefunction, "a coroutine function (async def)"),
-    (inspect.isasyncgenfunction, "an asynchronous generator function"),
-    (inspect.isgeneratorfunction, "a generator function (it has yield)"),
-)
-_NAMED = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
 
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """A callback, its windows, and how it takes them.
+    """A callback, and when it runs.
 
     Attributes
     ----------
+    binding : Binding
+        The callback, and how it takes its windows.
+    windows : tuple of WindowSpec
     exception_handler : callable or None
         None where `Settings.on_error` decides.
-    by_name : bool
-        Whether the callback takes its windows by the names of their arrays.
-    called : tuple of str
-        What the callback calls each window.
+    when : {"AND", "OR"}
+    trigger : Trigger or None
+        None where it runs at every timestep.
     """
 
-    callback: Callback
+    binding: Binding
     windows: tuple[WindowSpec, ...]
     exception_handler: ExceptionHandler | None
     when: When
-    by_name: bool
-    called: tuple[str, ...]
+    trigger: Trigger | None = None
 
     @classmethod
     def of(
@@ -62,29 +57,37 @@ class Registration:
         windows: Sequence[WindowSpec],
         exception_handler: ExceptionHandler | None,
         when: When,
+        trigger: Condition | None = None,
+        following: int = 0,
     ) -> Registration:
-        """Check whether a callback can be called on windows, and its handler on an exception.
+        """Check whether a callback and its trigger can be called on windows, and its handler on an exception.
 
         Raises
         ------
         RegistrationError, WindowError
         """
-        _check_runs(callback, "callback")
+        check_runs(callback, "callback")
         if when not in ("AND", "OR"):
             raise RegistrationError(f"when must be 'AND' or 'OR', got {when!r}")
         names = [spec.name for spec in windows]
         if len(set(names)) < len(names):
             raise WindowError(f"two windows of one callback name the same array: {names}")
         if exception_handler is not None:
-            _check_runs(exception_handler, "exception_handler")
-            _check_takes_one(exception_handler)
-        by_name, called = _bind(callback, names)
-        return cls(callback, tuple(windows), exception_handler, when, by_name, called)
+            check_runs(exception_handler, "exception_handler")
+            check_takes_one(exception_handler)
+        binding = Binding.of(callback, names, "callback")
+        condition = Trigger.of(trigger, following, names, binding.name)
+        return cls(binding, tuple(windows), exception_handler, when, condition)
 
     @property
     def name(self) -> str:
         """The function's name."""
-        return name_of(self.callback)
+        return self.binding.name
+
+    @property
+    def callback(self) -> Callback:
+        """The function itself."""
+        return self.binding.function
 
     @property
     def subscription(self) -> Subscription:
@@ -137,7 +140,7 @@ class Registrations:
 
 @dataclass(slots=True)
 class Calls:
-    """Calls one callback and counts."""
+    """Calls one callback, where its trigger says so, and counts."""
 
     registration: Registration
     ends_run: bool = False
@@ -145,69 +148,90 @@ class Calls:
     failures: int = 0
     total_s: float = 0.0
     longest_s: float = 0.0
+    trigger: TriggerCalls | None = None
     _seen: Counter[Any] = field(default_factory=Counter)
 
+    def __post_init__(self) -> None:
+        if self.registration.trigger is not None:
+            self.trigger = TriggerCalls(self.registration.trigger)
+
+    def resume(self, following: int) -> None:
+        """Go on where another analytics has ended, of which so many timesteps were to follow a firing."""
+        if self.trigger is not None:
+            self.trigger.resume(following)
+
+    @property
+    def following(self) -> int:
+        """At how many timesteps the callback runs whatever its trigger says."""
+        return self.trigger.left if self.trigger is not None else 0
+
     def call(self, timestep: int, windows: list[list[DeisaArray]]) -> None:
-        """Call the callback for a timestep; what it raises goes to its handler, or ends the run."""
-        registration = self.registration
+        """Call the callback for a timestep, if its trigger lets it run; what they raise goes to the handler.
+
+        Without a handler, it is logged or ends the run.
+        """
+        try:
+            if self.trigger is None or self.trigger.lets_run(
+                windows, lambda error: self._failed(error, timestep, trigger=True)
+            ):
+                self._call(timestep, windows)
+        finally:
+            windows.clear()  # an exception that is kept has this frame, too
+
+    def _call(self, timestep: int, windows: list[list[DeisaArray]]) -> None:
         started = time.monotonic()
         self.count += 1
-        arguments = [
-            # Copies: what a callback assigns to an array of its own shows nowhere else, nor at the next timestep.
-            Timesteps([array.copy() for array in window], name)
-            for window, name in zip(windows, registration.called, strict=True)
-        ]
         try:
-            if registration.by_name:
-                names = (window.name for window in registration.windows)
-                returned = registration.callback(**dict(zip(names, arguments, strict=True)))
-            else:
-                returned = registration.callback(*arguments)
-            _check_has_run(returned, registration.name)
+            self.registration.binding.call(windows)
         except Exception as error:
             self.failures += 1
-            error.add_note(f"in callback {registration.name!r} at timestep {timestep}")
-            self._handle(error, timestep)
-            _let_go(error)
-            arguments.clear()  # this frame is one of the traceback's
-            windows.clear()
+            self._failed(error, timestep)
         finally:
             seconds = time.monotonic() - started
             self.total_s += seconds
             self.longest_s = max(self.longest_s, seconds)
 
-    def _handle(self, error: Exception, timestep: int) -> None:
+    def _failed(self, error: Exception, timestep: int, *, trigger: bool = False) -> None:
+        what = f"callback {self.registration.name!r}"
+        if trigger and self.registration.trigger is not None:
+            what = f"trigger {self.registration.trigger.condition.name!r} of {what}"
+        error.add_note(f"in {what} at timestep {timestep}")
+        self._handle(error, what, timestep)
+        _let_go(error)
+
+    def _handle(self, error: Exception, what: str, timestep: int) -> None:
         handler = self.registration.exception_handler
         if handler is not None:
-            _check_has_run(handler(error), name_of(handler))
+            check_has_run(handler(error), name_of(handler))
         elif self.ends_run:
             raise error
         else:
-            self._log(error, timestep)
+            self._log(error, what, timestep)
 
-    def _log(self, error: Exception, timestep: int) -> None:
+    def _log(self, error: Exception, what: str, timestep: int) -> None:
         """Log a failure with its traceback, and one that was seen before in a line."""
         lines = traceback.walk_tb(error.__traceback__)
         failure = type(error), tuple((frame.f_code.co_filename, line) for frame, line in lines)
         self._seen[failure] += 1
-        name, seen = self.registration.name, self._seen[failure]
+        seen = self._seen[failure]
         if seen == 1:
-            logger.error("callback %r failed at timestep %d; the run goes on", name, timestep, exc_info=error)
+            logger.error("%s failed at timestep %d; the run goes on", what, timestep, exc_info=error)
         else:
-            what = traceback.format_exception_only(error)[0].strip()
+            last_line = traceback.format_exception_only(error)[0].strip()
             logger.error(
-                "callback %r failed again in the same place at timestep %d: %s (%d times so far)",
-                name,
-                timestep,
+                "%s failed again in the same place at timestep %d: %s (%d times so far)",
                 what,
+                timestep,
+                last_line,
                 seen,
             )
 
     @property
     def figures(self) -> CallbackFigures:
         """What has been counted."""
+        trigger = self.trigger.figures if self.trigger is not None else None
         return CallbackFigures(
-            self.registration.name, self.count, self.failures, self.total_s, self.longest_s
+            self.registration.name, self.count, self.failures, self.total_s, self.longest_s, trigger
         )
 
 
@@ -237,107 +261,6 @@ def _flat(windows: Iterable[Any]) -> list[Any]:
     return flat
 
 
-def name_of(function: Callable[..., Any]) -> str:
-    """Return the name of a function, or what stands for it."""
-    return getattr(function, "__name__", None) or repr(function)
-
-
-# What may be a callback or a handler.
-
-
-def _check_runs(function: Any, role: str) -> None:
-    """Check that calling a function runs it."""
-    if not callable(function):
-        raise RegistrationError(f"{role} must be callable, got {function!r}")
-    inner = function
-    while isinstance(inner, functools.partial):
-        inner = inner.func
-    if isinstance(inner, type):
-        raise RegistrationError(
-            f"{role} {inner.__name__!r} is a class, and calling it only makes an instance; give a function, a method "
-            f"of an instance, or an instance that can be called: {inner.__name__}(...)"
-        )
-    called = inner if inspect.isroutine(inner) else type(inner).__call__
-    for is_one, what in _NEVER_RUN:
-        if is_one(inner) or is_one(called):
-            raise RegistrationError(
-                f"{role} {name_of(function)!r} is {what}: calling it would run nothing of it; make it a plain function"
-            )
-
-
-def _check_has_run(returned: Any, name: str) -> None:
-    """Check that a function did not return something which would still have to be run."""
-    if inspect.iscoroutine(returned) or inspect.isgenerator(returned) or inspect.isasyncgen(returned):
-        if inspect.iscoroutine(returned):
-            returned.close()  # lest Python warns that nobody awaited it
-        raise RegistrationError(
-            f"{name!r} returned {returned!r}, which nobody runs; it must do its work itself, as a plain function does"
-        )
-
-
-def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
-    """The parameters of a function, where Python knows them: not of some builtins."""
-    try:
-        return inspect.signature(function)
-    except (TypeError, ValueError):
-        return None
-
-
-def _check_takes_one(handler: ExceptionHandler) -> None:
-    signature = _signature(handler)
-    try:
-        if signature is not None:
-            signature.bind(None)
-    except TypeError as exc:
-        raise RegistrationError(
-            f"exception_handler {name_of(handler)!r} takes {signature}, but is called with one argument, "
-            f"the exception ({exc})"
-        ) from exc
-
-
-def _bind(callback: Callback, names: Sequence[str]) -> tuple[bool, tuple[str, ...]]:
-    """Whether a callback takes its windows by the names of their arrays, and what it calls each of them."""
-    called = tuple(name if name.isidentifier() else "window" for name in names)
-    signature = _signature(callback)
-    if signature is None:
-        return False, called
-    kinds = {parameter.kind for parameter in signature.parameters.values()}
-    named = {p.name for p in signature.parameters.values() if p.kind in _NAMED}
-    by_name = set(names) <= named or (
-        inspect.Parameter.VAR_KEYWORD in kinds
-        and inspect.Parameter.VAR_POSITIONAL not in kinds
-        and _takes_names(signature, names)
-    )
-    try:
-        if by_name:
-            signature.bind(**dict.fromkeys(names))
-            return True, called
-        bound = signature.bind(*names)
-    except TypeError as exc:
-        raise RegistrationError(
-            f"callback {name_of(callback)!r} takes {signature}, but is registered on "
-            f"{len(names)} windows: {', '.join(names)} ({exc})"
-        ) from exc
-    given = {parameter: name for parameter, name in bound.arguments.items() if isinstance(name, str)}
-    for parameter, name in given.items():
-        if parameter in names and parameter != name:
-            raise RegistrationError(
-                f"callback {name_of(callback)!r} takes {signature}: not every array has a parameter of its name, so "
-                f"that windows {', '.join(names)} go by position, and {parameter!r} would get array {name!r}; name all "
-                "parameters after the arrays, or none"
-            )
-    by_array = {name: parameter for parameter, name in given.items()}
-    return False, tuple(by_array.get(name, what) for name, what in zip(names, called, strict=True))
-
-
-def _takes_names(signature: inspect.Signature, names: Sequence[str]) -> bool:
-    try:
-        signature.bind(**dict.fromkeys(names))
-    except TypeError:
-        return False
-    return True
-
-
 # Versions of a function, as a notebook makes them.
 
 
@@ -356,8 +279,8 @@ def _is_another_version(new: Registration, old: Registration) -> bool:
     inside = "<locals>" in now.__qualname__
     same_windows = new.windows == old.windows
     if code is earlier:  # the same place of a program
-        alike = not inside if now is before else _values_of(now) == _values_of(before)
-        return same_windows and alike and now.__name__ != "<lambda>"
+        alike = not inside if now is before else values_of(now) == values_of(before)
+        return same_windows and alike and now.__name__ != "<lambda>" and _same_trigger(new, old)
     if inside or now.__name__ == "<lambda>":
         return False
     if code.co_filename != earlier.co_filename or code.co_firstlineno == earlier.co_firstlineno:
@@ -365,13 +288,10 @@ def _is_another_version(new: Registration, old: Registration) -> bool:
     return code.co_filename.startswith("<") and same_windows  # text that is no file
 
 
-def _values_of(function: FunctionType) -> list[int]:
-    """What a function has of the place where it was made, by identity: its defaults, and what it refers to there."""
-    values = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-    for cell in function.__closure__ or ():
-        with suppress(ValueError):  # an empty one
-            values.append(cell.cell_contents)
-    return [id(value) for value in values]
+def _same_trigger(new: Registration, old: Registration) -> bool:
+    if new.trigger is None or old.trigger is None:
+        return new.trigger is old.trigger
+    return new.trigger.is_same(old.trigger)
 
 
 def _let_go(error: BaseException) -> None:

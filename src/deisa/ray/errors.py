@@ -25,6 +25,7 @@
     ├── ForkedProcessError (RuntimeError)      a forked child used what belongs to its parent
     ├── RegistrationError (ValueError)         a callback or its windows make no sense
     │   ├── WindowError
+    │   ├── TriggerError                           what a trigger returned is neither true nor false
     │   └── NoCallbacksError
     ├── TaskError (RuntimeError)               a task raised what cannot be carried to the analytics
     │   └── NotPicklableError (TypeError)          something that a task holds or returns cannot be pickled
@@ -154,6 +155,10 @@ class RegistrationError(DeisaError, ValueError):
 
 class WindowError(RegistrationError):
     """A window's name or size is invalid."""
+
+
+class TriggerError(RegistrationError):
+    """A trigger returned something that is neither true nor false."""
 
 
 class NoCallbacksError(RegistrationError):

@@ -28,7 +28,7 @@ class ArrayFigures:
     timesteps : int
         Complete timesteps.
     delivered : int
-        Those among them for which at least one callback on this array ran.
+        Those among them for which at least one callback on this array ran, or was asked for by its trigger.
     bytes_handed_over : int
         Bytes of the complete timesteps.
     """
@@ -41,6 +41,36 @@ class ArrayFigures:
     def skipped(self) -> int:
         """Complete timesteps for which no callback ran."""
         return self.timesteps - self.delivered
+
+
+@dataclass(frozen=True, slots=True)
+class TriggerFigures:
+    """What the trigger of one callback did.
+
+    Attributes
+    ----------
+    name : str
+    evaluated : int
+        Evaluations, failed ones included.
+    fired : int
+        Those that were true.
+    failures : int
+        Those that raised.
+    total_s, longest_s : float
+        Time of all evaluations, and of the longest one (seconds).
+    """
+
+    name: str
+    evaluated: int
+    fired: int
+    failures: int
+    total_s: float
+    longest_s: float
+
+    @property
+    def mean_s(self) -> float:
+        """Time of an evaluation on average (seconds); 0 when there was none."""
+        return self.total_s / self.evaluated if self.evaluated else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +87,8 @@ class CallbackFigures:
         Calls that raised.
     total_s, longest_s : float
         Time of all calls, and of the longest one (seconds), with what their exception handlers took.
+    trigger : TriggerFigures or None
+        What its trigger did, if it has one.
     """
 
     name: str
@@ -64,6 +96,7 @@ class CallbackFigures:
     failures: int
     total_s: float
     longest_s: float
+    trigger: TriggerFigures | None = None
 
     @property
     def mean_s(self) -> float:
@@ -72,10 +105,15 @@ class CallbackFigures:
 
 
 def failures_of(callbacks: Iterable[CallbackFigures]) -> str:
-    """Say in one line which callbacks failed how often; empty where none did."""
-    return ", ".join(
-        f"callback {_name(c.name)!r} failed {c.failures} of {c.calls} times" for c in callbacks if c.failures
-    )
+    """Say in one line which callbacks and triggers failed how often; empty where none did."""
+    said = []
+    for callback in callbacks:
+        what, trigger = f"callback {_name(callback.name)!r}", callback.trigger
+        if callback.failures:
+            said.append(f"{what} failed {callback.failures} of {callback.calls} times")
+        if trigger is not None and trigger.failures:
+            said.append(f"the trigger of {what} failed {trigger.failures} of {trigger.evaluated} times")
+    return ", ".join(said)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,8 +211,8 @@ class Report:
 
     @property
     def callbacks_s(self) -> float:
-        """Time spent in callbacks (seconds)."""
-        return sum(callback.total_s for callback in self.callbacks)
+        """Time spent in callbacks and their triggers (seconds)."""
+        return sum(c.total_s + (c.trigger.total_s if c.trigger is not None else 0.0) for c in self.callbacks)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all figures as dictionaries with str keys, lists, str and numbers."""
@@ -223,6 +261,19 @@ class Report:
                 for c in self.callbacks
             ]
             yield _table(("callback", "calls", "failed", "total", "mean", "longest"), rows)
+        if any(c.trigger is not None for c in self.callbacks):
+            rows = [
+                (
+                    _name(c.name),
+                    t.evaluated,
+                    t.fired,
+                    t.failures,
+                    *map(_seconds, (t.total_s, t.mean_s, t.longest_s)),
+                )
+                for c in self.callbacks
+                if (t := c.trigger) is not None
+            ]
+            yield _table(("trigger of", "evaluated", "fired", "failed", "total", "mean", "longest"), rows)
         done = self.computations
         if done.graphs:
             row = (

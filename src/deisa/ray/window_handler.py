@@ -26,10 +26,10 @@ from deisa.ray._transport.address import this_process
 from deisa.ray.callbacks import (
     Callback,
     Calls,
+    Condition,
     ExceptionHandler,
     Registration,
     Registrations,
-    name_of,
     window_specs,
 )
 from deisa.ray.config import OnError, Settings
@@ -44,6 +44,7 @@ from deisa.ray.errors import (
     SessionInUseError,
     WindowError,
 )
+from deisa.ray.functions import name_of
 from deisa.ray.report import ComputationFigures, Report, failures_of
 
 logger = logging.getLogger("deisa.ray")
@@ -185,6 +186,8 @@ class Deisa:
         *windows: Any,
         exception_handler: ExceptionHandler | None = None,
         when: When = "AND",
+        trigger: Condition | None = None,
+        following: int = 0,
     ) -> Callback:
         """Have a callback run on windows of arrays.
 
@@ -204,6 +207,11 @@ class Deisa:
         when : {"AND", "OR"}
             Run for a timestep at which all the arrays are complete; or at least one, once
             every array has been seen.
+        trigger : callable, optional
+            A condition that is asked first, on the same windows: the callback runs only for timesteps at which it is
+            true. It returns a bool, a number or an array of one element; what is lazy is computed.
+        following : int, optional
+            At how many timesteps after one at which the trigger was true the callback also runs.
 
         Returns
         -------
@@ -218,11 +226,16 @@ class Deisa:
         if self._executed or self._closed:
             self._refuse("callbacks must be registered before execute_callbacks()")
         specs = window_specs(windows, f"callback {name_of(callback)!r}")
-        self._registrations.add(Registration.of(callback, specs, exception_handler, when))
+        self._registrations.add(Registration.of(callback, specs, exception_handler, when, trigger, following))
         return callback
 
     def register(
-        self, *windows: Any, exception_handler: ExceptionHandler | None = None, when: When = "AND"
+        self,
+        *windows: Any,
+        exception_handler: ExceptionHandler | None = None,
+        when: When = "AND",
+        trigger: Condition | None = None,
+        following: int = 0,
     ) -> Callable[[Callback], Callback]:
         """Register the decorated function; the parameters are those of `register_callback`.
 
@@ -241,7 +254,14 @@ class Deisa:
         specs = window_specs(windows, "register()")
 
         def decorate(callback: Callback) -> Callback:
-            return self.register_callback(callback, *specs, exception_handler=exception_handler, when=when)
+            return self.register_callback(
+                callback,
+                *specs,
+                exception_handler=exception_handler,
+                when=when,
+                trigger=trigger,
+                following=following,
+            )
 
         return decorate
 
@@ -326,15 +346,18 @@ class Deisa:
             return
         runnable = [calls for calls in run.callbacks if calls.registration.can_run(layouts)]
         self._session.start([calls.registration.subscription for calls in runnable])
+        for number, calls in enumerate(runnable):
+            calls.resume(self._session.following(number))
         started = time.monotonic()
         watchdog = Watchdog(self._settings.callback_warn_s)
 
-        def deliver(firing: Firing, windows: Windows) -> None:
+        def deliver(firing: Firing, windows: Windows) -> int:
             calls = runnable[firing.callback]
             run.in_callback = True
             with watchdog.watching(calls.registration.name, firing.timestep):
                 calls.call(firing.timestep, windows)
             run.in_callback = False
+            return calls.following
 
         try:
             with dask_computes_with(self._scheduler), watchdog.on_guard():

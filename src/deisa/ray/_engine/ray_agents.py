@@ -28,6 +28,7 @@ from deisa.ray._engine.ray_losses import explain_loss, why_hung_up
 from deisa.ray._engine.ray_polls import Polls
 from deisa.ray._graph.leaves import AgentAddress
 from deisa.ray._state.events import AgentLost, Event
+from deisa.ray._state.journal import Journal
 from deisa.ray._state.plan import Boxes, StartPlan
 from deisa.ray._state.presence import in_use, judge_presence
 from deisa.ray._state.takeover import NodeSnapshot, Wreck, find_wreck
@@ -180,12 +181,12 @@ class RayAgents:
         line.start(partial(self._hear, node_id), partial(self._lose_line, line, self._actors[node_id]))
         return line
 
-    def follow(self, callbacks: int) -> memoryview | None:
-        """Get words of memory of the agent of this host, which outlive this process.
+    def follow(self, callbacks: int) -> Journal | None:
+        """Get a journal in memory of the agent of this host, which outlives this process.
 
         Returns
         -------
-        memoryview or None
+        Journal or None
             None where this process and its node's agent do not reach each other.
         """
         try:

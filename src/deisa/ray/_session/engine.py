@@ -8,6 +8,7 @@ from typing import Protocol
 from deisa.ray._graph.leaves import AgentAddress
 from deisa.ray._graph.scheduler import BundleExecutor
 from deisa.ray._state.events import Event
+from deisa.ray._state.journal import Journal
 from deisa.ray._state.plan import Boxes, StartPlan
 from deisa.ray._state.takeover import NodeSnapshot, Wreck
 from deisa.ray.errors import DeisaError
@@ -30,8 +31,8 @@ class AgentGroup(Protocol):
     def clear_away(self, wreck: Wreck) -> None:
         """End the agents of an analytics that died, with what they hold, and start others."""
 
-    def follow(self, callbacks: int) -> memoryview | None:
-        """A word for each callback, in memory that outlives this process; None where there is none."""
+    def follow(self, callbacks: int) -> Journal | None:
+        """A journal of so many callbacks, in memory that outlives this process; None where there is none."""
 
     def events(self, timeout_s: float) -> list[tuple[str, Event]]:
         """Wait for events of any node, as (node, event) in each node's order; empty after `timeout_s`."""

@@ -10,8 +10,9 @@ from deisa.ray._session.engine import AgentGroup
 from deisa.ray._session.registration import Bridges
 from deisa.ray._state import events
 from deisa.ray._state.events import Event
+from deisa.ray._state.journal import Handled, merge_journals
 from deisa.ray._state.plan import StartPlan
-from deisa.ray._state.takeover import NodeSnapshot, Resumption, find_wreck, merge_journals, resume
+from deisa.ray._state.takeover import NodeSnapshot, Resumption, find_wreck, resume
 from deisa.ray.config import Settings
 from deisa.ray.errors import AgentLostError
 
@@ -46,8 +47,8 @@ class Predecessor:
         return {event.bridge_id for node in self.nodes.values() for event in node.joined}
 
     @property
-    def handled(self) -> tuple[int, ...]:
-        """For each callback, the last timestep that it has handled."""
+    def handled(self) -> tuple[Handled, ...]:
+        """What each callback has handled."""
         return merge_journals(node.handled for node in self.nodes.values())
 
     def register(self, bridges: Bridges) -> None:

@@ -26,6 +26,7 @@ from deisa.ray._session.stalls import Stalls
 from deisa.ray._session.tiling import PlacedArray
 from deisa.ray._state import events
 from deisa.ray._state.events import BridgeStats, Event
+from deisa.ray._state.journal import Handled, Journal
 from deisa.ray._state.timeline import CompleteStep, Firing, Timeline
 from deisa.ray.config import Settings
 from deisa.ray.errors import (
@@ -57,8 +58,8 @@ class Run:
     timeline : Timeline
     stalls : Stalls
     leases : Leases
-    journal : memoryview or None
-        For each callback, the word in which it is noted what it has handled.
+    journal : Journal or None
+        In which it is noted what each callback has handled.
     settings : Settings
     end : EndRequest
     """
@@ -71,7 +72,7 @@ class Run:
         timeline: Timeline,
         stalls: Stalls,
         leases: Leases,
-        journal: memoryview | None,
+        journal: Journal | None,
         settings: Settings,
         end: EndRequest,
     ) -> None:
@@ -92,8 +93,13 @@ class Run:
         self._stats: dict[int, BridgeStats] = {}
         self._failure: DeisaError | None = None
 
-    def deliver(self, call: Callable[[Firing, Windows], None]) -> None:
+    def deliver(self, call: Callable[[Firing, Windows], int]) -> None:
         """Call `call` for each callback and timestep, until every bridge has closed or the run is to end.
+
+        Parameters
+        ----------
+        call : callable
+            Returns at how many further timesteps the callback runs whatever its trigger says.
 
         Raises
         ------
@@ -134,18 +140,17 @@ class Run:
                     f"{timeline.waiting_for(self._agents.positions())}"
                 )
 
-    def _deliver(self, firing: Firing, call: Callable[[Firing, Windows], None]) -> None:
+    def _deliver(self, firing: Firing, call: Callable[[Firing, Windows], int]) -> None:
         names = self._timeline.arrays_of(firing.callback)
         windows = [
             [self._complete[name, timestep] for timestep in timesteps]
             for name, timesteps in zip(names, firing.windows, strict=True)
         ]
         self._stalls.moved(names)
-        call(firing, windows)
+        following = call(firing, windows)
         self._stalls.moved(names)
-        journal = self._journal
-        if journal is not None:
-            journal[firing.callback] = firing.timestep
+        if self._journal is not None:
+            self._journal.note(firing.callback, Handled(firing.timestep, following))
         del windows
         self._forget()
 

@@ -23,6 +23,7 @@ from deisa.ray._session.stalls import Stalls
 from deisa.ray._session.start import CONSUMER, announce, boxes_by_node, count_slots, make_plan
 from deisa.ray._session.tiling import PlacedArray, place_array
 from deisa.ray._state.events import BridgeStats
+from deisa.ray._state.journal import Handled, Journal
 from deisa.ray._state.layout import ArrayLayout
 from deisa.ray._state.timeline import Firing, Subscription, Timeline
 from deisa.ray.config import Settings
@@ -106,7 +107,7 @@ class Session:
             self._agents,
             self.bridges,
             arrays,
-            Timeline(self._owners, subscriptions, handled),
+            Timeline(self._owners, subscriptions, [noted.timestep for noted in handled]),
             Stalls(self._agents, self.leases, counts, self._settings, self._computing),
             self.leases,
             self._open_journal(len(subscriptions), handled),
@@ -132,15 +133,20 @@ class Session:
             self._agents.cpus,
         )
 
-    def _open_journal(self, callbacks: int, handled: Sequence[int]) -> memoryview | None:
+    def _open_journal(self, callbacks: int, handled: Sequence[Handled]) -> Journal | None:
         journal = self._agents.follow(callbacks)
         if journal is not None:
-            for callback, timestep in enumerate(handled[:callbacks]):
-                journal[callback] = timestep
+            for callback, noted in enumerate(handled[:callbacks]):
+                journal.note(callback, noted)
         return journal
 
-    def run(self, deliver: Callable[[Firing, Windows], None]) -> None:
-        """Call `deliver` for each callback and timestep, until every bridge has closed.
+    def following(self, callback: int) -> int:
+        """At how many timesteps a callback still was to run, whatever its trigger says, when a predecessor died."""
+        handled = self._predecessor.handled
+        return handled[callback].following if callback < len(handled) else 0
+
+    def run(self, deliver: Callable[[Firing, Windows], int]) -> None:
+        """Call `deliver` for each callback and timestep, until every bridge has closed; see `Run.deliver`.
 
         Raises
         ------

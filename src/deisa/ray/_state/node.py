@@ -36,6 +36,7 @@ from deisa.ray._state.events import (
     DtypeDeclared,
     Event,
 )
+from deisa.ray._state.journal import Handled
 from deisa.ray._state.layout import ArrayDescription
 from deisa.ray._state.newcomers import Run, answer_newcomer
 from deisa.ray._state.plan import StartPlan
@@ -375,7 +376,7 @@ class Node:
         if subscriber.presence.follow(driver_id, holder, now):
             self._tell_of_analytics()
 
-    def state_for(self, subscriber: Subscriber, agent_id: str, handled: tuple[int, ...]) -> NodeSnapshot:
+    def state_for(self, subscriber: Subscriber, agent_id: str, handled: tuple[Handled, ...]) -> NodeSnapshot:
         """What an analytics has to know that has taken over; it has heard all events by that."""
         self._gather()
         joined = tuple(bridge.joined for bridge in self._bridges.values())

@@ -83,7 +83,7 @@ class Subscriber:
     listens : bool
         Whether events go there.
     callbacks : int
-        That its journal has a word for.
+        That its journal has words for.
     """
 
     def __init__(self, name: str, presence: Presence) -> None:

@@ -6,22 +6,21 @@ they seem:
 
 - Leases end on one node earlier than on another. A timestep that one node has given back already is no
   timestep of which that node's part is still to come: the other nodes' parts are given back too.
-- What a callback had handled is still held as long as a later window needs it. So each callback has a word in
-  a journal, memory that outlives the analytics: the last timestep that it has handled.
+- What a callback had handled is still held as long as a later window needs it. So each callback notes in
+  a journal, memory that outlives the analytics, the last timestep that it has handled.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from deisa.ray._state.events import BridgeJoined, BridgeLost, Event, OwnersPassed, StepComplete
+from deisa.ray._state.journal import NOTHING_HANDLED, Handled, merge_journals
 from deisa.ray._state.layout import missing_bridges
 from deisa.ray._state.plan import StartPlan
-
-NOTHING_HANDLED = -(2**63)  # in the journal
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +55,7 @@ class NodeSnapshot:
     held : dict of str to HeldArray
     since : tuple of Event
         What else has happened since the start.
-    handled : tuple of int
+    handled : tuple of Handled
         The journal, where the last analytics was on this node.
     """
 
@@ -65,7 +64,7 @@ class NodeSnapshot:
     joined: tuple[BridgeJoined, ...]
     held: dict[str, HeldArray]
     since: tuple[Event, ...]
-    handled: tuple[int, ...]
+    handled: tuple[Handled, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,16 +93,6 @@ def resume(nodes: Mapping[str, Mapping[str, HeldArray]]) -> Resumption:
                 passed = None if owner.passed == math.inf else int(owner.passed)
                 events.append((node, OwnersPassed(array, passed)))
     return Resumption(tuple(events), dict(releases))
-
-
-def merge_journals(journals: Iterable[Sequence[int]]) -> tuple[int, ...]:
-    """Join the journals of all nodes; one analytics after the other has written to that of its own node."""
-    merged: list[int] = []
-    for words in journals:
-        merged += [NOTHING_HANDLED] * (len(words) - len(merged))
-        for callback, timestep in enumerate(words):
-            merged[callback] = max(merged[callback], timestep)
-    return tuple(merged)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +137,8 @@ def find_wreck(nodes: Mapping[str, NodeSnapshot]) -> Wreck | None:
 
 def count_unhandled(nodes: Mapping[str, NodeSnapshot]) -> int:
     """Count the timesteps that are complete and that some callback has not handled."""
-    after = min(merge_journals(state.handled for state in nodes.values()), default=NOTHING_HANDLED)
+    journal = merge_journals(state.handled for state in nodes.values())
+    after = min((handled.timestep for handled in journal), default=NOTHING_HANDLED)
     complete: set[int] = set()
     for array in {name for state in nodes.values() for name in state.held}:
         parts = [set(state.held[array].held) for state in nodes.values() if array in state.held]

@@ -15,6 +15,7 @@ from contextlib import suppress
 
 from deisa.ray._handoff.fork import close_in_children
 from deisa.ray._state.events import Event
+from deisa.ray._state.journal import WORDS_EACH, Journal
 from deisa.ray._transport import messages
 from deisa.ray._transport.address import check_same_user
 from deisa.ray._transport.descriptors import receive_messages
@@ -112,8 +113,8 @@ class AnalyticsLine:
         if not self._closing:
             ended(reason)
 
-    def journal(self, callbacks: int) -> memoryview:
-        """Return one 64-bit word for each callback, with the timestep that it has handled last; after `start`.
+    def journal(self, callbacks: int) -> Journal:
+        """Return the journal of so many callbacks; after `start`.
 
         Raises
         ------
@@ -126,7 +127,7 @@ class AnalyticsLine:
             raise ProtocolError(f"the agent sent no journal within {ANSWER_TIMEOUT_S:g} s") from None
         if answer is None:
             raise ProtocolError("the agent has hung up")
-        return map_words(*answer, writable=True)[:callbacks]
+        return Journal(map_words(*answer, writable=True)[: WORDS_EACH * callbacks])
 
     def release(self, consumer: str, steps: Sequence[tuple[str, int]]) -> None:
         """Tell the agent that leases on (array, timestep) pairs have ended, if it is there."""

@@ -181,7 +181,7 @@ class Follow(Message):
     version : int
     driver_id : str
     callbacks : int
-        That the journal has a word for.
+        That the journal has words for.
     listens : int
         Whether events are to come on this connection from now on (1), and not in answers to polls (0).
     """

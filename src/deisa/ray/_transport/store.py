@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from deisa.ray._state.arrivals import NodeArrivals
+from deisa.ray._state.journal import WORDS_EACH, Handled, Journal
 from deisa.ray._state.layout import ArrayDescription, ChunkDescription, Shape
 from deisa.ray._state.plan import Boxes, StartPlan
-from deisa.ray._state.takeover import NOTHING_HANDLED
 from deisa.ray._transport import messages
 from deisa.ray._transport.descriptor_limit import check_descriptors
 from deisa.ray._transport.limits import MemoryLimit, check_limits
@@ -244,21 +244,22 @@ class Store:
 
     def journal(self, consumer: str, callbacks: int, agent_id: str) -> Post:
         """Create the journal of a consumer anew, with what it has noted so far."""
-        handled = [*self.handled(consumer), *[NOTHING_HANDLED] * callbacks]
+        noted = [*self.handled(consumer), *[Handled()] * callbacks]
         if consumer in self._journals:
             self._journals[consumer][0].close()
-        page = Page(f"{self._prefix}-journal", callbacks)
+        page = Page(f"{self._prefix}-journal", WORDS_EACH * callbacks)
         self._journals[consumer] = page, callbacks
-        for callback in range(callbacks):
-            page.words[callback] = handled[callback]
+        journal = Journal(page.words)
+        for callback, handled in enumerate(noted[:callbacks]):
+            journal.note(callback, handled)
         return messages.Journal(page.nbytes, agent_id), [page.descriptor]
 
-    def handled(self, consumer: str) -> tuple[int, ...]:
+    def handled(self, consumer: str) -> tuple[Handled, ...]:
         """What a consumer has noted."""
         if consumer not in self._journals:
             return ()
         page, callbacks = self._journals[consumer]
-        return tuple(page.words[:callbacks])
+        return Journal(page.words[: WORDS_EACH * callbacks]).read()
 
     def close(self) -> None:
         """Give all memory back, as far as nobody else has it mapped."""
