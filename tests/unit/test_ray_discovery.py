@@ -8,6 +8,8 @@ import socket
 import tempfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,7 @@ from deisa.ray._engine.ray_discovery import (
     temp_folder,
 )
 from deisa.ray.errors import ClusterError
+from tests.support.patience import PATIENCE_S, wait_until
 
 SOON = Settings(connect_timeout_s=0.2)
 
@@ -113,6 +116,24 @@ def test_the_folder_of_sessions(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert temp_folder() == expected
+
+
+def test_a_cluster_of_ones_own_is_waited_for(
+    tmp_path: Path, temp_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    proc = tmp_path / "proc"
+    proc.mkdir()
+    monkeypatch.setattr(ray_cluster, "nodes_here", partial(nodes_here, proc))
+    assert "no Ray of this user runs on this host, and RAY_ADDRESS is 'auto'" in refusal("auto")
+    caplog.clear()
+    patient = Settings(connect_timeout_s=PATIENCE_S, warn_every_s=0.01)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(ray_cluster._wait_own, "RAY_ADDRESS", patient)
+        wait_until(lambda: "waiting for a Ray of this user" in caplog.text, "it says so", PATIENCE_S)
+        assert not waiting.done()
+        (proc / "1").mkdir()
+        (proc / "1/cmdline").write_text("raylet\0--gcs-address=10.0.0.1:6379")
+        waiting.result(PATIENCE_S)
 
 
 # Addresses that are given.

@@ -70,6 +70,7 @@ def _connect_to(address: str, variable: str, settings: Settings) -> None:
     if address == "local":
         _start_local()
     elif address == "auto":
+        _wait_own(variable, settings)
         if not _join_own():
             raise ClusterError(
                 f"no Ray of this user runs on this host, and {variable} is 'auto': start one with "
@@ -149,6 +150,21 @@ def _check_node_here(port: int) -> None:
 
 
 # A cluster that is found.
+
+
+def _wait_own(variable: str, settings: Settings) -> None:
+    """Wait for a cluster of this user on this host, for as long as for one that is named."""
+    started = said = time.monotonic()
+    while not any(node.is_own for node in nodes_here()):
+        now = time.monotonic()
+        if now - started > settings.connect_timeout_s:
+            return
+        if now - said > settings.warn_every_s:
+            said = now
+            logger.warning(
+                "waiting for a Ray of this user on this host (%s, %.0f s so far)", variable, now - started
+            )
+        time.sleep(TRY_AGAIN_S)
 
 
 def _join_own() -> bool:
