@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from deisa.ray.callbacks import Calls, Registration, Registrations, window_specs
-from deisa.ray.errors import RegistrationError, WindowError
+from deisa.ray.errors import NoFreeCpusError, RegistrationError, WindowError
 from deisa.ray.types import DeisaArray, WindowSpec
 
 
@@ -461,6 +461,13 @@ def test_another_failure_is_told_at_length_too(caplog: pytest.LogCaptureFixture)
         False,
         False,
     ]
+
+
+@pytest.mark.parametrize("kind", [AssertionError, TimeoutError, NoFreeCpusError])
+def test_checks_and_waits_that_fail_end_the_run(kind: type[Exception]) -> None:
+    with pytest.raises(kind, match="at 0") as caught:
+        failing(kind, 2)
+    assert caught.value.__notes__ == ["in callback 'fails' at timestep 0"]
 
 
 def test_a_handler_hears_of_every_failure(caplog: pytest.LogCaptureFixture) -> None:

@@ -27,6 +27,11 @@ Callback = Callable[..., Any]
 Condition = Callable[..., Any]
 ExceptionHandler = Callable[[Exception], Any]
 
+END_RUN = (
+    AssertionError,
+    TimeoutError,
+)  # whatever `on_error` says: later results would be wrong, or wait as long
+
 
 @dataclass(frozen=True, slots=True)
 class Registration:
@@ -38,7 +43,7 @@ class Registration:
         The callback, and how it takes its windows.
     windows : tuple of WindowSpec
     exception_handler : callable or None
-        None where `Settings.on_error` decides.
+        None where `Settings.on_error`, and the kind of the exception, decide.
     when : {"AND", "OR"}
     trigger : Trigger or None
         None where it runs at every timestep.
@@ -133,6 +138,22 @@ class Registrations:
         for number in reversed(earlier[1:]):
             del self._all[number]
 
+    def remove(self, callback: Callback) -> None:
+        """Remove every registration of a function.
+
+        Raises
+        ------
+        RegistrationError
+            When there is none.
+        """
+        kept = [registration for registration in self._all if registration.callback != callback]
+        if len(kept) == len(self._all):
+            names = ", ".join(repr(registration.name) for registration in self._all) or "none"
+            raise RegistrationError(
+                f"callback {name_of(callback)!r} is not registered; registered are {names}"
+            )
+        self._all = kept
+
     def clear(self) -> None:
         """Let go of the callbacks, which may hold arrays."""
         self._all.clear()
@@ -203,7 +224,7 @@ class Calls:
         handler = self.registration.exception_handler
         if handler is not None:
             check_has_run(handler(error), name_of(handler))
-        elif self.ends_run:
+        elif self.ends_run or isinstance(error, END_RUN):
             raise error
         else:
             self._log(error, what, timestep)
