@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     __version__: str
 
+Timestep = int
+
 _HOMES = {
     "Bridge": "bridge",
     "Deisa": "window_handler",
@@ -44,6 +46,7 @@ __all__ = [
     "DeisaArray",
     "Report",
     "Settings",
+    "Timestep",
     "Window",
     "WindowSpec",
     "deisa_ray_get",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import operator
+import os
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from deisa.ray._handoff.fork import OwnProcess, close_in_children
 from deisa.ray._state.dtypes import conversion, dtype_of, dtype_text, same_values, shareable
 from deisa.ray._state.events import BridgeStats
 from deisa.ray._state.layout import ArrayDescription, Shape, describe_arrays
+from deisa.ray.compliance import implements
 from deisa.ray.config import OnAnalyticsLost, Settings, disabled_by_environment
 from deisa.ray.errors import (
     BridgeIdError,
@@ -30,8 +32,10 @@ from deisa.ray.errors import (
     ChunkIndexError,
     ChunkShapeError,
     ConfigurationError,
+    ConfigurationTypeError,
     DeisaError,
     DescriptionError,
+    DescriptionTypeError,
     DeviceMemoryError,
     ForkedProcessError,
     LayoutError,
@@ -192,6 +196,7 @@ class Bridge:
             if not self._disabled:  # the analytics, and the other ranks, would wait for it
                 _native.refuse(f"{type(error).__name__}: {error}", **options, arrays=())
             raise
+        implements("IBridge", Bridge)
         self._process = OwnProcess()
         self._opened_by = weakref.ref(threading.current_thread())
         self._settling = threading.Lock()
@@ -224,6 +229,11 @@ class Bridge:
     def bridge_id(self) -> int:
         """The bridge's id."""
         return self._id
+
+    @property
+    def node_id(self) -> str:
+        """The name of this bridge's host: the same for all bridges of a node."""
+        return os.uname().nodename
 
     @property
     def stats(self) -> BridgeStats:
@@ -509,6 +519,9 @@ class Bridge:
         return dtype
 
 
+implements("IBridge", Bridge)
+
+
 def _options(bridge_id: int, world_size: int, settings: Settings, *, disabled: bool) -> dict[str, Any]:
     """Return what the client wants to know, apart from the arrays."""
     return {
@@ -546,7 +559,7 @@ def _identity(
         try:
             rank, size = comm.Get_rank(), comm.Get_size()
         except AttributeError as exc:
-            raise ConfigurationError(
+            raise ConfigurationTypeError(
                 f"comm must have Get_rank() and Get_size(), as mpi4py's communicators do; got {type(comm).__name__}"
             ) from exc
         if bridge_id is not None and bridge_id != rank:
@@ -564,7 +577,7 @@ def _identity(
             int(operator.index(system_metadata["world_size"])),
         )
     except TypeError as exc:
-        raise ConfigurationError("bridge_id and world_size must be integers") from exc
+        raise ConfigurationTypeError("bridge_id and world_size must be integers") from exc
     if world_size < 1:
         raise ConfigurationError(f"world_size is {world_size}; it must be at least 1")
     return identity, world_size
@@ -579,7 +592,7 @@ def _describe(
             f"bridge_id {bridge_id} lies outside 0..{world_size - 1} (world_size is {world_size})"
         )
     if arrays_metadata is None:
-        raise DescriptionError("arrays_metadata is missing: describe the chunks this rank will send")
+        raise DescriptionTypeError("arrays_metadata is missing: describe the chunks this rank will send")
     return describe_arrays(arrays_metadata)
 
 

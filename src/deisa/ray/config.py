@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from deisa.ray.errors import ConfigurationError
+from deisa.ray.errors import ConfigError, ConfigurationError
 
 logger = logging.getLogger("deisa.ray")
 
@@ -82,7 +82,7 @@ class Settings:
         `driver_timeout_s`), go on without, or raise `AnalyticsLostError` at its next call.
     on_error : {"log", "raise"}
         What a callback's exception does where the callback has no exception handler: it is logged and the run goes
-        on, or it ends the run.
+        on, or it ends the run. `AssertionError` and `TimeoutError` always end it.
     warn_every_s : float
         How often a long wait says what it waits for.
     callback_warn_s : float
@@ -185,6 +185,23 @@ def disabled_by_environment(environment: Mapping[str, str] | None = None) -> boo
     if text not in _SWITCH:
         raise ConfigurationError(f"DEISA_RAY_DISABLED={text!r}: use 1 or 0")
     return _SWITCH[text]
+
+
+def check_scheduling_variable(environment: Mapping[str, str] | None = None) -> None:
+    """Accept ``DEISA_DISTRIBUTED_SCHEDULING``, with which deisa-ray 0.1.8 chooses how graphs are scheduled.
+
+    It changes nothing: graphs are always scheduled on the nodes of their data.
+
+    Raises
+    ------
+    ConfigError
+        For what 0.1.8 refuses.
+    """
+    text = (os.environ if environment is None else environment).get("DEISA_DISTRIBUTED_SCHEDULING", "")
+    if text.strip().lower() not in _SWITCH:
+        raise ConfigError(
+            f"DEISA_DISTRIBUTED_SCHEDULING={text!r}: use 1 or 0, or unset it; it changes nothing in this release"
+        )
 
 
 def _socket_path(path: str) -> str:

@@ -4,9 +4,12 @@
 
     DeisaError
     ├── ConfigurationError (ValueError)        a setting or an environment variable makes no sense
+    │   ├── ConfigurationTypeError (TypeError)     an argument that says who a bridge is has the wrong type
+    │   ├── ConfigError (RuntimeError)             a variable that deisa-ray 0.1.8 reads has a value that it refuses
     │   └── UntestedDaskError (ImportError)        the installed Dask is not one that was tested
     ├── LayoutError (ValueError)               the bridges' descriptions do not make whole arrays
     │   ├── DescriptionError                       one bridge's own description is malformed
+    │   │   └── DescriptionTypeError (TypeError)       something in it has the wrong type
     │   ├── DescriptionMismatchError               two bridges describe one array differently
     │   ├── OverlapError                           two chunks cover the same elements
     │   ├── HoleError                              elements that no chunk covers
@@ -26,7 +29,7 @@
     ├── RegistrationError (ValueError)         a callback or its windows make no sense
     │   ├── WindowError
     │   ├── TriggerError                           what a trigger returned is neither true nor false
-    │   └── NoCallbacksError
+    │   └── NoCallbacksError (RuntimeError)
     ├── TaskError (RuntimeError)               a task raised what cannot be carried to the analytics
     │   └── NotPicklableError (TypeError)          something that a task holds or returns cannot be pickled
     ├── MemoryBoundError (MemoryError)         the slots would not fit into a node
@@ -73,6 +76,14 @@ class ConfigurationError(DeisaError, ValueError):
     """A setting or an environment variable has a value that makes no sense."""
 
 
+class ConfigurationTypeError(ConfigurationError, TypeError):
+    """An argument that says who a bridge is, such as its communicator, has the wrong type."""
+
+
+class ConfigError(ConfigurationError, RuntimeError):
+    """A variable that deisa-ray 0.1.8 reads, and this one does not need, has a value that 0.1.8 refuses."""
+
+
 class UntestedDaskError(ConfigurationError, ImportError):
     """The installed release of Dask is not one that this deisa-ray was tested with."""
 
@@ -83,6 +94,10 @@ class LayoutError(DeisaError, ValueError):
 
 class DescriptionError(LayoutError):
     """One bridge's description of an array is malformed."""
+
+
+class DescriptionTypeError(DescriptionError, TypeError):
+    """Something in a bridge's description has the wrong type: a shape that is no tuple of integers, for example."""
 
 
 class DescriptionMismatchError(LayoutError):
@@ -107,6 +122,11 @@ class WorldSizeError(LayoutError):
 
 class ContractError(DeisaError, ValueError):
     """A rank sent something other than it announced."""
+
+    @property
+    def message(self) -> str:
+        """The text, as deisa-ray 0.1.8 calls it."""
+        return str(self)
 
 
 class UnknownArrayError(ContractError, KeyError):
@@ -161,7 +181,7 @@ class TriggerError(RegistrationError):
     """A trigger returned something that is neither true nor false."""
 
 
-class NoCallbacksError(RegistrationError):
+class NoCallbacksError(RegistrationError, RuntimeError):
     """``execute_callbacks`` was called with no callback registered."""
 
 

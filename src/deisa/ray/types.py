@@ -5,12 +5,12 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, NoReturn, SupportsIndex
+from typing import Any, NamedTuple, NoReturn, SupportsIndex, TypeAlias, overload
 
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
-from deisa.ray._graph._dask import Array, ArrayView
+from deisa.ray._graph._dask import Array, ArrayView, array_at
 from deisa.ray.errors import WindowError
 
 
@@ -52,6 +52,12 @@ class Window(NamedTuple):
 
     name: str
     size: int | None = 1
+
+
+CallbackArgs: TypeAlias = (
+    str | Window | WindowSpec
+)  # what a callback is registered on; deisa-core's `Window`, too
+Timestep: TypeAlias = int
 
 
 def window_spec(window: object) -> WindowSpec:
@@ -128,8 +134,18 @@ class DeisaArray(FormattedArray, ArrayView):
 
     t: int
 
-    def __new__(cls, dask: Array, t: int) -> DeisaArray:
-        """Hold a Dask array at a timestep."""
+    @overload
+    def __new__(cls, dask: Array, t: int) -> DeisaArray: ...
+
+    @overload
+    def __new__(cls, t: int, dask: Any, name: str, chunks: Any, **more: Any) -> DeisaArray: ...
+
+    @overload
+    def __new__(cls, dask: Any, name: str, chunks: Any, t: int, **more: Any) -> DeisaArray: ...
+
+    def __new__(cls, *given: Any, **named: Any) -> DeisaArray:
+        """Hold a Dask array at a timestep, or one made of a graph, as deisa-core and deisa-ray 0.1.8 spell that."""
+        dask, t = array_at(*given, **named)
         self = ArrayView.__new__(cls, dask)
         self.t = t
         return self

@@ -32,7 +32,8 @@ from deisa.ray.callbacks import (
     Registrations,
     window_specs,
 )
-from deisa.ray.config import OnError, Settings
+from deisa.ray.compliance import implements
+from deisa.ray.config import OnError, Settings, check_scheduling_variable
 from deisa.ray.errors import (
     AnalyticsLostError,
     AnalyticsStoppedError,
@@ -73,7 +74,10 @@ class Deisa:
         Timesteps that the simulation may be ahead of the analytics, 1 by default.
     on_error : {"log", "raise"}, optional
         What a callback's exception does where the callback has no exception handler: with "log", the default, it is
-        logged and the run goes on; with "raise" it ends the run, and `execute_callbacks` raises it.
+        logged and the run goes on; with "raise" it ends the run, and `execute_callbacks` raises it. An
+        ``AssertionError`` or a ``TimeoutError`` ends the run in either case.
+    ray_start : callable, optional
+        Called first, to connect this process to Ray.
     settings : Settings, optional
         Timeouts and the rest; by default from the environment.
 
@@ -102,8 +106,11 @@ class Deisa:
         engine: EngineName = "ray",
         max_simulation_ahead: int | None = None,
         on_error: OnError | None = None,
+        ray_start: Callable[[], object] | None = None,
         settings: Settings | None = None,
     ) -> None:
+        implements("IDeisa", Deisa)
+        check_scheduling_variable()
         if settings is None:
             settings = Settings.from_environment()
         given: dict[str, Any] = {
@@ -124,6 +131,8 @@ class Deisa:
         self._place = os.getpid(), settings.session, settings.socket_path
         self.report: Report | None = None
         check_kind_of_arrays()
+        if ray_start is not None:
+            _connect_by(ray_start, engine)
         with _opening:
             earlier = _open.get(self._place)
             handed_over = earlier._make_way(engine, settings) if earlier is not None else None
@@ -265,6 +274,19 @@ class Deisa:
 
         return decorate
 
+    def unregister_callback(self, callback: Callback) -> None:
+        """Have a function run no more, on whatever windows it was registered; before a run, or while one runs.
+
+        In a run that has begun, its arrays are handed over all the same.
+
+        Raises
+        ------
+        RegistrationError
+            When it is not registered.
+        """
+        self._process.check(repr(self))
+        self._registrations.remove(callback)
+
     def execute_callbacks(self) -> Report:
         """Let the simulation start, run the callbacks until every bridge has closed, and say what happened.
 
@@ -353,6 +375,8 @@ class Deisa:
 
         def deliver(firing: Firing, windows: Windows) -> int:
             calls = runnable[firing.callback]
+            if calls.registration not in self._registrations:
+                return 0
             run.in_callback = True
             with watchdog.watching(calls.registration.name, firing.timestep):
                 calls.call(firing.timestep, windows)
@@ -479,6 +503,18 @@ class _Run:
     callbacks: Sequence[Calls]
     wall_s: float = 0.0
     in_callback: bool = False  # one runs, or has ended the run
+
+
+implements("IDeisa", Deisa)
+
+
+def _connect_by(ray_start: Callable[[], object], engine: str) -> None:
+    """Have a function of the script connect to Ray."""
+    if engine != "ray":
+        raise ConfigurationError(
+            f"ray_start is for engine='ray', and engine is {engine!r}: leave one of them out"
+        )
+    ray_start()
 
 
 def _make_engine(name: str, settings: Settings) -> Engine:

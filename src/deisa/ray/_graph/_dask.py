@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Self
+from typing import Any, Self, SupportsIndex
 
 import dask
 import dask.array as da
@@ -88,6 +88,7 @@ __all__ = [
     "NestedContainer",
     "Task",
     "TaskRef",
+    "array_at",
     "bind",
     "check_kind_of_arrays",
     "clone_key",
@@ -205,6 +206,29 @@ def computing_with(
 
 
 # Arrays.
+
+
+def array_at(*given: Any, **named: Any) -> tuple[Array, Any]:
+    """Read an array and a timestep, in one of three orders.
+
+    That is an array and a timestep; or a timestep and what Dask makes an array of: graph, name, chunks and more
+    (deisa-core); or the same with the timestep behind the chunks (deisa-ray 0.1.8).
+    """
+    if len(given) == 2 and isinstance(given[0], Array) and not named:
+        return given[0], given[1]
+    parts = list(given)
+    if "t" in named:
+        t = named.pop("t")
+    elif parts and isinstance(parts[0], SupportsIndex) and not isinstance(parts[0], Array):
+        t = parts.pop(0)
+    elif len(parts) > 3:
+        t = parts.pop(3)
+    else:
+        raise TypeError("a DeisaArray needs a timestep: DeisaArray(array, t)")
+    made_of = [*parts, *named.values()]
+    if len(made_of) == 1 and isinstance(made_of[0], Array):
+        return made_of[0], t
+    return Array(*parts, **named), t
 
 
 def _of_held(name: str) -> property:

@@ -22,6 +22,7 @@ from deisa.ray.errors import (
     BridgeIdError,
     DescriptionError,
     DescriptionMismatchError,
+    DescriptionTypeError,
     HoleError,
     LayoutError,
     OverlapError,
@@ -128,7 +129,7 @@ def describe_arrays(arrays_metadata: Mapping[str, Any]) -> tuple[ArrayDescriptio
         Naming the array and the key at fault.
     """
     if not isinstance(arrays_metadata, Mapping):
-        raise DescriptionError(
+        raise DescriptionTypeError(
             f"arrays_metadata must map array names to descriptions, got {type(arrays_metadata).__name__}"
         )
     return tuple(_describe_array(name, metadata) for name, metadata in arrays_metadata.items())
@@ -140,12 +141,13 @@ def _is_utf8(text: str) -> bool:
 
 def _describe_array(name: object, metadata: Any) -> ArrayDescription:
     if not isinstance(name, str) or not name:
-        raise DescriptionError(f"array names must be non-empty strings, got {name!r}")
+        kind = DescriptionError if isinstance(name, str) else DescriptionTypeError
+        raise kind(f"array names must be non-empty strings, got {name!r}")
     if "\0" in name or not _is_utf8(name):
         raise DescriptionError(f"array names must be UTF-8 without zeros, got {name!r}")
     entries: Sequence[Any] = [metadata] if isinstance(metadata, Mapping) else metadata
     if not isinstance(entries, list | tuple):
-        raise DescriptionError(
+        raise DescriptionTypeError(
             f"array {name!r}: describe it by a dict, or by a list of dicts for several chunks; "
             f"got {type(metadata).__name__}"
         )
@@ -166,7 +168,9 @@ def _describe_chunk(
     name: str, entry: Any
 ) -> tuple[np.dtype | None, Shape | None, Shape | None, ChunkDescription]:
     if not isinstance(entry, Mapping):
-        raise DescriptionError(f"array {name!r}: a chunk is described by a dict, got {type(entry).__name__}")
+        raise DescriptionTypeError(
+            f"array {name!r}: a chunk is described by a dict, got {type(entry).__name__}"
+        )
     unknown = sorted(map(str, entry.keys() - ACCEPTED_KEYS))
     if unknown:
         raise DescriptionError(
@@ -234,7 +238,7 @@ def check_place(name: str, chunk: ChunkDescription, global_shape: Shape | None, 
 
 def _shape(name: str, key: str, value: Any, minimum: int) -> Shape:
     if isinstance(value, str) or not isinstance(value, Iterable):
-        raise DescriptionError(f"array {name!r}: {key!r} must be a tuple of integers, got {value!r}")
+        raise DescriptionTypeError(f"array {name!r}: {key!r} must be a tuple of integers, got {value!r}")
     return tuple(_index(name, key, item, minimum) for item in value)
 
 
@@ -242,7 +246,7 @@ def _index(name: str, key: str, value: Any, minimum: int) -> int:
     try:
         number = int(operator.index(value))  # bool is an index, too
     except TypeError as exc:
-        raise DescriptionError(f"array {name!r}: {key!r} must hold integers, got {value!r}") from exc
+        raise DescriptionTypeError(f"array {name!r}: {key!r} must hold integers, got {value!r}") from exc
     if number < minimum:
         hint = "; a bridge without a chunk of it leaves the array out" if key == "chunk_shape" else ""
         raise DescriptionError(f"array {name!r}: {key!r} holds {number}, at least {minimum} is needed{hint}")
