@@ -13,7 +13,12 @@ from benchmarks.suite import THIS, Outcome, Setting, case
 from benchmarks.systems import INLINE_MPI, Work, measure, measure_all, measure_this
 
 MIB = 2**20
-LAYOUTS = {"c": "C order", "fortran": "Fortran order", "ghosts": "ghost cells on all sides"}
+LAYOUTS = {
+    "c": "C order",
+    "fortran": "Fortran order",
+    "ghosts": "ghost cells on all sides",
+    "halo": "a declared halo on all sides",
+}
 
 
 @case("What does handing over a small chunk cost a rank that computes 20 ms per step?")
@@ -66,7 +71,8 @@ def send_large(setting: Setting) -> Outcome:
             outcome.compare(f"{mib} MiB: send / slot computed into", medians["c"] / slots.median(), ">=", 50)
     outcome.notes.append(
         "Chunks have three dimensions and are copied into memory in C order, as slots are. So a chunk in Fortran order "
-        "is transposed, by `send` and by the bare copy. One with ghost cells is the interior of a larger array."
+        "is transposed, by `send` and by the bare copy. One with ghost cells is the interior of a larger array: "
+        "a view of it is sent, or, with a declared halo, the larger array itself."
     )
     return outcome
 

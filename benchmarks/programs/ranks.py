@@ -25,7 +25,8 @@ from benchmarks.programs.footprint import private_bytes
 COMM = MPI.COMM_WORLD
 WARM_UP_STEPS = 10
 SLOTS = 2  # that a chunk has with a window of 1 and one timestep ahead
-LAYOUTS = ("row", "c", "fortran", "ghosts")
+LAYOUTS = ("row", "c", "fortran", "ghosts", "halo")
+GHOSTS = LAYOUTS[3:]  # have ghost cells, which a view leaves out, or the description declares
 LOOK_EVERY_S = 0.01
 
 
@@ -48,7 +49,7 @@ class DeisaRay:
     def __init__(self, chunk: np.ndarray, options: argparse.Namespace) -> None:
         from deisa.ray.bridge import Bridge
 
-        self.chunk = chunk
+        self.chunk = local_array(chunk) if options.layout == "halo" else chunk
         self.bridge = Bridge(comm=COMM, arrays_metadata=describe(chunk, options), session=options.session)
 
     def hand_over(self, step: int) -> None:
@@ -148,6 +149,8 @@ def describe(chunk: np.ndarray, options: argparse.Namespace) -> dict[str, dict[s
     }
     if options.system != "deisa-ray-0.1.8":
         described["dtype"] = chunk.dtype
+    if options.layout == "halo":
+        described["halo"] = 1
     return {"field": described}
 
 
@@ -160,9 +163,15 @@ def chunk_of(layout: str, count: int) -> np.ndarray:
     box = values[: 2**doublings].reshape([2 ** ((doublings + d) // 3) for d in range(3)])
     if layout == "fortran":
         return np.asfortranarray(box)
-    if layout == "ghosts":
+    if layout in GHOSTS:
         return np.pad(box, 1)[1:-1, 1:-1, 1:-1]
     return box
+
+
+def local_array(chunk: np.ndarray) -> np.ndarray:
+    """Return the array around a chunk, ghost cells included."""
+    assert chunk.base is not None
+    return chunk.base
 
 
 def shared_targets(chunk: np.ndarray) -> list[np.ndarray]:

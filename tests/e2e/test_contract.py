@@ -150,6 +150,31 @@ def test_bridges_with_several_chunks_and_with_none(site: Site) -> None:
     assert_fields(seen, (20,), [0, 1, 2])
 
 
+def test_ghost_cells_stay_in_the_ranks(site: Site) -> None:
+    """Two bridges with two chunks each, which share memory; the ghost cells are the neighbours'."""
+    shape, boxes = (5, 7), list(grid_boxes((0, 1, 5), (0, 4, 7)).items())
+
+    def rank(number: int) -> None:
+        own = boxes[number::2]
+        described = [
+            rows(0, 1, nb_chunks_per_dim=(2, 2), chunk_position=position, halo=((2, 1), (0, 3)))
+            | {"chunk_shape": values(shape, 0)[box].shape}
+            for position, box in own
+        ]
+        with site.bridge(number, 2, {"x": described}) as bridge:
+            for timestep in range(3):
+                around = np.pad(values(shape, timestep), ((2, 1), (0, 3)), constant_values=-1)
+                for index, (_, (row, column)) in enumerate(own):
+                    local = around[row.start : row.stop + 3, column.start : column.stop + 3]
+                    bridge.send("x", local, timestep, chunk_index=index)
+
+    deisa = site.deisa(merge_chunks_beyond=0)
+    seen = wholes(deisa)
+    with ranks(partial(rank, 0), partial(rank, 1)):
+        deisa.execute_callbacks()
+    assert_fields(seen, shape, [0, 1, 2])
+
+
 def test_dtypes_and_strides(site: Site) -> None:
     particles = np.array([(1, 0.5), (2, 1.5)] * 3, dtype=[("id", "i4"), ("mass", "f8")]).reshape(2, 3)
     sent = {

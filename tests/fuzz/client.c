@@ -48,9 +48,9 @@ static void bring_along(connection *peer, const char *magic)
 /* A client that is connected to nobody, with the arrays of the seeds. */
 static handoff_client *new_client(int *other_end)
 {
-    static const int64_t shape[] = {4, 3}, global[] = {8, 6}, position[] = {1, 0}, offset[] = {0};
-    static const handoff_chunk_description chunk = {shape, position, NULL};
-    static const handoff_chunk_description chunks[] = {{shape, NULL, offset}, {shape, NULL, offset}};
+    static const int64_t shape[] = {4, 3}, global[] = {8, 6}, position[] = {1, 0}, offset[] = {0}, halo[] = {1, 0, 2, 1};
+    static const handoff_chunk_description chunk = {shape, position, NULL, halo};
+    static const handoff_chunk_description chunks[] = {{shape, NULL, offset, NULL}, {shape, NULL, offset, NULL}};
     static const handoff_array_description arrays[] = {
         {"a", "<f8", 2, global, NULL, 1, &chunk},
         {"b", NULL, 1, global, NULL, 2, chunks},
@@ -71,7 +71,7 @@ static void hand_over(handoff_chunk *chunk, int64_t timestep)
     handoff_error error;
     int64_t nbytes = chunk->place != NULL ? chunk->place->itemsize : 0;
     for (int d = 0; d < chunk->array->ndim; d++)
-        nbytes *= chunk->shape[d];
+        nbytes *= chunk->local[d];
     if (chunk->place == NULL || nbytes > MOST_CHUNK_BYTES)
         return;
     void *data = calloc(1, (size_t)nbytes);

@@ -13,6 +13,7 @@ typedef struct {
     const char *session;
     int ranks, wanted; /* how many will come; whether a callback asks for their array */
     int64_t rows, columns, slots;
+    const int64_t *halo; /* of their chunks, or NULL */
     int listener;
     int connections[MOST_RANKS];
     pthread_t thread;

@@ -120,6 +120,69 @@ static void test_chunks_arrive_whole_while_slots_are_used_again(void)
     gone(&agent, client);
 }
 
+/* A local array of ghost cells, with a chunk in it; the strides say how it lies in memory. */
+static void fill_local(char *local, const int64_t *halo, const int64_t *strides, int64_t timestep)
+{
+    for (int64_t row = 0; row < halo[0] + ROWS + halo[1]; row++)
+        for (int64_t column = 0; column < halo[2] + COLUMNS + halo[3]; column++) {
+            int64_t own_row = row - halo[0], own_column = column - halo[2];
+            int is_ghost = own_row < 0 || own_row >= ROWS || own_column < 0 || own_column >= COLUMNS;
+            *(int64_t *)(local + row * strides[0] + column * strides[1]) =
+                is_ghost ? -1 : expected(timestep, own_row, own_column);
+        }
+}
+
+static void check_slot(const int64_t *slot, int64_t timestep)
+{
+    for (int64_t row = 0; row < ROWS; row++)
+        for (int64_t column = 0; column < COLUMNS; column++)
+            CHECK(slot[row * COLUMNS + column] == expected(timestep, row, column));
+}
+
+static void test_ghost_cells_stay_in_the_rank(void)
+{
+    enum { HIGH = 1 + ROWS + 12, WIDE = 0 + COLUMNS + 2, CELLS = HIGH * WIDE };
+    static const int64_t halo[] = {1, 12, 0, 2}; /* larger than the chunk; none on one side */
+    static const int64_t strides[][2] = {{8 * WIDE, 8}, {8, 8 * HIGH}, {16 * WIDE, 16}, {-8 * WIDE, -8}};
+    handoff_error error;
+    agent agent = agent_of(1, 2);
+    agent.halo = halo;
+    handoff_client *client = joined(&agent, HANDOFF_WAIT);
+    handoff_chunk *chunk = only_chunk(client);
+    for (int64_t t = 0; t < 8; t++) {
+        int64_t *cells = calloc(2 * CELLS, sizeof *cells);
+        const int64_t *steps = strides[t % 4];
+        char *to = (char *)(t % 4 == 3 ? cells + CELLS - 1 : cells);
+        CHECK(cells != NULL);
+        fill_local(to, halo, steps, t);
+        CHECK(handoff_send(chunk, to, t == 0 ? NULL : steps, t, &error) == 0);
+        check_slot(agent_slot(chunk, t), t);
+        agent_grant(chunk->array, word_peek(chunk->array->table + TABLE_SLOTS + t % 2));
+        free(cells);
+    }
+    char *slot = handoff_slot(chunk, 8, &error);
+    CHECK(slot != NULL);
+    fill_local(slot, (const int64_t[]){0, 0, 0, 0}, (const int64_t[]){8 * COLUMNS, 8}, 8);
+    CHECK(handoff_commit(chunk, 8, &error) == 0);
+    check_slot(agent_slot(chunk, 8), 8);
+    CHECK(handoff_get_stats(client).bytes_handed_over == 9 * 8 * ROWS * COLUMNS);
+    gone(&agent, client);
+}
+
+static void test_a_halo_that_makes_no_sense(void)
+{
+    static const int64_t shape[] = {4, 4}, position[] = {0, 0};
+    static const int64_t halos[][4] = {{0, 0, -1, 0}, {0, -1, 0, 0}, {INT64_MAX, 0, 0, 0}, {0, 0, INT64_MAX - 5, 2}};
+    const handoff_options options = {.session = new_session(), .world_size = 1, .warn_every_s = 600};
+    for (size_t i = 0; i < sizeof halos / sizeof *halos; i++) {
+        handoff_error error;
+        const handoff_chunk_description chunk = {shape, position, NULL, halos[i]};
+        const handoff_array_description array = {ARRAY, "<i8", 2, shape, NULL, 1, &chunk};
+        CHECK(handoff_open(&options, &array, 1, &error) == NULL && is_kind(&error, "DescriptionError"));
+        CHECK(strstr(error.text, "array 'T': in dimension ") == error.text);
+    }
+}
+
 /* Two ranks that complete a timestep at the same time: at least one of them notifies. */
 
 static struct {
@@ -419,7 +482,7 @@ static void test_an_agent_that_does_not_read(void)
                                      .warn_every_s = 600};
     int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), waiting = 0, connections[8];
     for (int i = 0; i < MANY; i++)
-        chunks[i] = (handoff_chunk_description){one, one, NULL};
+        chunks[i] = (handoff_chunk_description){one, one, NULL, NULL};
     CHECK(address_of(session, NULL, &address, &error) == 0);
     CHECK(bind(listener, (struct sockaddr *)&address.address, address.length) == 0 && listen(listener, 0) == 0);
     CHECK(handoff_open(&options, &array, 1, &error) == NULL && is_kind(&error, "WaitTimeoutError"));
@@ -464,6 +527,8 @@ static void test_nobody_listens(void)
 int main(void)
 {
     RUN(test_chunks_arrive_whole_while_slots_are_used_again);
+    RUN(test_ghost_cells_stay_in_the_rank);
+    RUN(test_a_halo_that_makes_no_sense);
     if (!EMULATED)
         RUN(test_of_ranks_at_the_same_time_one_notifies);
     RUN(test_another_thread_ends_a_wait);

@@ -22,8 +22,9 @@ from deisa.ray._handoff.ending import forget, is_orderly_end, program_has_left, 
 from deisa.ray._handoff.fork import OwnProcess
 from deisa.ray._state.dtypes import conversion, same_values, shareable
 from deisa.ray._state.events import BridgeStats
-from deisa.ray._state.layout import ArrayDescription, Shape
-from deisa.ray.bridge import Communicator, _describe, _identity, _on_host, _on_size
+from deisa.ray._state.halos import local_shape, wrong_shape
+from deisa.ray._state.layout import ArrayDescription, ChunkDescription
+from deisa.ray.bridge import Communicator, _describe, _identity, _on_host
 from deisa.ray.config import OnAnalyticsLost, Settings, disabled_by_environment
 from deisa.ray.errors import (
     ChunkDtypeError,
@@ -53,12 +54,22 @@ _DLPACK_HOST_DEVICES = {1, 3, 11}  # kDLCPU, kDLCUDAHost, kDLROCMHost
 class _OwnChunk:
     """One chunk that this bridge owns."""
 
-    __slots__ = ("_scratch", "array", "dtype", "index", "lent", "lent_for", "passed_over", "shape", "writer")
+    __slots__ = (
+        "_scratch",
+        "array",
+        "described",
+        "dtype",
+        "index",
+        "lent",
+        "lent_for",
+        "passed_over",
+        "writer",
+    )
 
-    def __init__(self, array: str, index: int, shape: Shape, dtype: np.dtype | None) -> None:
+    def __init__(self, array: str, index: int, described: ChunkDescription, dtype: np.dtype | None) -> None:
         self.array = array
         self.index = index
-        self.shape = shape
+        self.described = described
         self.dtype = dtype
         self.writer: ChunkWriter | None = None  # where no callback asks for the array
         self.passed_over: int | None = None  # there, the last timestep
@@ -70,8 +81,17 @@ class _OwnChunk:
         """Return memory to compute into where nothing is handed over, the same every time."""
         if self._scratch is None:
             assert self.dtype is not None
-            self._scratch = np.empty(self.shape, self.dtype)
+            self._scratch = np.empty(self.described.shape, self.dtype)
         return self._scratch
+
+    def is_given(self, chunk: Any) -> bool:
+        """Whether a chunk is what `slot` has given out, which has no halo."""
+        return chunk is not None and (chunk is self.lent or chunk is self._scratch)
+
+    def interior(self, data: np.ndarray) -> np.ndarray:
+        """Return the part of a local array that is the chunk."""
+        halo = self.described.halo
+        return data if halo is None else data[halo.inside(self.described.shape)]
 
     def has_sent(self, timestep: int) -> bool:
         """Whether it was handed over for `timestep`, the newest one."""
@@ -115,7 +135,7 @@ class OracleBridge:
             raise
         self._own = {
             described.name: [
-                _OwnChunk(described.name, index, chunk.shape, described.dtype)
+                _OwnChunk(described.name, index, chunk, described.dtype)
                 for index, chunk in enumerate(described.chunks)
             ]
             for described in arrays
@@ -193,11 +213,14 @@ class OracleBridge:
                 return
             own, timestep = self._check_send(array_name, timestep, chunk_index)
             data = chunk if type(chunk) is np.ndarray else _on_host(array_name, chunk)
-            if data.shape != own.shape:
-                raise ChunkShapeError(
-                    f"bridge {self._id}, array {array_name!r}, timestep {timestep}: declared chunk shape "
-                    f"{own.shape}, got {data.shape}{_on_size(data.size, own.shape)}"
-                )
+            shape, halo = own.described.shape, own.described.halo
+            if not own.is_given(chunk):
+                if data.shape != local_shape(shape, halo):
+                    raise ChunkShapeError(
+                        f"bridge {self._id}, array {array_name!r}, timestep {timestep}: "
+                        f"{wrong_shape(shape, halo, data.shape)}"
+                    )
+                data = own.interior(data)
             if own.dtype is None:
                 own.dtype = self._settle_dtype(own, data, chunk, timestep)
             dtype = own.dtype

@@ -54,8 +54,9 @@ def bridge(agent: Agent) -> Bridge:
             "none": [],
             "open": whole((2,), dtype=None),
             "unwanted": whole((2, 3)),
+            "ghosts": whole((2, 3), halo=((1, 1), (0, 2))),
         },
-        slots={"a": 3, "halves": 3, "open": 2},
+        slots={"a": 3, "halves": 3, "open": 2, "ghosts": 1},
         open=None,
     )
     bridge.send("a", GOOD, 4)
@@ -92,7 +93,7 @@ REFUSALS: dict[str, Refusal] = {
     "unknown array": (
         lambda b: b.send("b", GOOD, 5),
         UnknownArrayError,
-        "^bridge 0 described no array 'b'; it has 'a', 'halves', 'none', 'open', 'unwanted'$",
+        "^bridge 0 described no array 'b'; it has 'a', 'halves', 'none', 'open', 'unwanted', 'ghosts'$",
     ),
     "an array by its number": (
         lambda b: b.send(5, GOOD, 5),  # type: ignore[arg-type]
@@ -128,6 +129,28 @@ REFUSALS: dict[str, Refusal] = {
         lambda b: b.send("unwanted", GOOD[:1], 5),
         ChunkShapeError,
         "array 'unwanted'",
+    ),
+    "a chunk without its halo": (
+        lambda b: b.send("ghosts", GOOD, 5),
+        ChunkShapeError,
+        r"^bridge 0, array 'ghosts', timestep 5: declared chunk shape \(2, 3\) with halo \(\(1, 1\), \(0, 2\)\), so "
+        r"the local array has shape \(4, 5\); got \(2, 3\), the chunk without its halo: send the whole local array, or "
+        "leave 'halo' out of the description and send a view of the interior$",
+    ),
+    "a chunk with half of its halo": (
+        lambda b: b.send("ghosts", np.zeros((4, 3)), 5),
+        ChunkShapeError,
+        r"so the local array has shape \(4, 5\); got \(4, 3\); an array keeps its size for the whole run",
+    ),
+    "a chunk with its halo turned round": (
+        lambda b: b.send("ghosts", np.zeros((5, 4)), 5),
+        ChunkShapeError,
+        r"so the local array has shape \(4, 5\); got \(5, 4\)$",
+    ),
+    "dtype of a chunk with its halo": (
+        lambda b: b.send("ghosts", np.zeros((4, 5), "f4"), 5),
+        ChunkDtypeError,
+        "^bridge 0, array 'ghosts', timestep 5: declared dtype float64, got float32",
     ),
     "dtype": (
         lambda b: b.send("a", GOOD.astype("f4"), 5),
@@ -269,7 +292,7 @@ def test_a_slot_begins_its_timestep(agent: Agent, bridge: Bridge) -> None:
 
 
 def test_nothing_after_close(agent: Agent, bridge: Bridge) -> None:
-    assert repr(bridge) == "<Bridge 0 of 1, open, arrays: a, halves, none, open, unwanted>"
+    assert repr(bridge) == "<Bridge 0 of 1, open, arrays: a, halves, none, open, unwanted, ghosts>"
     bridge.close()
     bridge.close()
     assert "closed" in repr(bridge)

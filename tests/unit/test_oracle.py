@@ -22,7 +22,8 @@ METADATA = {
     "a": whole((2, 3)),
     "halves": [whole((4,)) | {"chunk_shape": (2,), "offset": (2 * i,)} for i in range(2)],
     "late": whole((2,), dtype=None),
-    "unwanted": whole((2,), dtype="i4"),
+    "ghosts": whole((2, 3), halo=((1, 0), (0, 2))),
+    "unwanted": whole((2,), dtype="i4", halo=1),
     "none": [],
 }
 CHUNKS: dict[str, Any] = {
@@ -30,18 +31,29 @@ CHUNKS: dict[str, Any] = {
     "transposed": np.arange(6.0).reshape(3, 2),
     "Fortran order": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
     "part of a larger one": np.arange(20.0).reshape(4, 5)[1:3, 1:4],
+    "with ghosts": np.arange(15.0).reshape(3, 5),
+    "with ghosts, in Fortran order": np.asfortranarray(np.arange(15.0).reshape(3, 5)),
+    "with ghosts, backwards": np.arange(15.0).reshape(3, 5)[::-1, ::-1],
+    "with ghosts, in a list": np.arange(15.0).reshape(3, 5).tolist(),
     "list": [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]],
     "f4": np.arange(6, dtype="f4").reshape(2, 3),
     "other byte order": np.arange(6, dtype=">f8").reshape(2, 3),
     "pair": np.array([7.0, 8.0]),
     "pair of i4": np.array([7, 8], "i4"),
+    "pair of i4 with ghosts": np.array([0, 7, 8, 0], "i4"),
     "backwards": np.array([7.0, 8.0])[::-1],
     "masked": np.ma.masked_array([7.0, 8.0]),
     "text": "text",
     "None": None,
 }
-FITTING = {"a": "right for a", "halves": "pair", "late": "pair", "unwanted": "pair of i4"}
-SLOTS = {"a": 2, "halves": 2, "late": 1}
+FITTING = {
+    "a": "right for a",
+    "halves": "pair",
+    "late": "pair",
+    "ghosts": "with ghosts",
+    "unwanted": "pair of i4 with ghosts",
+}
+SLOTS = {"a": 2, "halves": 2, "late": 1, "ghosts": 2}
 
 ARRAYS = st.sampled_from([*SLOTS, *SLOTS, "unwanted", "none", "unknown"])
 STEPS = st.sampled_from([0, 0, 0, 1, 1, 1, 2, -1])  # from the newest timestep

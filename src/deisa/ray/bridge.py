@@ -6,7 +6,6 @@ Importing this module imports NumPy, neither Ray nor Dask.
 from __future__ import annotations
 
 import logging
-import math
 import operator
 import os
 import threading
@@ -23,7 +22,8 @@ from deisa.ray._handoff.ending import forget, is_orderly_end, program_has_left, 
 from deisa.ray._handoff.fork import OwnProcess, close_in_children
 from deisa.ray._state.dtypes import conversion, dtype_of, dtype_text, same_values, shareable
 from deisa.ray._state.events import BridgeStats
-from deisa.ray._state.layout import ArrayDescription, Shape, describe_arrays
+from deisa.ray._state.halos import local_shape, wrong_shape
+from deisa.ray._state.layout import ArrayDescription, ChunkDescription, Shape, describe_arrays
 from deisa.ray.compliance import implements
 from deisa.ray.config import OnAnalyticsLost, Settings, disabled_by_environment
 from deisa.ray.errors import (
@@ -61,12 +61,12 @@ class Communicator(Protocol):
 class _OwnChunk:
     """One chunk that this bridge owns, and where it is handed over."""
 
-    __slots__ = ("_scratch", "_views", "array", "dtype", "index", "lent_for", "native", "shape")
+    __slots__ = ("_scratch", "_views", "array", "described", "dtype", "index", "lent_for", "native")
 
-    def __init__(self, array: str, index: int, shape: Shape, native: _native.Chunk) -> None:
+    def __init__(self, array: str, index: int, described: ChunkDescription, native: _native.Chunk) -> None:
         self.array = array
         self.index = index
-        self.shape = shape
+        self.described = described
         self.native = native
         self.dtype: np.dtype | None = None
         self.lent_for: int | None = None  # the timestep that the slot was asked for which is given out
@@ -82,7 +82,7 @@ class _OwnChunk:
         view = self._views.get(offset)
         if view is None:
             view = self._views[offset] = np.ndarray(
-                self.shape, self.dtype, memoryview(memory), offset, strides
+                self.described.shape, self.dtype, memoryview(memory), offset, strides
             )
         self.native.lent = lent = view.view()
         return lent
@@ -96,8 +96,12 @@ class _OwnChunk:
     def scratch(self) -> np.ndarray:
         """Return memory to compute into where nothing is handed over, the same every time."""
         if self._scratch is None:
-            self._scratch = np.empty(self.shape, self.dtype)
+            self._scratch = np.empty(self.described.shape, self.dtype)
         return self._scratch
+
+    def is_given(self, chunk: Any) -> bool:
+        """Whether a chunk is what `slot` has given out, which has no halo."""
+        return chunk is not None and (chunk is self.native.lent or chunk is self._scratch)
 
     def let_go(self) -> None:
         """Drop the slots: their memory is unmapped as soon as nobody else has a view of it."""
@@ -125,7 +129,10 @@ class Bridge:
           ``nb_chunks_per_dim`` and/or ``global_shape``. Chunks may differ in shape so long as rows
           and columns of the grid line up;
         - or ``global_shape``, ``offset`` (elements) and ``chunk_shape``: any tiling by boxes;
-        - ``dtype``, a fixed-size NumPy dtype; if left out, that of the first chunk sent.
+        - ``dtype``, a fixed-size NumPy dtype; if left out, that of the first chunk sent;
+        - ``halo``, the ghost cells around the chunk in the array that the rank computes on and sends: one width for
+          all sides, ``(before, after)`` for all dimensions, or a width or such a pair for each dimension. They are
+          not handed over.
 
         ``nb_chunks_of_node`` is accepted and not needed.
     system_metadata : mapping, optional
@@ -204,7 +211,7 @@ class Bridge:
         self._client = _native.Client(**options, arrays=tuple(map(_plain, arrays)))
         self._own = {
             described.name: [
-                _OwnChunk(described.name, index, chunk.shape, native)
+                _OwnChunk(described.name, index, chunk, native)
                 for index, (chunk, native) in enumerate(zip(described.chunks, natives, strict=True))
             ]
             for described, natives in zip(arrays, self._client.chunks, strict=True)
@@ -252,7 +259,8 @@ class Bridge:
         chunk : array_like
             A NumPy array of the announced shape and dtype (any strides), anything with
             ``__array__`` or ``__dlpack__`` on the CPU, or the array that `slot` gave out,
-            which is handed over without a copy.
+            which is handed over without a copy. Where a ``halo`` is declared, the local array
+            with its ghost cells, of which only the interior is copied.
         timestep : int
             At least that of the last `send`.
         chunk_index : int, optional
@@ -284,11 +292,14 @@ class Bridge:
         own = self._find(array_name, chunk_index)
         step = self._check_timestep(timestep, array_name)
         own.native.check(step)
+        if own.is_given(chunk):
+            own.native.commit(step)
+            return
         data = chunk if type(chunk) is np.ndarray else _on_host(array_name, chunk)
-        if data.shape != own.shape:
+        shape, halo = own.described.shape, own.described.halo
+        if data.shape != local_shape(shape, halo):
             raise ChunkShapeError(
-                f"bridge {self._id}, array {array_name!r}, timestep {step}: declared chunk shape "
-                f"{own.shape}, got {data.shape}{_on_size(data.size, own.shape)}"
+                f"bridge {self._id}, array {array_name!r}, timestep {step}: {wrong_shape(shape, halo, data.shape)}"
             )
         dtype = own.dtype
         if dtype is None:
@@ -299,9 +310,6 @@ class Bridge:
                 f"bridge {self._id}, array {array_name!r}, timestep {step}: declared dtype {dtype}, "
                 f"got {data.dtype}; {f'send {convert} or ' if convert else ''}declare the other dtype"
             )
-        if chunk is own.native.lent:
-            own.native.commit(step)
-            return
         if data.dtype != dtype:  # fields of structured elements that lie elsewhere
             data = data.astype(dtype)
         own.native.put(data, step)
@@ -316,7 +324,7 @@ class Bridge:
         Returns
         -------
         numpy.ndarray
-            Of the announced chunk shape and dtype.
+            Of the announced chunk shape and dtype, without ghost cells where a ``halo`` is declared.
 
         Raises
         ------
@@ -547,7 +555,10 @@ def _plain(described: ArrayDescription) -> tuple[Any, ...]:
     """Write a description as the client takes it."""
     dtype = dtype_text(described.dtype) if described.dtype is not None else None
     ndim = len(described.chunks[0].shape) if described.chunks else 0
-    chunks = tuple((chunk.shape, chunk.position, chunk.offset) for chunk in described.chunks)
+    chunks = tuple(
+        (chunk.shape, chunk.position, chunk.offset, None if chunk.halo is None else chunk.halo.flat)
+        for chunk in described.chunks
+    )
     return described.name, dtype, ndim, described.global_shape, described.grid, chunks
 
 
@@ -594,16 +605,6 @@ def _describe(
     if arrays_metadata is None:
         raise DescriptionTypeError("arrays_metadata is missing: describe the chunks this rank will send")
     return describe_arrays(arrays_metadata)
-
-
-def _on_size(size: int, declared: Shape) -> str:
-    """Say what can be done where a chunk has changed its size."""
-    if size == math.prod(declared):
-        return ""
-    return (
-        "; an array keeps its size for the whole run: where it changes, describe the largest one, fill up what is not "
-        "used (with NaN, say) and send the number of elements as an array of its own"
-    )
 
 
 def _on_host(array_name: str, chunk: Any) -> np.ndarray:

@@ -67,7 +67,7 @@ static int fits(const ChunkObject *self, PyObject *chunk)
     const handoff_chunk *own = self->chunk;
     return Py_TYPE(chunk) == self->ndarray_type && (PyObject *)PyArray_DESCR(array) == self->dtype &&
            PyArray_NDIM(array) == own->array->ndim &&
-           memcmp(PyArray_DIMS(array), own->shape, (size_t)own->array->ndim * sizeof(npy_intp)) == 0;
+           memcmp(PyArray_DIMS(array), own->local, (size_t)own->array->ndim * sizeof(npy_intp)) == 0;
 }
 
 /* Whoever still has the slot that was given out must not write into what is handed over. */
@@ -135,7 +135,7 @@ static int has_itemsize(PyObject *array, int64_t nbytes)
 }
 
 PyDoc_STRVAR(put_doc, "put(array, timestep, /)\n--\n\n"
-                      "Hand over an array of the described shape, whose elements have the size and values of the dtype.");
+                      "Hand over an array of the described shape, with its halo, whose elements have the size and values of the dtype.");
 
 static PyObject *Chunk_put(ChunkObject *self, PyObject *args)
 {
@@ -146,7 +146,7 @@ static PyObject *Chunk_put(ChunkObject *self, PyObject *args)
     const handoff_chunk *own = self->chunk;
     const PyArrayObject *given = (const PyArrayObject *)array;
     if (!PyObject_TypeCheck(array, self->ndarray_type) || PyArray_NDIM(given) != own->array->ndim ||
-        memcmp(PyArray_DIMS(given), own->shape, (size_t)own->array->ndim * sizeof(npy_intp)) != 0 ||
+        memcmp(PyArray_DIMS(given), own->local, (size_t)own->array->ndim * sizeof(npy_intp)) != 0 ||
         !has_itemsize(array, self->itemsize)) {
         PyErr_SetString(PyExc_TypeError, "put() takes an array that fits");
         return NULL;

@@ -55,22 +55,22 @@ void let_go(storage *kept)
     PyMem_Free(kept->blocks);
 }
 
-/* A tuple of `ndim` integers, or None (NULL, without an error). */
-static int numbers_of(PyObject *tuple, int ndim, storage *kept, const int64_t **numbers)
+/* A tuple of `count` integers, or None (NULL, without an error). */
+static int numbers_of(PyObject *tuple, int count, storage *kept, const int64_t **numbers)
 {
     *numbers = NULL;
     if (tuple == Py_None)
         return 0;
-    if (!PyTuple_Check(tuple) || PyTuple_GET_SIZE(tuple) != ndim) {
-        PyErr_SetString(PyExc_TypeError, "a shape must be a tuple of one integer for each dimension");
+    if (!PyTuple_Check(tuple) || PyTuple_GET_SIZE(tuple) != count) {
+        PyErr_SetString(PyExc_TypeError, "a shape must be a tuple of one integer for each dimension, a halo of two");
         return -1;
     }
-    int64_t *values = allot(kept, (size_t)ndim * sizeof *values);
+    int64_t *values = allot(kept, (size_t)count * sizeof *values);
     if (values == NULL)
         return -1;
-    for (int d = 0; d < ndim; d++) {
-        values[d] = PyLong_AsLongLong(PyTuple_GET_ITEM(tuple, d));
-        if (values[d] == -1 && PyErr_Occurred())
+    for (int i = 0; i < count; i++) {
+        values[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(tuple, i));
+        if (values[i] == -1 && PyErr_Occurred())
             return -1;
     }
     *numbers = values;
@@ -89,11 +89,12 @@ static int describe_array(PyObject *described, storage *kept, handoff_array_desc
         numbers_of(grid, array->ndim, kept, &array->grid) < 0)
         return -1;
     for (size_t c = 0; c < array->chunk_count; c++) {
-        PyObject *shape, *position, *offset;
-        if (!PyArg_ParseTuple(PyTuple_GET_ITEM(chunks, c), "OOO", &shape, &position, &offset) ||
+        PyObject *shape, *position, *offset, *halo;
+        if (!PyArg_ParseTuple(PyTuple_GET_ITEM(chunks, c), "OOOO", &shape, &position, &offset, &halo) ||
             numbers_of(shape, array->ndim, kept, &places[c].shape) < 0 ||
             numbers_of(position, array->ndim, kept, &places[c].position) < 0 ||
-            numbers_of(offset, array->ndim, kept, &places[c].offset) < 0)
+            numbers_of(offset, array->ndim, kept, &places[c].offset) < 0 ||
+            numbers_of(halo, 2 * array->ndim, kept, &places[c].halo) < 0)
             return -1;
     }
     array->chunks = places;

@@ -39,6 +39,7 @@ struct handoff_chunk {
     handoff_array *array;
     int64_t index;
     int64_t *shape, *position, *offset; /* the last two: one is NULL */
+    int64_t *local, *before;            /* the shape with the halo; ghost cells before the chunk (NULL: there is no halo) */
     int64_t region;                     /* NOT_WANTED where no callback asks for the array */
     placement *place;                   /* NULL until the memory is there */
     int64_t sequence;                   /* number of the next timestep: so many have been handed over */

@@ -44,9 +44,10 @@ typedef struct {
     int (*interrupted)(void *context); /* called now and then in a wait; other than 0 gives up */
 } handoff_options;
 
-/* Where a chunk lies: at a position in the grid of chunks, or at an offset in elements; the other one is NULL. */
+/* Where a chunk lies: at a position in the grid of chunks, or at an offset in elements; the other one is NULL. `halo` has two
+   numbers for each dimension: how many ghost cells lie before the chunk and after it in the rank's local array. NULL: none. */
 typedef struct {
-    const int64_t *shape, *position, *offset;
+    const int64_t *shape, *position, *offset, *halo;
 } handoff_chunk_description;
 
 typedef struct {
@@ -80,13 +81,14 @@ handoff_chunk *handoff_find(handoff_client *client, const char *array, int64_t i
 /* Whether a chunk may be handed over for a timestep. */
 int handoff_check(handoff_chunk *chunk, int64_t timestep, handoff_error *error);
 
-/* Hand a chunk over: copy it into a free slot, for which this waits. `strides` are bytes; NULL: C order, contiguous. */
+/* Hand a chunk over: copy it into a free slot, for which this waits. `strides` are bytes; NULL: C order, contiguous. With a
+   halo, `data` and `strides` are those of the whole local array, of which the chunk is copied. */
 int handoff_send(handoff_chunk *chunk, const void *data, const int64_t *strides, int64_t timestep,
                  handoff_error *error);
 
-/* Give out the slot that the chunk's next timestep will have, to compute into; the same until `handoff_commit`. NULL is
-   failure, or that no callback asks for the array: then `kind` is empty, and any memory will do. The memory may be written
-   until the commit, and stays until `handoff_free`, also where the rank goes on without an agent meanwhile. */
+/* Give out the slot that the chunk's next timestep will have, to compute into; the same until `handoff_commit`. It has no room
+   for a halo. NULL is failure, or that no callback asks for the array: then `kind` is empty, and any memory will do. The memory
+   may be written until the commit, and stays until `handoff_free`, also where the rank goes on without an agent meanwhile. */
 void *handoff_slot(handoff_chunk *chunk, int64_t timestep, handoff_error *error);
 
 /* Hand over the slot that was given out. */

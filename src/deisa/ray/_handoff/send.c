@@ -175,14 +175,24 @@ static int check_memory(const handoff_chunk *chunk, handoff_error *error)
                 (long long)chunk->array->client->options.bridge_id, quoted(chunk->array->name, name, sizeof name));
 }
 
+/* Where the chunk begins in the local array. */
+static const void *interior(const handoff_chunk *chunk, const void *data, const int64_t *strides)
+{
+    const char *at = data;
+    for (int d = 0; chunk->before != NULL && d < chunk->array->ndim; d++)
+        at += chunk->before[d] * strides[d];
+    return at;
+}
+
 static int copy_into(char *slot, const handoff_chunk *chunk, const void *data, const int64_t *strides, handoff_error *error)
 {
     const placement *place = chunk->place;
     int64_t contiguous[HANDOFF_MAX_DIMENSIONS];
     if (strides == NULL) {
-        contiguous_strides(contiguous, place->shape, place->ndim, place->itemsize);
+        contiguous_strides(contiguous, chunk->local, place->ndim, place->itemsize);
         strides = contiguous;
     }
+    data = interior(chunk, data, strides);
     if (copy_overlapping(slot, place->strides, data, strides, place->shape, place->ndim, place->itemsize) == 0)
         return 0;
     return fail(error, "MemoryBoundError", "no memory is left for a copy of what lies in the slot itself");

@@ -29,6 +29,17 @@ static int64_t *copied(const int64_t *numbers, int count, int64_t *to)
     return numbers != NULL ? to : NULL;
 }
 
+/* Note the shape of the local array, and where the chunk begins in it. */
+static void copy_halo(handoff_chunk *chunk, const int64_t *halo, int ndim, int64_t *local, int64_t *before)
+{
+    chunk->local = halo != NULL ? local : chunk->shape;
+    chunk->before = halo != NULL ? before : NULL;
+    for (int d = 0; halo != NULL && d < ndim; d++) {
+        before[d] = halo[2 * d];
+        local[d] = before[d] + chunk->shape[d] + halo[2 * d + 1];
+    }
+}
+
 static int copy_array(handoff_client *client, handoff_array *array, const handoff_array_description *described)
 {
     size_t ndim = described->ndim > 0 ? (size_t)described->ndim : 0;
@@ -46,7 +57,7 @@ static int copy_array(handoff_client *client, handoff_array *array, const handof
     copied(described->grid, (int)ndim, array->grid);
     for (size_t c = 0; c < described->chunk_count; c++) {
         handoff_chunk *chunk = array->chunks + c;
-        int64_t *numbers = calloc(3 * ndim + 1, sizeof *numbers);
+        int64_t *numbers = calloc(5 * ndim + 1, sizeof *numbers);
         if (numbers == NULL)
             return -1;
         array->chunk_count = c + 1;
@@ -56,6 +67,7 @@ static int copy_array(handoff_client *client, handoff_array *array, const handof
         chunk->shape = copied(described->chunks[c].shape, (int)ndim, numbers);
         chunk->position = copied(described->chunks[c].position, (int)ndim, numbers + ndim);
         chunk->offset = copied(described->chunks[c].offset, (int)ndim, numbers + 2 * ndim);
+        copy_halo(chunk, described->chunks[c].halo, (int)ndim, numbers + 3 * ndim, numbers + 4 * ndim);
     }
     return 0;
 }
@@ -268,9 +280,32 @@ static int start(handoff_client *client, handoff_error *error)
     }
 }
 
+/* Nobody else checks halos: they do not travel. */
+static int check_halos(const handoff_array_description *array, handoff_error *error)
+{
+    char name[NAME_BYTES];
+    for (size_t c = 0; c < array->chunk_count; c++) {
+        const int64_t *sides = array->chunks[c].halo, *shape = array->chunks[c].shape;
+        for (int d = 0; sides != NULL && d < array->ndim; d++, sides += 2) {
+            int64_t local;
+            if (sides[0] < 0 || sides[1] < 0 || __builtin_add_overflow(shape[d], sides[0], &local) ||
+                __builtin_add_overflow(local, sides[1], &local))
+                return fail(error, "DescriptionError",
+                            "array %s: in dimension %d, chunk %zu has %lld elements, and a halo of %lld before and %lld after "
+                            "them; widths are 0 or more, and all together fit into 64 bits",
+                            quoted(array->name, name, sizeof name), d, c, (long long)shape[d], (long long)sides[0],
+                            (long long)sides[1]);
+        }
+    }
+    return 0;
+}
+
 handoff_client *handoff_open(const handoff_options *options, const handoff_array_description *arrays, size_t array_count,
                              handoff_error *error)
 {
+    for (size_t a = 0; a < array_count; a++)
+        if (check_halos(arrays + a, error) < 0)
+            return NULL;
     handoff_client *client = new_client(options, arrays, array_count, error);
     if (client == NULL)
         return NULL;

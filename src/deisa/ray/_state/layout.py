@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from deisa.ray._state.dtypes import shareable
+from deisa.ray._state.halos import Halo, read_halo
 from deisa.ray.errors import (
     BridgeIdError,
     DescriptionError,
@@ -40,8 +41,10 @@ ACCEPTED_KEYS = frozenset(
         "nb_chunks_of_node",
         "offset",
         "dtype",
+        "halo",
     }
 )
+STAYS = {"stays": True}  # metadata of a field that is not part of messages
 MAX_CELLS = 10_000_000
 MAX_DIMENSIONS = 64  # NumPy's
 SHOWN_CULPRITS = 5
@@ -50,11 +53,15 @@ SHOWN_BRIDGES = 2 * SHOWN_CULPRITS
 
 @dataclass(frozen=True, slots=True)
 class ChunkDescription:
-    """One chunk as its bridge describes it: a shape at a grid position or at an offset."""
+    """One chunk as its bridge describes it: a shape at a grid position or at an offset.
+
+    The halo concerns nobody but the bridge, and does not travel.
+    """
 
     shape: Shape
     position: Shape | None = None
     offset: Shape | None = None
+    halo: Halo | None = field(default=None, metadata=STAYS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +208,8 @@ def _describe_chunk(
     offset = same_rank("offset", 0)
     if "nb_chunks_of_node" in entry:
         _index(name, "nb_chunks_of_node", entry["nb_chunks_of_node"], minimum=0)
-    chunk = ChunkDescription(shape, position, offset)
+    halo = read_halo(name, entry.get("halo"), shape)
+    chunk = ChunkDescription(shape, position, offset, halo)
     check_place(name, chunk, global_shape, grid)
     return _dtype(name, entry.get("dtype")), global_shape, grid, chunk
 

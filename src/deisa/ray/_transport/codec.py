@@ -14,7 +14,8 @@ union             as a dataclass, with its number (16 bits) before the fields
 ``numpy.dtype``   a ``str``: what the header of a ``.npy`` file says of it (`dtype_text`)
 ================  =======================================================================
 
-A reader skips bytes that follow the fields it knows, so that later versions can add fields.
+A field whose metadata say that it stays is left out. A reader skips bytes that follow the fields it knows, so that
+later versions can add fields.
 Nothing that is received is ever executed or unpickled, and every value is checked when it is read.
 """
 
@@ -207,9 +208,10 @@ class Numbers:
 
 @cache
 def fields_of(kind: type) -> Mapping[str, Any]:
-    """Return the types of a dataclass's fields, in order."""
+    """Return the types of those of a dataclass's fields that travel, in order."""
     hints = get_type_hints(kind, include_extras=True)
-    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+    travelling = [field.name for field in dataclasses.fields(kind) if "stays" not in field.metadata]
+    return {name: hints[name] for name in travelling}
 
 
 def write_fields(out: bytearray, value: Any) -> None:
@@ -226,13 +228,13 @@ def read_fields(kind: type, reader: Reader) -> Any:
     ValueError, TypeError
         Naming the field.
     """
-    values = []
+    values = {}
     for name, field_kind in fields_of(kind).items():
         try:
-            values.append(_codec(field_kind)[1](reader))
+            values[name] = _codec(field_kind)[1](reader)
         except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as exc:
             raise ValueError(f"{name}: {exc}") from exc
-    value = kind(*values)
+    value = kind(**values)
     if kind in _checks:
         _checks[kind](value)
     return value
