@@ -369,7 +369,7 @@ class OracleBridge:
 
     def _check_send(self, array_name: str, timestep: int, chunk_index: int | None) -> tuple[_OwnChunk, int]:
         self._check_open()
-        chunks = self._own.get(array_name)
+        chunks = self._own.get(array_name) if isinstance(array_name, str) else None
         if chunks is None:
             raise UnknownArrayError(
                 f"bridge {self._id} described no array {array_name!r}; it has "
@@ -410,11 +410,17 @@ class OracleBridge:
         return f"bridge {self._id}, {'advance()' if array_name is None else f'array {array_name!r}'}"
 
     def _chunk_index(self, array_name: str, count: int, chunk_index: int | None) -> int:
+        if chunk_index is not None and (
+            isinstance(chunk_index, bool) or not hasattr(chunk_index, "__index__")
+        ):
+            raise ChunkIndexError(
+                f"bridge {self._id}, array {array_name!r}: chunk_index is an integer, got {chunk_index!r}"
+            )
         if chunk_index is None and count > 1:
             raise ChunkIndexError(
                 f"bridge {self._id} owns {count} chunks of array {array_name!r}; say which with chunk_index="
             )
-        if count == 0 or not isinstance(chunk_index, int | np.integer) or not 0 <= chunk_index < count:
+        if count == 0 or chunk_index is None or not 0 <= operator.index(chunk_index) < count:
             raise ChunkIndexError(
                 f"bridge {self._id} owns {count} chunks of array {array_name!r}, there is no chunk {chunk_index}"
             )

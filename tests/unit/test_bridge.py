@@ -100,6 +100,16 @@ REFUSALS: dict[str, Refusal] = {
         UnknownArrayError,
         "^bridge 0 described no array 5; it has 'a', ",
     ),
+    "a name that is a list": (
+        lambda b: b.send(["a"], GOOD, 5),  # type: ignore[arg-type]
+        UnknownArrayError,
+        r"^bridge 0 described no array \['a'\]; it has 'a', ",
+    ),
+    "a slot of an array by its number": (
+        lambda b: b.slot(0, 5),  # type: ignore[arg-type]
+        UnknownArrayError,
+        "^bridge 0 described no array 0; it has 'a', ",
+    ),
     "a name that cannot be written": (
         lambda b: b.send("\udcff", GOOD, 5),
         UnknownArrayError,
@@ -237,7 +247,26 @@ REFUSALS: dict[str, Refusal] = {
         ChunkIndexError,
         "there is no chunk -1",
     ),
-    "chunk by name": (lambda b: b.send("a", GOOD, 5, chunk_index="0"), ChunkIndexError, "no chunk 0"),  # type: ignore[arg-type]
+    "chunk by name": (
+        lambda b: b.send("a", GOOD, 5, chunk_index="0"),  # type: ignore[arg-type]
+        ChunkIndexError,
+        "^bridge 0, array 'a': chunk_index is an integer, got '0'$",
+    ),
+    "a list of chunks": (
+        lambda b: b.send("halves", GOOD, 5, chunk_index=[0, 1]),  # type: ignore[arg-type]
+        ChunkIndexError,
+        r"^bridge 0, array 'halves': chunk_index is an integer, got \[0, 1\]$",
+    ),
+    "a chunk far away": (
+        lambda b: b.send("halves", GOOD, 5, chunk_index=-(2**70)),
+        ChunkIndexError,
+        f"^bridge 0 owns 2 chunks of array 'halves', there is no chunk {-(2**70)}$",
+    ),
+    "the least chunk": (
+        lambda b: b.send("halves", GOOD, 5, chunk_index=-(2**63)),
+        ChunkIndexError,
+        f"there is no chunk {-(2**63)}$",
+    ),
     "owns none": (lambda b: b.send("none", GOOD, 5), ChunkIndexError, "owns 0 chunks of array 'none'"),
 }
 

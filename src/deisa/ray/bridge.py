@@ -29,7 +29,6 @@ from deisa.ray.config import OnAnalyticsLost, Settings, disabled_by_environment
 from deisa.ray.errors import (
     BridgeIdError,
     ChunkDtypeError,
-    ChunkIndexError,
     ChunkShapeError,
     ConfigurationError,
     ConfigurationTypeError,
@@ -40,7 +39,6 @@ from deisa.ray.errors import (
     ForkedProcessError,
     LayoutError,
     TimestepError,
-    UnknownArrayError,
 )
 
 logger = logging.getLogger("deisa.ray.bridge")
@@ -280,7 +278,10 @@ class Bridge:
         AnalyticsLostError
             When the analytics has ended.
         """
-        send = self._senders.get((array_name, chunk_index))
+        try:
+            send = self._senders.get((array_name, chunk_index))
+        except TypeError:  # of what has no hash, which is no name or no index
+            send = None
         if send is None or not send(chunk, timestep):
             self._send_unusual(array_name, chunk, timestep, chunk_index)
 
@@ -474,22 +475,8 @@ class Bridge:
         return f"<Bridge {self._id} of {self._world_size}, {state}, arrays: {', '.join(self._own) or 'none'}>"
 
     def _find(self, array_name: str, chunk_index: Any) -> _OwnChunk:
-        client = self._client
-        if client.closed:
-            client.find("", None)  # raises what every call does now
-        chunks = self._own.get(array_name)
-        if chunks is None:
-            raise UnknownArrayError(
-                f"bridge {self._id} described no array {array_name!r}; it has "
-                f"{', '.join(map(repr, self._own)) or 'none'}"
-            )
-        is_index = chunk_index is None or isinstance(chunk_index, int | np.integer)
-        if not is_index or (chunk_index is not None and abs(chunk_index) >= 2**63):
-            raise ChunkIndexError(
-                f"bridge {self._id} owns {len(chunks)} chunks of array {array_name!r}, there is no chunk {chunk_index}"
-            )
-        client.find(array_name, None if chunk_index is None else int(chunk_index))
-        return chunks[int(chunk_index or 0)]
+        _, index = self._client.find(array_name, chunk_index)
+        return self._own[array_name][index]
 
     def _check_timestep(self, timestep: Any, array_name: str | None = None) -> int:
         try:

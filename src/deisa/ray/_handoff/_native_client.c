@@ -59,23 +59,65 @@ static PyObject *Client_get_chunks(ClientObject *self, void *unused)
     return arrays;
 }
 
+/* Text of an object, to be released; what in it cannot be written stands there by its code. NULL with an exception. */
+static PyObject *shown(PyObject *object, int as_repr)
+{
+    PyObject *text = as_repr ? PyObject_Repr(object) : PyObject_Str(object);
+    PyObject *bytes = text != NULL ? PyUnicode_AsEncodedString(text, "utf-8", "backslashreplace") : NULL;
+    Py_XDECREF(text);
+    return bytes;
+}
+
+/* The name that an object is, or NULL, without an exception. */
+static const char *name_of(PyObject *object)
+{
+    Py_ssize_t length;
+    const char *name = PyUnicode_Check(object) ? PyUnicode_AsUTF8AndSize(object, &length) : NULL;
+    PyErr_Clear(); /* characters that UTF-8 does not have */
+    return name != NULL && strlen(name) == (size_t)length ? name : NULL;
+}
+
+static asked_index index_of(PyObject *object)
+{
+    asked_index asked = {1, HANDOFF_ONLY_CHUNK, NULL};
+    if (object == Py_None)
+        return asked;
+    PyObject *number = PyBool_Check(object) ? NULL : PyNumber_Index(object);
+    int overflow;
+    asked.is_integer = number != NULL;
+    asked.index = number != NULL ? PyLong_AsLongLongAndOverflow(number, &overflow) : -1;
+    if (asked.index == HANDOFF_ONLY_CHUNK)
+        asked.index = -1;
+    Py_XDECREF(number);
+    PyErr_Clear();
+    return asked;
+}
+
 PyDoc_STRVAR(find_doc, "find(array, index, /)\n--\n\n"
-                       "Return the numbers of an array and of a chunk in it; an index of None stands for the only one.");
+                       "Return the numbers of an array and of a chunk in it; an index of None stands for the only one.\n\n"
+                       "Both may be anything: what is no name or no index is refused as such.");
 
 static PyObject *Client_find(ClientObject *self, PyObject *args)
 {
-    const char *name;
-    PyObject *asked;
+    PyObject *array, *asked;
     handoff_error error;
     handoff_chunk *chunk;
-    if (!PyArg_ParseTuple(args, "sO", &name, &asked))
+    if (!PyArg_ParseTuple(args, "OO", &array, &asked))
         return NULL;
-    long long index = asked == Py_None ? HANDOFF_ONLY_CHUNK : PyLong_AsLongLong(asked);
-    if (index == -1 && PyErr_Occurred())
+    asked_index index = index_of(asked);
+    PyObject *array_text = shown(array, 1), *index_text = shown(asked, !index.is_integer);
+    if (array_text == NULL || index_text == NULL) {
+        Py_XDECREF(array_text);
+        Py_XDECREF(index_text);
         return NULL;
+    }
+    asked_name name = {name_of(array), PyBytes_AS_STRING(array_text)};
+    index.shown = PyBytes_AS_STRING(index_text);
     Py_BEGIN_ALLOW_THREADS;
-    chunk = handoff_find(self->client, name, index, &error);
+    chunk = client_find(self->client, &name, &index, &error);
     Py_END_ALLOW_THREADS;
+    Py_DECREF(array_text);
+    Py_DECREF(index_text);
     if (chunk == NULL)
         return raise_error(state_of(Py_TYPE(self)), &error);
     return Py_BuildValue("nL", (Py_ssize_t)(chunk->array - self->client->arrays), (long long)chunk->index);

@@ -112,6 +112,20 @@ __attribute__((format(printf, 3, 4))) void client_say(handoff_client *client, ha
 /* find.c */
 #define NAME_BYTES 512 /* of an array's name in a text */
 
+/* What callers ask for whose language has no types for it; `shown` is what texts say. */
+typedef struct {
+    const char *name; /* NULL: nothing that can be a name */
+    const char *shown;
+} asked_name;
+
+typedef struct {
+    int is_integer;
+    int64_t index; /* -1 for those that do not fit */
+    const char *shown;
+} asked_index;
+
+handoff_chunk *client_find(handoff_client *client, const asked_name *name, const asked_index *index, handoff_error *error);
+
 const char *what_array(const handoff_array *array, char *text, size_t size); /* "array 'T'" */
 int client_check_timestep(const handoff_client *client, const handoff_array *array, int64_t timestep, handoff_error *error);
 int client_check_chunk(const handoff_chunk *chunk, int64_t timestep, handoff_error *error); /* 1 go on; 0 detached; -1 no */

@@ -14,53 +14,67 @@ const char *what_array(const handoff_array *array, char *text, size_t size)
     return text;
 }
 
-static int unknown_array(handoff_client *client, const char *array, handoff_error *error)
+static int unknown_array(const handoff_client *client, const char *shown, handoff_error *error)
 {
-    char wanted[NAME_BYTES], name[NAME_BYTES], known[2048] = "";
+    char name[NAME_BYTES], known[2048] = "";
     for (size_t a = 0; a < client->array_count; a++) {
         size_t length = strlen(known);
         snprintf(known + length, sizeof known - length, "%s%s", a > 0 ? ", " : "",
                  quoted(client->arrays[a].name, name, sizeof name));
     }
     return fail(error, "UnknownArrayError", "bridge %lld described no array %s; it has %s",
-                (long long)client->options.bridge_id, quoted(array, wanted, sizeof wanted), *known ? known : "none");
+                (long long)client->options.bridge_id, shown, *known ? known : "none");
 }
 
-static handoff_chunk *find(handoff_client *client, const char *name, int64_t index, handoff_error *error)
+static handoff_array *find_array(const handoff_client *client, const asked_name *asked, handoff_error *error)
 {
-    handoff_array *array = NULL;
     char shown[NAME_BYTES];
-    for (size_t a = 0; a < client->array_count && array == NULL; a++)
-        if (strcmp(client->arrays[a].name, name) == 0)
-            array = client->arrays + a;
-    if (array == NULL)
-        unknown_array(client, name, error);
-    else if (index == HANDOFF_ONLY_CHUNK && array->chunk_count == 1)
-        return array->chunks;
-    else if (index == HANDOFF_ONLY_CHUNK && array->chunk_count > 1)
-        fail(error, "ChunkIndexError", "bridge %lld owns %zu chunks of array %s; say which with chunk_index=",
-             (long long)client->options.bridge_id, array->chunk_count, quoted(name, shown, sizeof shown));
-    else if (index >= 0 && (size_t)index < array->chunk_count)
-        return array->chunks + index;
-    else {
-        char asked[32] = "None";
-        if (index != HANDOFF_ONLY_CHUNK)
-            snprintf(asked, sizeof asked, "%lld", (long long)index);
-        fail(error, "ChunkIndexError", "bridge %lld owns %zu chunks of array %s, there is no chunk %s",
-             (long long)client->options.bridge_id, array->chunk_count, quoted(name, shown, sizeof shown), asked);
-    }
+    for (size_t a = 0; a < client->array_count && asked->name != NULL; a++)
+        if (strcmp(client->arrays[a].name, asked->name) == 0)
+            return client->arrays + a;
+    unknown_array(client, asked->name != NULL ? quoted(asked->name, shown, sizeof shown) : asked->shown, error);
     return NULL;
 }
 
-handoff_chunk *handoff_find(handoff_client *client, const char *array, int64_t index, handoff_error *error)
+static handoff_chunk *find_chunk(handoff_array *array, const asked_index *asked, handoff_error *error)
+{
+    long long bridge_id = array->client->options.bridge_id;
+    char name[NAME_BYTES];
+    quoted(array->name, name, sizeof name);
+    if (!asked->is_integer)
+        fail(error, "ChunkIndexError", "bridge %lld, array %s: chunk_index is an integer, got %s", bridge_id, name, asked->shown);
+    else if (asked->index != HANDOFF_ONLY_CHUNK && asked->index >= 0 && (size_t)asked->index < array->chunk_count)
+        return array->chunks + asked->index;
+    else if (asked->index == HANDOFF_ONLY_CHUNK && array->chunk_count == 1)
+        return array->chunks;
+    else if (asked->index == HANDOFF_ONLY_CHUNK && array->chunk_count > 1)
+        fail(error, "ChunkIndexError", "bridge %lld owns %zu chunks of array %s; say which with chunk_index=", bridge_id,
+             array->chunk_count, name);
+    else
+        fail(error, "ChunkIndexError", "bridge %lld owns %zu chunks of array %s, there is no chunk %s", bridge_id,
+             array->chunk_count, name, asked->shown);
+    return NULL;
+}
+
+handoff_chunk *client_find(handoff_client *client, const asked_name *name, const asked_index *index, handoff_error *error)
 {
     handoff_chunk *chunk = NULL;
     if (client_enter(client, error) < 0)
         return NULL;
-    if (client_check_open(client, error) >= 0)
-        chunk = find(client, array, index, error);
+    if (client_check_open(client, error) >= 0) {
+        handoff_array *array = find_array(client, name, error);
+        chunk = array != NULL ? find_chunk(array, index, error) : NULL;
+    }
     client_leave(client);
     return chunk;
+}
+
+handoff_chunk *handoff_find(handoff_client *client, const char *array, int64_t index, handoff_error *error)
+{
+    char shown[32] = "None";
+    if (index != HANDOFF_ONLY_CHUNK)
+        snprintf(shown, sizeof shown, "%lld", (long long)index);
+    return client_find(client, &(asked_name){array, "NULL"}, &(asked_index){1, index, shown}, error);
 }
 
 int client_check_timestep(const handoff_client *client, const handoff_array *array, int64_t timestep, handoff_error *error)
