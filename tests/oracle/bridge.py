@@ -271,7 +271,7 @@ class OracleBridge:
         with self._exclusively():
             self._check_open()
             if not self._alone:
-                self._channel.advance(self._check_timestep(timestep))
+                self._channel.advance(self._check_timestep(timestep, "advance()"))
 
     def close(self, timestep: int | None = None) -> None:
         """Say that this rank sends nothing more. What it sent stays with the agent; closing twice is fine."""
@@ -281,7 +281,7 @@ class OracleBridge:
             if (
                 timestep is not None
                 and self._timestep is not None
-                and operator.index(timestep) < self._timestep
+                and self._integer(timestep, "close()") < self._timestep
             ):
                 logger.warning(
                     "bridge %d closes at timestep %d, having sent timestep %d",
@@ -379,7 +379,7 @@ class OracleBridge:
             own = chunks[0]
         else:
             own = chunks[self._chunk_index(array_name, len(chunks), chunk_index)]
-        step = self._check_timestep(timestep, array_name)
+        step = self._check_timestep(timestep, f"array {array_name!r}")
         if not self._alone and own.has_sent(step):
             raise DuplicateChunkError(
                 f"bridge {self._id} has already sent chunk {own.index} of array {array_name!r} for timestep {step}"
@@ -390,24 +390,25 @@ class OracleBridge:
         if not self._open:
             raise ClosedError(f"bridge {self._id} is closed; nothing can be sent after close()")
 
-    def _check_timestep(self, timestep: Any, array_name: str | None = None) -> int:
+    def _integer(self, timestep: Any, what: str) -> int:
         try:
-            step = int(operator.index(timestep))
-        except TypeError as exc:
-            raise TimestepError(
-                f"{self._what(array_name)}: timesteps are integers, got {timestep!r}"
-            ) from exc
+            step = None if isinstance(timestep, bool) else int(operator.index(timestep))
+        except TypeError:
+            step = None
+        if step is None:
+            raise TimestepError(f"bridge {self._id}, {what}: timesteps are integers, got {timestep!r}")
         if not _FIRST_TIMESTEP <= step <= _LAST_TIMESTEP:
-            raise TimestepError(f"{self._what(array_name)}: timestep {step} exceeds 64 bits")
+            raise TimestepError(f"bridge {self._id}, {what}: timestep {step} exceeds 64 bits")
+        return step
+
+    def _check_timestep(self, timestep: Any, what: str) -> int:
+        step = self._integer(timestep, what)
         if not self._alone and self._timestep is not None and step < self._timestep:
             raise TimestepError(
-                f"{self._what(array_name)}: timestep {step} comes after timestep {self._timestep}; "
+                f"bridge {self._id}, {what}: timestep {step} comes after timestep {self._timestep}; "
                 "timesteps must not decrease"
             )
         return step
-
-    def _what(self, array_name: str | None) -> str:
-        return f"bridge {self._id}, {'advance()' if array_name is None else f'array {array_name!r}'}"
 
     def _chunk_index(self, array_name: str, count: int, chunk_index: int | None) -> int:
         if chunk_index is not None and (

@@ -225,6 +225,23 @@ REFUSALS: dict[str, Refusal] = {
         "'unwanted': timestep 3",
     ),
     "an older slot": (lambda b: b.slot("a", 3), TimestepError, "timestep 3 comes after timestep 4"),
+    "a truth value": (lambda b: b.send("a", GOOD, True), TimestepError, "timesteps are integers, got True$"),
+    "a truth value of NumPy": (
+        lambda b: b.send("a", GOOD, np.True_),  # type: ignore[arg-type]
+        TimestepError,
+        "'a': timesteps are integers, got np.True_$",
+    ),
+    "a slot for a truth value": (lambda b: b.slot("a", True), TimestepError, "integers, got True$"),
+    "advance to a truth value": (
+        lambda b: b.advance(True),
+        TimestepError,
+        r"^bridge 0, advance\(\): timesteps are integers, got True$",
+    ),
+    "close at a fraction": (
+        lambda b: b.close(timestep=4.5),  # type: ignore[arg-type]
+        TimestepError,
+        r"^bridge 0, close\(\): timesteps are integers, got 4.5$",
+    ),
     "fraction": (lambda b: b.send("a", GOOD, 4.5), TimestepError, "'a': timesteps are integers, got 4.5"),
     "too large": (lambda b: b.send("a", GOOD, 2**63), TimestepError, "exceeds 64 bits"),
     "twice": (
@@ -251,6 +268,21 @@ REFUSALS: dict[str, Refusal] = {
         lambda b: b.send("a", GOOD, 5, chunk_index="0"),  # type: ignore[arg-type]
         ChunkIndexError,
         "^bridge 0, array 'a': chunk_index is an integer, got '0'$",
+    ),
+    "a chunk as a fraction": (
+        lambda b: b.send("halves", GOOD[0, :2], 5, chunk_index=0.0),  # type: ignore[arg-type]
+        ChunkIndexError,
+        "^bridge 0, array 'halves': chunk_index is an integer, got 0.0$",
+    ),
+    "a chunk as a truth value": (
+        lambda b: b.send("a", GOOD, 5, chunk_index=False),
+        ChunkIndexError,
+        "^bridge 0, array 'a': chunk_index is an integer, got False$",
+    ),
+    "a slot of a chunk as a fraction": (
+        lambda b: b.slot("halves", 5, chunk_index=1.0),  # type: ignore[arg-type]
+        ChunkIndexError,
+        "^bridge 0, array 'halves': chunk_index is an integer, got 1.0$",
     ),
     "a list of chunks": (
         lambda b: b.send("halves", GOOD, 5, chunk_index=[0, 1]),  # type: ignore[arg-type]

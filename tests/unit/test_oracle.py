@@ -57,8 +57,8 @@ SLOTS = {"a": 2, "halves": 2, "late": 1, "ghosts": 2}
 
 ARRAYS = st.sampled_from([*SLOTS, *SLOTS, "unwanted", "none", "unknown", 7])
 STEPS = st.sampled_from([0, 0, 0, 1, 1, 1, 2, -1])  # from the newest timestep
-ODD_STEPS = st.sampled_from([1.5, None, "1", True, np.int64(3), 2**63 - 1, 2**63, -(2**63) - 1])
-INDICES = st.sampled_from([None, None, 0, 0, 1, 1, 2, -1, np.int8(1), "0", (0,), 2**70])
+ODD_STEPS = st.sampled_from([1.5, None, "1", True, np.True_, np.int64(3), 2**63 - 1, 2**63, -(2**63) - 1])
+INDICES = st.sampled_from([None, None, 0, 0, 1, 1, 2, -1, np.int8(1), "0", 0.0, False, (0,), 2**70])
 FEW_INDICES = st.sampled_from([None, 0, 1])
 USUAL = st.one_of(
     st.tuples(st.just("send"), st.sampled_from(list(SLOTS)), st.just("fitting"), STEPS, FEW_INDICES),

@@ -278,9 +278,10 @@ class Bridge:
         AnalyticsLostError
             When the analytics has ended.
         """
+        is_index = chunk_index is None or type(chunk_index) is int  # 0.0 and False would be found as 0
         try:
-            send = self._senders.get((array_name, chunk_index))
-        except TypeError:  # of what has no hash, which is no name or no index
+            send = self._senders.get((array_name, chunk_index)) if is_index else None
+        except TypeError:  # of a name that has no hash
             send = None
         if send is None or not send(chunk, timestep):
             self._send_unusual(array_name, chunk, timestep, chunk_index)
@@ -291,7 +292,7 @@ class Bridge:
         if client.detached and not client.closed:
             return
         own = self._find(array_name, chunk_index)
-        step = self._check_timestep(timestep, array_name)
+        step = self._check_timestep(timestep, f"array {array_name!r}")
         own.native.check(step)
         if own.is_given(chunk):
             own.native.commit(step)
@@ -333,7 +334,7 @@ class Bridge:
             As `send` does.
         """
         own = self._find(array_name, chunk_index)
-        step = self._check_timestep(timestep, array_name)
+        step = self._check_timestep(timestep, f"array {array_name!r}")
         lent = own.native.lent
         if lent is not None or own.dtype is None:
             own.native.check(step)
@@ -364,7 +365,7 @@ class Bridge:
         if client.closed or client.detached:
             client.advance(_FIRST_TIMESTEP)  # refused after `close`, else nothing
         else:
-            client.advance(self._check_timestep(timestep))
+            client.advance(self._check_timestep(timestep, "advance()"))
 
     def close(self, timestep: int | None = None) -> None:
         """Say that this rank sends nothing more. What it sent stays with the agent; closing twice is fine.
@@ -379,7 +380,7 @@ class Bridge:
             not self._client.closed
             and timestep is not None
             and newest is not None
-            and operator.index(timestep) < newest
+            and self._check_timestep(timestep, "close()") < newest
         ):
             logger.warning(
                 "bridge %d closes at timestep %d, having sent timestep %d", self._id, timestep, newest
@@ -478,19 +479,16 @@ class Bridge:
         _, index = self._client.find(array_name, chunk_index)
         return self._own[array_name][index]
 
-    def _check_timestep(self, timestep: Any, array_name: str | None = None) -> int:
+    def _check_timestep(self, timestep: Any, what: str) -> int:
         try:
-            step = int(operator.index(timestep))
-        except TypeError as exc:
-            raise TimestepError(
-                f"{self._what(array_name)}: timesteps are integers, got {timestep!r}"
-            ) from exc
+            step = None if isinstance(timestep, bool) else int(operator.index(timestep))
+        except TypeError:
+            step = None
+        if step is None:
+            raise TimestepError(f"bridge {self._id}, {what}: timesteps are integers, got {timestep!r}")
         if not _FIRST_TIMESTEP <= step <= _LAST_TIMESTEP:
-            raise TimestepError(f"{self._what(array_name)}: timestep {step} exceeds 64 bits")
+            raise TimestepError(f"bridge {self._id}, {what}: timestep {step} exceeds 64 bits")
         return step
-
-    def _what(self, array_name: str | None) -> str:
-        return f"bridge {self._id}, {'advance()' if array_name is None else f'array {array_name!r}'}"
 
     def _settle_dtype(self, own: _OwnChunk, data: np.ndarray, sent: Any, timestep: int) -> np.dtype:
         """Make the dtype of the first chunk that is sent that of the array, whose description left it open."""
