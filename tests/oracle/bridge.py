@@ -140,6 +140,7 @@ class OracleBridge:
             ]
             for described in arrays
         }
+        self._newest_of = ""  # what came to the newest timestep first
         self._switched_off = self._alone
         self._process = OwnProcess()
         self._opened_by = weakref.ref(threading.current_thread())
@@ -233,9 +234,11 @@ class OracleBridge:
             writer = own.writer
             if writer is None:
                 own.passed_over = timestep
+                self._note_newest(timestep, f"array {array_name!r}")
                 self._channel.advance(timestep)
                 return
             self._channel.check()
+            self._note_newest(timestep, f"array {array_name!r}")
             must_notify = self._channel.move_on(timestep)
             lent = own.lent
             if lent is not chunk:
@@ -257,6 +260,7 @@ class OracleBridge:
                     f"bridge {self._id}, array {array_name!r}: a slot needs the dtype; declare it in arrays_metadata"
                 )
             if own.writer is not None:
+                self._note_newest(timestep, f"array {array_name!r}")
                 self._channel.advance(timestep)
                 given = own.writer.free_slot(timestep).view()
                 if lent is not None:  # for a timestep that is over: the memory is the same
@@ -271,7 +275,9 @@ class OracleBridge:
         with self._exclusively():
             self._check_open()
             if not self._alone:
-                self._channel.advance(self._check_timestep(timestep, "advance()"))
+                step = self._check_timestep(timestep, "advance()")
+                self._note_newest(step, "advance()")
+                self._channel.advance(step)
 
     def close(self, timestep: int | None = None) -> None:
         """Say that this rank sends nothing more. What it sent stays with the agent; closing twice is fine."""
@@ -401,12 +407,16 @@ class OracleBridge:
             raise TimestepError(f"bridge {self._id}, {what}: timestep {step} exceeds 64 bits")
         return step
 
+    def _note_newest(self, timestep: int, what: str) -> None:
+        if timestep != self._timestep:
+            self._newest_of = what
+
     def _check_timestep(self, timestep: Any, what: str) -> int:
         step = self._integer(timestep, what)
         if not self._alone and self._timestep is not None and step < self._timestep:
             raise TimestepError(
-                f"bridge {self._id}, {what}: timestep {step} comes after timestep {self._timestep}; "
-                "timesteps must not decrease"
+                f"bridge {self._id}, {what}: timestep {step} comes after timestep {self._timestep} of "
+                f"{self._newest_of}; the timesteps of a bridge must not decrease, whatever it sends"
             )
         return step
 

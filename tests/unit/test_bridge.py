@@ -217,12 +217,13 @@ REFUSALS: dict[str, Refusal] = {
     "older": (
         lambda b: b.send("a", GOOD, 3),
         TimestepError,
-        "^bridge 0, array 'a': timestep 3 comes after timestep 4; timesteps must not decrease$",
+        "^bridge 0, array 'a': timestep 3 comes after timestep 4 of array 'a'; the timesteps of a bridge must not "
+        "decrease, whatever it sends$",
     ),
     "older of another array": (
         lambda b: b.send("unwanted", GOOD, 3),
         TimestepError,
-        "'unwanted': timestep 3",
+        "^bridge 0, array 'unwanted': timestep 3 comes after timestep 4 of array 'a'; ",
     ),
     "an older slot": (lambda b: b.slot("a", 3), TimestepError, "timestep 3 comes after timestep 4"),
     "a truth value": (lambda b: b.send("a", GOOD, True), TimestepError, "timesteps are integers, got True$"),
@@ -343,7 +344,7 @@ def test_timesteps_of_any_integer_kind(agent: Agent, bridge: Bridge, timestep: A
 
 def test_a_slot_begins_its_timestep(agent: Agent, bridge: Bridge) -> None:
     given = bridge.slot("a", 6)
-    with pytest.raises(TimestepError, match="timestep 5 comes after timestep 6"):
+    with pytest.raises(TimestepError, match="'unwanted': timestep 5 comes after timestep 6 of array 'a'"):
         bridge.send("unwanted", GOOD, 5)
     with pytest.raises(ChunkShapeError):
         bridge.send("a", GOOD.T, 6)
@@ -373,11 +374,14 @@ def test_advance_says_that_nothing_older_comes(agent: Agent, bridge: Bridge) -> 
     bridge.advance(9)
     while agent.wait(OwnersPassed).timestep < 9:
         pass
-    with pytest.raises(TimestepError, match="timestep 8 comes after timestep 9"):
+    with pytest.raises(TimestepError, match=r"array 'a': timestep 8 comes after timestep 9 of advance\(\);"):
         bridge.send("a", GOOD, 8)
     with pytest.raises(TimestepError, match=r"advance\(\): timestep 3 comes after"):
         bridge.advance(3)
     bridge.send("a", GOOD, 9)
+    bridge.send("unwanted", GOOD, 10)
+    with pytest.raises(TimestepError, match="timestep 9 comes after timestep 10 of array 'unwanted'"):
+        bridge.advance(9)
     bridge.close()
     with pytest.raises(ClosedError):
         bridge.advance(10)

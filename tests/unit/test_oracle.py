@@ -214,7 +214,7 @@ class Simulation:
         try:
             self.bridge.advance(1 - 2**63)
         except TimestepError as error:
-            return int(str(error).split("comes after timestep ")[1].split(";")[0])
+            return int(str(error).split("comes after timestep ")[1].split(" of ")[0])
         except DeisaError:
             pass
         return self._newest

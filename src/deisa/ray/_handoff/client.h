@@ -77,6 +77,7 @@ struct handoff_client {
     int failed;                /* `failure` holds for every call from now on */
     int newest_any;
     int64_t newest;            /* timestep */
+    const handoff_array *newest_of; /* the array that came there first; NULL: handoff_advance did */
     page_word *ring, *notified;
     int64_t capacity;
     handoff_array *arrays;
@@ -126,7 +127,7 @@ typedef struct {
 
 handoff_chunk *client_find(handoff_client *client, const asked_name *name, const asked_index *index, handoff_error *error);
 
-const char *what_array(const handoff_array *array, char *text, size_t size); /* "array 'T'" */
+const char *what_array(const handoff_array *array, char *text, size_t size); /* "array 'T'"; of NULL "advance()" */
 int client_check_timestep(const handoff_client *client, const handoff_array *array, int64_t timestep, handoff_error *error);
 int client_check_chunk(const handoff_chunk *chunk, int64_t timestep, handoff_error *error); /* 1 go on; 0 detached; -1 no */
 

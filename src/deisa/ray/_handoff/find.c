@@ -10,6 +10,8 @@
 const char *what_array(const handoff_array *array, char *text, size_t size)
 {
     char name[NAME_BYTES];
+    if (array == NULL)
+        return "advance()";
     snprintf(text, size, "array %s", quoted(array->name, name, sizeof name));
     return text;
 }
@@ -79,16 +81,16 @@ handoff_chunk *handoff_find(handoff_client *client, const char *array, int64_t i
 
 int client_check_timestep(const handoff_client *client, const handoff_array *array, int64_t timestep, handoff_error *error)
 {
-    char what[NAME_BYTES + 16] = "advance()";
+    char what[NAME_BYTES + 16], before[NAME_BYTES + 16];
     if (timestep < HANDOFF_EARLIEST_TIMESTEP)
         return fail(error, "TimestepError", "bridge %lld, %s: timestep %lld exceeds 64 bits",
-                    (long long)client->options.bridge_id, array != NULL ? what_array(array, what, sizeof what) : what,
-                    (long long)timestep);
+                    (long long)client->options.bridge_id, what_array(array, what, sizeof what), (long long)timestep);
     if (client->newest_any && timestep < client->newest)
         return fail(error, "TimestepError",
-                    "bridge %lld, %s: timestep %lld comes after timestep %lld; timesteps must not decrease",
-                    (long long)client->options.bridge_id, array != NULL ? what_array(array, what, sizeof what) : what,
-                    (long long)timestep, (long long)client->newest);
+                    "bridge %lld, %s: timestep %lld comes after timestep %lld of %s; the timesteps of a bridge must not decrease, "
+                    "whatever it sends",
+                    (long long)client->options.bridge_id, what_array(array, what, sizeof what), (long long)timestep,
+                    (long long)client->newest, what_array(client->newest_of, before, sizeof before));
     return 0;
 }
 

@@ -36,8 +36,8 @@ static int hear(handoff_client *client, handoff_error *error)
     return client_receive(client, error);
 }
 
-/* Move on to a timestep; whether the agent should be notified of that. */
-static int pass(handoff_client *client, int64_t timestep)
+/* Move on to a timestep, of an array or (NULL) of nothing; whether the agent should be notified of that. */
+static int pass(handoff_client *client, const handoff_array *of, int64_t timestep)
 {
     int last = 0;
     if (client->newest_any && timestep == client->newest)
@@ -53,6 +53,7 @@ static int pass(handoff_client *client, int64_t timestep)
         last |= skipped && is_last(array, ENTRY_PASSED, timestep);
     }
     client->newest = timestep;
+    client->newest_of = of;
     client->newest_any = 1;
     return last;
 }
@@ -158,7 +159,7 @@ static int submit(handoff_chunk *chunk, int64_t timestep, int should_notify, han
 static int pass_over(handoff_chunk *chunk, int64_t timestep, handoff_error *error)
 {
     handoff_client *client = chunk->array->client;
-    if (pass(client, timestep))
+    if (pass(client, chunk->array, timestep))
         notify(client);
     chunk->sent = timestep;
     chunk->sent_any = 1;
@@ -219,7 +220,7 @@ static int hand_over(handoff_chunk *chunk, const void *data, const int64_t *stri
     int free_now = has_slot(chunk);
     if (at_once && !free_now)
         return 0;
-    int should_notify = pass(array->client, timestep);
+    int should_notify = pass(array->client, array, timestep);
     if (!free_now) {
         if (should_notify)
             notify(array->client);
@@ -277,7 +278,7 @@ int client_give_slot(handoff_chunk *chunk, int64_t timestep, given_slot *given, 
     int result = client_check_chunk(chunk, timestep, error);
     if (result == 1 && chunk->array->wanted) {
         result = check_memory(chunk, error);
-        if (result == 0 && pass(client, timestep))
+        if (result == 0 && pass(client, chunk->array, timestep))
             notify(client);
         if (result == 0)
             result = hear(client, error);
@@ -313,7 +314,7 @@ int handoff_advance(handoff_client *client, int64_t timestep, handoff_error *err
         return -1;
     int result = client_check_open(client, error);
     if (result == 1 && (result = client_check_timestep(client, NULL, timestep, error)) == 0) {
-        if (pass(client, timestep))
+        if (pass(client, NULL, timestep))
             notify(client);
         result = hear(client, error);
     }
