@@ -202,7 +202,15 @@ FINE = {"chunk_shape": (4, 4), "nb_chunks_per_dim": (2, 2), "chunk_position": (0
         ({"dtype": object}, "cannot be shared"),
         ({"dtype": "U"}, "cannot be shared"),
         ({"dtype": [("a", "O")]}, "cannot be shared"),
-        ({"dtype": ("f8", (2,))}, "cannot be shared"),
+        (
+            {"dtype": ("f8", (2,))},
+            r"dtype dtype\(\('<f8', \(2,\)\)\) cannot be shared: each element is an array; use dtype float64, and "
+            r"describe a further dimension: 'chunk_shape' \(..., 2\), and one chunk along there$",
+        ),
+        (
+            {"dtype": (">i2", (2, 3))},
+            r"use dtype >i2, and describe 2 further dimensions: 'chunk_shape' \(..., 2, 3\), and",
+        ),
         ({"dtype": "float46"}, "'float46' is not a NumPy dtype"),
     ],
 )

@@ -27,7 +27,9 @@ def shareable(name: str, dtype: np.dtype) -> np.dtype:
     if dtype.hasobject or dtype.kind == "T":
         advice = "; h5py's strings have one with h5py.string_dtype(length=n)" if dtype.metadata else ""
         raise _cannot_be_shared(name, dtype, advice)
-    if dtype.itemsize == 0 or dtype.subdtype is not None:
+    if dtype.subdtype is not None:
+        raise _with_further_dimensions(name, dtype, *dtype.subdtype)
+    if dtype.itemsize == 0:
         raise _cannot_be_shared(name, dtype)
     plain = _without_metadata(dtype)
     if plain != dtype:  # a dtype of another package, which NumPy cannot describe
@@ -45,6 +47,16 @@ def _cannot_be_shared(name: str, dtype: np.dtype, advice: str = "") -> Descripti
     return DescriptionError(
         f"array {name!r}: dtype {dtype!r} cannot be shared; use one of NumPy's own with a fixed size: numeric, "
         f"datetime, 'S<n>', 'U<n>' or structured{advice}"
+    )
+
+
+def _with_further_dimensions(
+    name: str, dtype: np.dtype, base: np.dtype, shape: tuple[int, ...]
+) -> DescriptionError:
+    dimensions = "a further dimension" if len(shape) == 1 else f"{len(shape)} further dimensions"
+    return DescriptionError(
+        f"array {name!r}: dtype {dtype!r} cannot be shared: each element is an array; use dtype {base}, and describe "
+        f"{dimensions}: 'chunk_shape' (..., {', '.join(map(str, shape))}), and one chunk along there"
     )
 
 
