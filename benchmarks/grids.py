@@ -95,11 +95,13 @@ def run(
     *,
     window: int = 1,
     pause_s: float = 0.2,
+    labels: bool = False,
     **settings: Any,
 ) -> Steps:
     """Hand the grid over so often, and compute something of each window in this process.
 
-    A Ray cluster must be up. `settings` are those of the session.
+    A Ray cluster must be up. With `labels` the ranks give labels and times, and `compute` gets the window itself
+    instead of a list of Dask arrays. `settings` are those of the session.
     """
     from deisa.ray import Deisa, Settings, WindowSpec
 
@@ -109,7 +111,7 @@ def run(
 
     def analyse(field: Sequence[Any]) -> None:
         used, began = time.process_time(), time.perf_counter()
-        results.append(compute([timestep.dask for timestep in field]))
+        results.append(compute(field if labels else [timestep.dask for timestep in field]))
         callback.append(time.perf_counter() - began)
         ended_at.append(time.monotonic())
         driver.append(time.process_time() - used)
@@ -118,7 +120,7 @@ def run(
     program = [
         *(Path(sys.executable).parent / "mpiexec", "-n", RANKS, sys.executable, "-m"),
         *("benchmarks.programs.grid_ranks", "--session", session, "--steps", steps, "--pause", pause_s),
-        *("--grid", *grid.chunks, "--chunk", *grid.shape),
+        *("--grid", *grid.chunks, "--chunk", *grid.shape, *(["--labels"] if labels else [])),
     ]
     with started(list(map(str, program))) as simulation:
         report = deisa.execute_callbacks()

@@ -24,6 +24,7 @@ MODULES = (
     "many_chunks",
     "merging",
     "gradients",
+    "labelling",
     "traffic",
     "slowdown",
     "memory",

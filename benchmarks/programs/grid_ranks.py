@@ -27,17 +27,25 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--pause", type=float, default=0.0, help="seconds of sleep after each step")
+    parser.add_argument("--labels", action="store_true", help="give dimensions, coordinates, units and times")
     parser.add_argument("--session", required=True)
     options = parser.parse_args()
     grid, shape = tuple(options.grid), tuple(options.chunk)
     numbers = np.array_split(np.arange(grid[0] * grid[1]), COMM.size)[COMM.rank]
     positions = [(int(n) // grid[1], int(n) % grid[1]) for n in numbers]
+    whole = (grid[0] * shape[0], grid[1] * shape[1])
+    labels = {
+        "dims": ("y", "x"),
+        "coords": {"y": {"start": 0.0, "step": 0.1}, "x": ("x", np.linspace(0, 1, whole[1]), {"units": "m"})},
+        "attrs": {"units": "K", "long_name": "temperature"},
+    }
     described = [
         {
-            "global_shape": (grid[0] * shape[0], grid[1] * shape[1]),
+            "global_shape": whole,
             "chunk_shape": shape,
             "chunk_position": position,
             "dtype": np.float64,
+            **(labels if options.labels else {}),
         }
         for position in positions
     ]
@@ -46,7 +54,9 @@ def main() -> None:
     with Bridge(comm=COMM, arrays_metadata={"field": described}, session=options.session) as bridge:
         for step in range(options.steps):
             for index, chunk in enumerate(chunks):
-                bridge.send("field", chunk, step, chunk_index=index)
+                bridge.send(
+                    "field", chunk, step, chunk_index=index, time=step / 10 if options.labels else None
+                )
             handed_over_at.append(COMM.allreduce(time.monotonic(), MPI.MAX))
             time.sleep(options.pause)
     if COMM.rank == 0:

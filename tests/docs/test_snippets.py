@@ -100,12 +100,18 @@ def send_both(comm: Communicator) -> None:
         "nb_chunks_per_dim": (2, 2),
         "chunk_position": divmod(comm.rank, 2),
         "dtype": float,
+        "dims": ("y", "x"),
+        "coords": {dim: (dim, {"start": 0, "step": 0.1}, {"units": "m"}) for dim in "yx"},
     }
-    with Bridge(comm, {"temperature": chunk, "pressure": chunk}) as bridge:
+    arrays = {
+        "temperature": chunk | {"attrs": {"units": "K"}},
+        "pressure": chunk | {"attrs": {"units": "Pa"}},
+    }
+    with Bridge(comm, arrays) as bridge:
         for t in range(5):
-            bridge.send("temperature", np.full((64, 64), float(t)), t)
+            bridge.send("temperature", np.full((64, 64), float(t)), t, time=t / 2)
             if t % 2 == 0:
-                bridge.send("pressure", np.full((64, 64), 10.0 * t), t)
+                bridge.send("pressure", np.full((64, 64), 10.0 * t), t, time=t / 2)
 
 
 @pytest.mark.parametrize("block", IN_PROCESS, ids=str)

@@ -84,6 +84,9 @@ def test_results_are_right_across_nodes(
         assert found["across"] == whole[middle - 3 : middle + 3].tolist()
         assert found["steps"] == pytest.approx(len(whole))  # the slope is 1 everywhere, at borders too
         assert found["chunks"] == chunks
+        assert found["labels"] == [["cell"], "K", "m", found["t"], found["t"] / 4]
+        assert found["from_cell"] == pytest.approx(whole[middle:].mean())
+        assert found["at_cell"] == whole[middle - 1] + 0.5  # between cells of two nodes
         assert found["persisted"] == whole[::100].sum()
     assert figures["nodes"] == 3
 

@@ -49,11 +49,11 @@ static void bring_along(connection *peer, const char *magic)
 static handoff_client *new_client(int *other_end)
 {
     static const int64_t shape[] = {4, 3}, global[] = {8, 6}, position[] = {1, 0}, offset[] = {0}, halo[] = {1, 0, 2, 1};
-    static const handoff_chunk_description chunk = {shape, position, NULL, halo};
-    static const handoff_chunk_description chunks[] = {{shape, NULL, offset, NULL}, {shape, NULL, offset, NULL}};
+    static const handoff_chunk_description chunk = {.shape = shape, .position = position, .halo = halo};
+    static const handoff_chunk_description chunks[] = {{.shape = shape, .offset = offset}, {.shape = shape, .offset = offset}};
     static const handoff_array_description arrays[] = {
-        {"a", "<f8", 2, global, NULL, 1, &chunk},
-        {"b", NULL, 1, global, NULL, 2, chunks},
+        {.name = "a", .dtype = "<f8", .ndim = 2, .global_shape = global, .chunk_count = 1, .chunks = &chunk},
+        {.name = "b", .ndim = 1, .global_shape = global, .chunk_count = 2, .chunks = chunks},
     };
     const handoff_options options = {.session = "s", .world_size = 1, .warn_every_s = 1e9, .disabled = 1};
     handoff_error error;
@@ -76,7 +76,7 @@ static void hand_over(handoff_chunk *chunk, int64_t timestep)
         return;
     void *data = calloc(1, (size_t)nbytes);
     require(data != NULL);
-    client_hand_over_at_once(chunk, data, NULL, timestep, &error);
+    client_hand_over_at_once(chunk, data, NULL, timestep, HANDOFF_NO_TIME, &error);
     free(data);
 }
 

@@ -60,7 +60,8 @@ SEEDS: list[Message] = [
         (
             events.BridgeJoined(0, 4, ARRAYS, {"by position": (0,), "of nobody": ()}, 7, "h"),
             events.DtypeDeclared(0, "a", DTYPES[5]),
-            events.StepComplete("a", 3, 1),
+            events.StepComplete("a", 3, 1, 0.5),
+            events.TimesDiffer("a", 3, (0, 1), (0.5, None)),
             events.OwnersPassed("a", None),
             events.StepTorn("a", 3, (0, 2)),
             events.SendersBlocked("a", {0: 3}),

@@ -212,8 +212,9 @@ handoff_client *rank_open(const agent *agent, int rank, handoff_on_lost on_lost,
 {
     const int64_t shape[] = {agent->rows, agent->columns}, global[] = {agent->ranks * agent->rows, agent->columns};
     const int64_t position[] = {rank, 0};
-    const handoff_chunk_description chunk = {shape, position, NULL, agent->halo};
-    const handoff_array_description array = {ARRAY, "<i8", 2, global, NULL, 1, &chunk};
+    const handoff_chunk_description chunk = {.shape = shape, .position = position, .halo = agent->halo};
+    const handoff_array_description array = {
+        .name = ARRAY, .dtype = "<i8", .ndim = 2, .global_shape = global, .chunk_count = 1, .chunks = &chunk};
     const handoff_options options = {
         .session = agent->session,
         .bridge_id = rank,

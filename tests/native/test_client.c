@@ -63,6 +63,19 @@ static int64_t expected(int64_t timestep, int64_t row, int64_t column)
     return 1000 * timestep + 10 * row + column;
 }
 
+static double time_of(int64_t timestep)
+{
+    return timestep % 3 ? 0.5 * (double)timestep : HANDOFF_NO_TIME;
+}
+
+static int64_t time_word(double time)
+{
+    int64_t word = PAGE_NO_TIME;
+    if (!isnan(time))
+        memcpy(&word, &time, sizeof word);
+    return word;
+}
+
 /* Hand timesteps over in turn in C order, in Fortran order, out of a larger array, and by computing in the slot. */
 static void *simulate(void *data)
 {
@@ -78,7 +91,8 @@ static void *simulate(void *data)
         for (int64_t row = 0; row < ROWS; row++)
             for (int64_t column = 0; column < COLUMNS; column++)
                 *(int64_t *)(to + row * steps[0] + column * steps[1]) = expected(t, row, column);
-        CHECK((kind < 3 ? handoff_send(chunk, to, kind ? steps : NULL, t, &error) : handoff_commit(chunk, t, &error)) == 0);
+        CHECK((kind < 3 ? handoff_send(chunk, to, kind ? steps : NULL, t, time_of(t), &error)
+                        : handoff_commit(chunk, t, time_of(t), &error)) == 0);
     }
     return NULL;
 }
@@ -107,8 +121,9 @@ static void test_chunks_arrive_whole_while_slots_are_used_again(void)
     for (int64_t seen = 0; seen < ROUNDS; seen++) {
         while (word_acquire(client->ring + RING_SUBMITTED) == seen)
             sched_yield();
-        page_word *entry = client->ring + RING_ENTRIES + 2 * (seen % client->capacity);
-        CHECK(word_peek(entry) == 0 && word_peek(entry + 1) == seen);
+        page_word *entry = client->ring + RING_ENTRIES + RING_ENTRY_WORDS * (seen % client->capacity);
+        CHECK(word_peek(entry + RING_ENTRY_REGION) == 0 && word_peek(entry + RING_ENTRY_TIMESTEP) == seen);
+        CHECK(word_peek(entry + RING_ENTRY_ROWS) == 0 && word_peek(entry + RING_ENTRY_TIME) == time_word(time_of(seen)));
         int64_t *slot = agent_slot(chunk, seen);
         for (int64_t row = 0; row < ROWS; row++)
             for (int64_t column = 0; column < COLUMNS; column++)
@@ -155,7 +170,7 @@ static void test_ghost_cells_stay_in_the_rank(void)
         char *to = (char *)(t % 4 == 3 ? cells + CELLS - 1 : cells);
         CHECK(cells != NULL);
         fill_local(to, halo, steps, t);
-        CHECK(handoff_send(chunk, to, t == 0 ? NULL : steps, t, &error) == 0);
+        CHECK(handoff_send(chunk, to, t == 0 ? NULL : steps, t, HANDOFF_NO_TIME, &error) == 0);
         check_slot(agent_slot(chunk, t), t);
         agent_grant(chunk->array, word_peek(chunk->array->table + TABLE_SLOTS + t % 2));
         free(cells);
@@ -163,7 +178,7 @@ static void test_ghost_cells_stay_in_the_rank(void)
     char *slot = handoff_slot(chunk, 8, &error);
     CHECK(slot != NULL);
     fill_local(slot, (const int64_t[]){0, 0, 0, 0}, (const int64_t[]){8 * COLUMNS, 8}, 8);
-    CHECK(handoff_commit(chunk, 8, &error) == 0);
+    CHECK(handoff_commit(chunk, 8, HANDOFF_NO_TIME, &error) == 0);
     check_slot(agent_slot(chunk, 8), 8);
     CHECK(handoff_get_stats(client).bytes_handed_over == 9 * 8 * ROWS * COLUMNS);
     gone(&agent, client);
@@ -176,8 +191,9 @@ static void test_a_halo_that_makes_no_sense(void)
     const handoff_options options = {.session = new_session(), .world_size = 1, .warn_every_s = 600};
     for (size_t i = 0; i < sizeof halos / sizeof *halos; i++) {
         handoff_error error;
-        const handoff_chunk_description chunk = {shape, position, NULL, halos[i]};
-        const handoff_array_description array = {ARRAY, "<i8", 2, shape, NULL, 1, &chunk};
+        const handoff_chunk_description chunk = {.shape = shape, .position = position, .halo = halos[i]};
+        const handoff_array_description array = {
+            .name = ARRAY, .dtype = "<i8", .ndim = 2, .global_shape = shape, .chunk_count = 1, .chunks = &chunk};
         CHECK(handoff_open(&options, &array, 1, &error) == NULL && is_kind(&error, "DescriptionError"));
         CHECK(strstr(error.text, "array 'T': in dimension ") == error.text);
     }
@@ -199,7 +215,7 @@ static void *send_together(void *which)
     handoff_error error;
     for (int64_t t = 0; t < ROUNDS; t++) {
         meet(&node.start);
-        CHECK(handoff_send(chunk, source, NULL, t, &error) == 0);
+        CHECK(handoff_send(chunk, source, NULL, t, HANDOFF_NO_TIME, &error) == 0);
         meet(&node.end);
         if (own) { /* the agent, while both wait */
             CHECK(word_exchange(client->notified, 0) == 1);
@@ -255,8 +271,8 @@ static void *send_two(void *data)
     handoff_error *error = data;
     handoff_chunk *chunk = only_chunk(node.clients[0]);
     int64_t source[ROWS * COLUMNS] = {0};
-    CHECK(handoff_send(chunk, source, NULL, 0, error) == 0);
-    return (void *)(intptr_t)handoff_send(chunk, source, NULL, 1, error);
+    CHECK(handoff_send(chunk, source, NULL, 0, HANDOFF_NO_TIME, error) == 0);
+    return (void *)(intptr_t)handoff_send(chunk, source, NULL, 1, HANDOFF_NO_TIME, error);
 }
 
 static _Thread_local int gives_up;
@@ -358,7 +374,7 @@ static void test_a_rank_that_goes_on_alone(void)
     agent_end(&agent);
     CHECK(finished(rank) == NULL);
     int64_t source[ROWS * COLUMNS] = {0};
-    CHECK(handoff_send(only_chunk(node.clients[0]), source, NULL, 2, &error) == 0);
+    CHECK(handoff_send(only_chunk(node.clients[0]), source, NULL, 2, HANDOFF_NO_TIME, &error) == 0);
     CHECK(handoff_close(node.clients[0], &error) == 0);
     handoff_free(node.clients[0]);
 }
@@ -371,7 +387,8 @@ static void test_a_failed_session_fails_every_call(void)
     agent_fail(&agent, 0, "HoleError", "array 'T': a hole");
     CHECK(finished(rank) != NULL && is_kind(&error, "HoleError") && strcmp(error.text, "array 'T': a hole") == 0);
     int64_t source[ROWS * COLUMNS] = {0};
-    CHECK(handoff_send(only_chunk(node.clients[0]), source, NULL, 3, &error) < 0 && is_kind(&error, "HoleError"));
+    CHECK(handoff_send(only_chunk(node.clients[0]), source, NULL, 3, HANDOFF_NO_TIME, &error) < 0);
+    CHECK(is_kind(&error, "HoleError"));
     gone(&agent, node.clients[0]);
 }
 
@@ -382,9 +399,10 @@ static void test_closing(void)
     agent agent = agent_of(1, 2);
     handoff_client *client = joined(&agent, HANDOFF_WAIT);
     handoff_chunk *chunk = only_chunk(client);
-    CHECK(handoff_send(chunk, source, NULL, 0, &error) == 0);
+    CHECK(handoff_send(chunk, source, NULL, 0, INFINITY, &error) < 0 && is_kind(&error, "PhysicalTimeError"));
+    CHECK(handoff_send(chunk, source, NULL, 0, HANDOFF_NO_TIME, &error) == 0);
     CHECK(handoff_close(client, &error) == 0 && handoff_close(client, &error) == 0);
-    CHECK(handoff_send(chunk, source, NULL, 1, &error) < 0 && is_kind(&error, "ClosedError"));
+    CHECK(handoff_send(chunk, source, NULL, 1, HANDOFF_NO_TIME, &error) < 0 && is_kind(&error, "ClosedError"));
     CHECK(agent_hear(&agent, 0) == MESSAGE_NOTIFY && agent_hear(&agent, 0) == MESSAGE_CLOSE && agent_hear(&agent, 0) == 0);
     gone(&agent, client);
 }
@@ -413,7 +431,7 @@ static void test_a_rank_that_goes_on_alone_may_finish_its_slot(void)
     agent_end(&agent);
     CHECK(handoff_advance(client, 0, &error) == 0 && client->detached);
     memset(slot, 1, ROWS * COLUMNS * 8);
-    CHECK(handoff_commit(chunk, 0, &error) == 0);
+    CHECK(handoff_commit(chunk, 0, HANDOFF_NO_TIME, &error) == 0);
     CHECK(handoff_slot(chunk, 1, &error) == NULL && error.kind[0] == '\0');
     handoff_free(client);
 }
@@ -439,7 +457,7 @@ static void test_what_nobody_asks_for_goes_nowhere(void)
     handoff_client *client = joined(&agent, HANDOFF_WAIT);
     handoff_chunk *chunk = only_chunk(client);
     for (int64_t t = 0; t < 10; t++)
-        CHECK(handoff_send(chunk, source, NULL, t, &error) == 0);
+        CHECK(handoff_send(chunk, source, NULL, t, HANDOFF_NO_TIME, &error) == 0);
     CHECK(handoff_slot(chunk, 10, &error) == NULL && error.kind[0] == '\0');
     CHECK(handoff_get_stats(client).chunks == 0);
     gone(&agent, client);
@@ -454,7 +472,8 @@ static void test_a_forked_child_touches_nothing(void)
     handoff_chunk *chunk = only_chunk(client);
     pid_t child = fork();
     if (child == 0) {
-        int refused = handoff_send(chunk, source, NULL, 0, &error) < 0 && is_kind(&error, "ForkedProcessError");
+        int refused = handoff_send(chunk, source, NULL, 0, HANDOFF_NO_TIME, &error) < 0 &&
+                      is_kind(&error, "ForkedProcessError");
         refused &= handoff_close(client, &error) < 0 && is_kind(&error, "ForkedProcessError");
         handoff_abort(client, "a child");
         handoff_close_in_child(client);
@@ -463,7 +482,7 @@ static void test_a_forked_child_touches_nothing(void)
     int status;
     CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
     CHECK(word_peek(client->ring + RING_SUBMITTED) == 0);
-    CHECK(handoff_send(chunk, source, NULL, 0, &error) == 0 && handoff_close(client, &error) == 0);
+    CHECK(handoff_send(chunk, source, NULL, 0, HANDOFF_NO_TIME, &error) == 0 && handoff_close(client, &error) == 0);
     CHECK(agent_hear(&agent, 0) == MESSAGE_NOTIFY && agent_hear(&agent, 0) == MESSAGE_CLOSE);
     gone(&agent, client);
 }
@@ -477,12 +496,13 @@ static void test_an_agent_that_does_not_read(void)
     handoff_error error;
     agent_address address;
     const char *session = new_session();
-    const handoff_array_description array = {ARRAY, "<i8", 1, one, NULL, MANY, chunks};
+    const handoff_array_description array = {
+        .name = ARRAY, .dtype = "<i8", .ndim = 1, .global_shape = one, .chunk_count = MANY, .chunks = chunks};
     const handoff_options options = {.session = session, .world_size = 1, .connect_timeout_s = 0.1, .start_timeout_s = 0.1,
                                      .warn_every_s = 600};
     int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), waiting = 0, connections[8];
     for (int i = 0; i < MANY; i++)
-        chunks[i] = (handoff_chunk_description){one, one, NULL, NULL};
+        chunks[i] = (handoff_chunk_description){.shape = one, .position = one};
     CHECK(address_of(session, NULL, &address, &error) == 0);
     CHECK(bind(listener, (struct sockaddr *)&address.address, address.length) == 0 && listen(listener, 0) == 0);
     CHECK(handoff_open(&options, &array, 1, &error) == NULL && is_kind(&error, "WaitTimeoutError"));

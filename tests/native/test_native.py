@@ -13,9 +13,13 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from deisa.ray._state.labels import Coordinate
+from deisa.ray._state.values import decode_value
+from deisa.ray._transport.codec import Reader, read_fields
 from tests.conftest import skip_or_fail
 from tests.fuzz import client as fuzz_client
 
@@ -128,6 +132,33 @@ def test_program(program: str, build: tuple[Build, list[Path]], tmp_path: Path) 
     how, objects = build
     succeeded(how.compile(HERE / f"{program}.c", *objects, output=tmp_path / program))
     succeeded(run(*how.run, tmp_path / program))
+
+
+@dataclass(frozen=True)
+class Written:
+    """What `labels.c` prints."""
+
+    coords: tuple[Coordinate, ...]
+    dims: tuple[str, ...] | None
+    attrs: dict[str, Any]
+
+
+def test_labels_that_a_client_in_c_gives_are_read(build: tuple[Build, list[Path]], tmp_path: Path) -> None:
+    how, objects = build
+    succeeded(how.compile(HERE / "labels.c", *objects, output=tmp_path / "labels"))
+    printed = bytes.fromhex(succeeded(run(*how.run, tmp_path / "labels")))
+    written = read_fields(Written, Reader(printed))
+    mask = written.attrs.pop("mask")
+    assert mask.tolist() == [1.0, 0.0, 1.0]
+    assert written.attrs == {
+        "units": "K", "nothing": None, "true": True, "count": -3, "factor": 0.25, "list": [True],
+    }  # fmt: skip
+    y, level, x = written.coords
+    assert written.dims == ("y", "x")
+    assert (y.name, y.dimension, y.first, y.length) == ("y", 0, None, None)
+    assert decode_value(y.values).tolist() == [0.5, 1.5] and decode_value(y.attrs["units"]) == "K"
+    assert (level.first, level.length, level.values) == (4, 9, y.values)
+    assert decode_value(x.values) == {"start": 10.0, "step": 0.5}
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ from deisa.ray._state.dtypes import conversion, same_values, shareable
 from deisa.ray._state.events import BridgeStats
 from deisa.ray._state.halos import local_shape, wrong_shape
 from deisa.ray._state.layout import ArrayDescription, ChunkDescription
+from deisa.ray._state.times import physical_time
 from deisa.ray.bridge import Communicator, _describe, _identity, _on_host
 from deisa.ray.config import OnAnalyticsLost, Settings, disabled_by_environment
 from deisa.ray.errors import (
@@ -207,12 +208,21 @@ class OracleBridge:
         self._channel.abort(f"it goes on without analytics: {error}")
         forget(self)
 
-    def send(self, array_name: str, chunk: Any, timestep: int, *, chunk_index: int | None = None) -> None:
+    def send(
+        self,
+        array_name: str,
+        chunk: Any,
+        timestep: int,
+        *,
+        time: float | None = None,
+        chunk_index: int | None = None,
+    ) -> None:
         """Hand one chunk over; afterwards the caller may overwrite its buffer."""
         with self._exclusively():
             if self._alone and self._open:
                 return
             own, timestep = self._check_send(array_name, timestep, chunk_index)
+            time = physical_time(time, f"bridge {self._id}, array {array_name!r}, timestep {timestep}")
             data = chunk if type(chunk) is np.ndarray else _on_host(array_name, chunk)
             shape, halo = own.described.shape, own.described.halo
             if not own.is_given(chunk):
@@ -246,7 +256,7 @@ class OracleBridge:
             if lent is not None:  # whoever still has it must not write into what is handed over
                 lent.flags.writeable = False
                 own.lent = None
-            writer.put(timestep, data.nbytes, must_notify=must_notify)
+            writer.put(timestep, time, data.nbytes, must_notify=must_notify)
 
     def slot(self, array_name: str, timestep: int, *, chunk_index: int | None = None) -> np.ndarray:
         """Give out the memory that the next `send` of a chunk will hand over, to compute into directly."""

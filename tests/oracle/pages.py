@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import sys
 from collections.abc import Sequence
 
@@ -19,6 +20,10 @@ from deisa.ray._transport.pages import (
     COUNTER_PASSED,
     COUNTER_WHOLE,
     COUNTER_WORDS,
+    ENTRY_REGION,
+    ENTRY_ROWS,
+    ENTRY_TIME,
+    ENTRY_TIMESTEP,
     ENTRY_WORDS,
     FIRST,
     FIRST_SLOT,
@@ -27,6 +32,7 @@ from deisa.ray._transport.pages import (
     IN_USE,
     LAYOUT_VERSION,
     MAGIC,
+    NO_TIME,
     NOTIFIED,
     PASSED,
     SLOT_TABLE_MAGIC,
@@ -112,13 +118,17 @@ class RingWriter:
         """Chunks submitted so far."""
         return load(self._words, SUBMITTED)
 
-    def submit(self, region: int, timestep: int) -> None:
+    def submit(self, region: int, timestep: int, time: float | None = None) -> None:
         """Submit a chunk; the number of entries comes last, for the agent looks at it first."""
         words = self._words
         number = load(words, SUBMITTED)
         entry = self._first + ENTRY_WORDS * (number % self._capacity)
-        words[entry] = region
-        words[entry + 1] = timestep
+        words[entry + ENTRY_REGION] = region
+        words[entry + ENTRY_TIMESTEP] = timestep
+        words[entry + ENTRY_ROWS] = 0
+        words[entry + ENTRY_TIME] = (
+            NO_TIME if time is None else struct.unpack("=q", struct.pack("=d", time))[0]
+        )
         store(words, SUBMITTED, number + 1)
 
     def move_on(self, timestep: int) -> None:

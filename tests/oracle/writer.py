@@ -149,7 +149,7 @@ class ChunkWriter:
             f"all {self._row.slots} slots of array {self._array!r} are in use: timestep {timestep} waits for"
         )
 
-    def put(self, timestep: int, nbytes: int, *, must_notify: bool) -> None:
+    def put(self, timestep: int, time: float | None, nbytes: int, *, must_notify: bool) -> None:
         """Hand the filled slot over; notifies the agent when every rank of its node has done so.
 
         Raises
@@ -169,7 +169,7 @@ class ChunkWriter:
             chunks=channel.state.chunks + 1,
             nbytes=channel.state.nbytes + nbytes,
         )
-        channel.ring.submit(self.region, timestep)  # from here on it is handed over
+        channel.ring.submit(self.region, timestep, time)  # from here on it is handed over
         noted.note(channel.state)
         is_last = array.is_whole(timestep) and array.entry.count_whole(array.whole)
         channel.under_way = None

@@ -41,7 +41,8 @@ from deisa.ray._state.events import (
     StepComplete,
     StepTorn,
 )
-from deisa.ray._state.layout import ArrayDescription, ChunkDescription, describe_arrays, missing_bridges
+from deisa.ray._state.layout import ArrayDescription, ChunkDescription, describe_arrays
+from deisa.ray._state.naming import missing_bridges
 from deisa.ray._transport import exchange, messages
 from deisa.ray._transport.address import agent_address
 from deisa.ray._transport.descriptors import receive_with_descriptors

@@ -649,7 +649,7 @@ HELLO = messages.encode(messages.Hello(messages.PROTOCOL_VERSION, SESSION, 9, 10
         (frame(2, b"\1\0\0\0a\5\0\0\0(,)f8\0\0\0\0"), "malformed DeclareDtype"),
         (
             messages.encode(messages.Hello(99, SESSION, 0, 1, (), ())),
-            "speaks protocol version 99, this agent 6",
+            f"speaks protocol version 99, this agent {messages.PROTOCOL_VERSION}",
         ),
         (messages.encode(messages.Attach(99, 0)), "speaks protocol version 99"),
     ],

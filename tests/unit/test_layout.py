@@ -18,10 +18,9 @@ from deisa.ray._state.layout import (
     ChunkDescription,
     check_bridge_ids,
     describe_arrays,
-    missing_bridges,
-    name_bridges,
     resolve_layout,
 )
+from deisa.ray._state.naming import missing_bridges, name_bridges
 from deisa.ray.errors import (
     BridgeIdError,
     DescriptionError,
@@ -177,7 +176,7 @@ FINE = {"chunk_shape": (4, 4), "nb_chunks_per_dim": (2, 2), "chunk_position": (0
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"chunk_shap": (4, 4)}, "unknown keys chunk_shap; known are chunk_position"),
+        ({"chunk_shap": (4, 4)}, "unknown keys chunk_shap; known are attrs, chunk_position"),
         ({"chunk_shape": 4}, "'chunk_shape' must be a tuple of integers, got 4"),
         ({"chunk_shape": "44"}, "'chunk_shape' must be a tuple of integers, got '44'"),
         ({"chunk_shape": (4.0, 4)}, "'chunk_shape' must hold integers, got 4.0"),

@@ -16,7 +16,9 @@ from hypothesis.extra import numpy as npst
 
 from deisa.ray._state import events
 from deisa.ray._state.events import BridgeStats
+from deisa.ray._state.labels import Coordinate
 from deisa.ray._state.layout import ArrayDescription, ChunkDescription, describe_arrays
+from deisa.ray._state.values import encode_value
 from deisa.ray._transport import messages
 from deisa.ray._transport.limits import MemoryLimit
 from deisa.ray._transport.messages import (
@@ -34,8 +36,13 @@ NATURAL = st.integers(0, 2**63 - 1)
 INTEGER = st.integers(-(2**63), 2**63 - 1)
 NATURALS = st.lists(NATURAL, max_size=4).map(tuple)
 SECONDS = st.floats(0, allow_nan=False)
+TIME = st.none() | st.floats(allow_nan=False)
 TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
 NAME = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=8)
+
+ATTRIBUTES = st.sampled_from(["K", 1, 2.5, [1, "a"], {"b": None}, np.arange(3), np.float32(1)]).map(
+    encode_value
+)
 
 SCALAR_DTYPES = st.one_of(
     npst.boolean_dtypes(),
@@ -67,13 +74,32 @@ DTYPES = st.one_of(
 
 
 @st.composite
+def labels(draw: st.DrawFn, shape: tuple[int, ...]) -> tuple[Any, ...]:
+    """Names of dimensions or none, attributes, and coordinates of a chunk."""
+    attrs = draw(st.dictionaries(NAME, ATTRIBUTES, max_size=2))
+    dims = draw(st.none() | st.just(tuple(f"dim {d}" for d in range(len(shape)))))
+    coords = []
+    for d, n in enumerate(shape):
+        if dims is not None and draw(st.booleans()):
+            kind = draw(st.sampled_from(["own", "part", "even"]))
+            values = np.arange(n if kind == "own" else 2)
+            first, length = (
+                draw(st.tuples(st.integers(0, 9), st.integers(11, 2**40))) if kind == "part" else (None, None)
+            )
+            said = {"start": 0.5, "step": 2} if kind == "even" else values
+            coords.append(Coordinate(dims[d], d, first, length, encode_value(said), attrs))
+    return dims, attrs, tuple(coords)
+
+
+@st.composite
 def described_arrays(draw: st.DrawFn) -> ArrayDescription:
     """What `describe_arrays` may give."""
     ndim = draw(st.integers(0, 4))
-    box = st.tuples(*[st.integers(1, 2**40)] * ndim)
+    box = st.tuples(*[st.integers(1, 2**40) | st.just(2)] * ndim)
     dtype = draw(st.none() | DTYPES)
     chunks = []
     shape = draw(box)
+    dims, attrs, coords = draw(labels((2,) * ndim))
     by_offset = draw(st.booleans())
     for _ in range(draw(st.integers(0, 3))):
         size = tuple(draw(st.integers(1, n)) for n in shape)
@@ -82,8 +108,10 @@ def described_arrays(draw: st.DrawFn) -> ArrayDescription:
             chunks.append(ChunkDescription(size, None, offset))
         else:
             chunks.append(ChunkDescription(size, tuple(draw(st.integers(0, 9)) for _ in range(ndim)), None))
+        if size == (2,) * ndim:
+            chunks[-1] = dataclasses.replace(chunks[-1], coords=coords)
     grid = draw(st.none() | st.just((10,) * ndim)) if not by_offset else None
-    return ArrayDescription(draw(NAME), dtype, shape, grid, tuple(chunks))
+    return ArrayDescription(draw(NAME), dtype, shape, grid, tuple(chunks), dims, attrs)
 
 
 @st.composite
@@ -106,13 +134,14 @@ EVENTS = st.one_of(
         TEXT,
     ),
     st.builds(events.DtypeDeclared, INTEGER, TEXT, DTYPES),
-    st.builds(events.StepComplete, TEXT, INTEGER, INTEGER),
+    st.builds(events.StepComplete, TEXT, INTEGER, INTEGER, TIME),
     st.builds(events.OwnersPassed, TEXT, st.none() | INTEGER),
     st.builds(events.StepTorn, TEXT, INTEGER, BRIDGES),
     st.builds(events.SendersBlocked, TEXT, st.dictionaries(INTEGER, INTEGER, max_size=3)),
     st.builds(events.BridgeClosed, INTEGER, st.builds(BridgeStats, NATURAL, NATURAL, SECONDS)),
     st.builds(events.BridgeLost, INTEGER, st.none() | INTEGER, TEXT),
     st.builds(events.AgentLost, TEXT),
+    st.builds(events.TimesDiffer, TEXT, INTEGER, BRIDGES, st.lists(TIME, max_size=3).map(tuple)),
 )
 FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "array": TEXT,

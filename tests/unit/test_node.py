@@ -11,6 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from deisa.ray._state.arrivals import Entry
 from deisa.ray._state.blocked import BLOCKED_S, PROGRESS_S
 from deisa.ray._state.effects import (
     CreateMemory,
@@ -109,7 +110,7 @@ def test_an_id_that_is_taken() -> None:
 
 def test_slots_are_granted_as_leases_end() -> None:
     here = node({"a": 1}, slots={"a": 2})
-    here.submitted(0, [(0, 0), (0, 1)], 2, 0, 0.0)
+    here.submitted(0, [Entry(0, 0), Entry(0, 1)], 2, 0, 0.0)
     assert news(here) == [StepComplete("a", 0, 0), StepComplete("a", 1, 1)]
     here.release("analytics", [("a", 0)])
     assert here.take_effects() == [GrantSlot("a", 2, 0)]
@@ -120,7 +121,7 @@ def test_blocked_bridges_are_reported_once_and_told_for_whom_they_wait() -> None
     here = node({"a": 1}, {"a": 1}, slots={"a": 1})
     here.report_progress("the next timestep", 0.0)
     for bridge in (0, 1):
-        here.submitted(bridge, [(bridge, 0)], 1, None, 0.0)
+        here.submitted(bridge, [Entry(bridge, 0)], 1, None, 0.0)
     news(here)
     here.submitted(0, [], 1, 0, 1.0)
     here.submitted(1, [], 1, 1, 1.1)
@@ -133,7 +134,7 @@ def test_blocked_bridges_are_reported_once_and_told_for_whom_they_wait() -> None
     assert here.take_effects() == [TellProgress(0, "bridge 7"), TellProgress(1, "bridge 7")]
     here.release("analytics", [("a", 0)])
     for bridge in (0, 1):
-        here.submitted(bridge, [(bridge, 1)], 1, None, 4.0)
+        here.submitted(bridge, [Entry(bridge, 1)], 1, None, 4.0)
     assert news(here, 5.0) == [StepComplete("a", 1, 0)]
     here.report_progress("bridge 8", 6.0)
     assert here.take_effects() == [GrantSlot("a", 1, 0)]
@@ -154,7 +155,7 @@ def test_a_dtype_is_declared_once() -> None:
 def test_a_process_that_does_not_end_is_given_up_if_others_wait_for_it() -> None:
     here = node({"a": 1}, {"a": 1}, slots={"a": 1})
     here.begin_end(0, 0.0)
-    here.submitted(1, [(1, 0)], 0, None, 0.0)
+    here.submitted(1, [Entry(1, 0)], 0, None, 0.0)
     assert news(here, ENDING_S - 1) == []
     assert not here.take_effects()
     news(here, ENDING_S)
@@ -256,7 +257,7 @@ def test_each_subscriber_hears_everything_once() -> None:
     here.hello(newcomer(0, 0, a=1), 0.0)
     here.start(StartPlan({"a": 1}, {"a": F8}, ("one", "two")))
     assert len(here.hear(one)) == 1
-    here.submitted(0, [(0, 5)], 5, None, 0.0)
+    here.submitted(0, [Entry(0, 5)], 5, None, 0.0)
     here.look_over(0.0)
     assert here.hear(one) == [StepComplete("a", 5, 0)]
     assert [type(event) for event in here.hear(two, 1)] == [BridgeJoined]
@@ -272,7 +273,7 @@ def test_each_subscriber_hears_everything_once() -> None:
 
 def test_check_finds_a_slot_that_is_given_twice() -> None:
     here = node({"a": 1}, slots={"a": 2})
-    here.submitted(0, [(0, 0)], 0, None, 0.0)
+    here.submitted(0, [Entry(0, 0)], 0, None, 0.0)
     here.check()
     here.arrivals._arrays["a"].slot_of[1] = 0
     with pytest.raises(AssertionError, match=r"'a': the slots in use are \[0, 0\] of 2"):
@@ -346,7 +347,7 @@ class Histories(RuleBasedStateMachine):
             return
         for bridge in self.open:
             self.at[bridge] = step
-            entries = [(region, step) for region in self.owned[bridge]]
+            entries = [Entry(region, step) for region in self.owned[bridge]]
             self.node.submitted(bridge, entries, step, None, self.now)
         self.look()
 
@@ -361,7 +362,7 @@ class Histories(RuleBasedStateMachine):
             if self.node.arrivals.must_wait(bridge, region):
                 blocked = region
                 break
-            entries.append((region, step))
+            entries.append(Entry(region, step))
         self.at[bridge] = step
         self.node.submitted(bridge, entries, step, blocked, self.now)
 
@@ -377,7 +378,7 @@ class Histories(RuleBasedStateMachine):
     def write_nonsense(self, data: st.DataObject, region: int, timestep: int) -> None:
         bridge = data.draw(st.sampled_from(sorted(self.open)))
         try:
-            self.node.submitted(bridge, [(region, timestep)] * 2, timestep, region, self.now)
+            self.node.submitted(bridge, [Entry(region, timestep)] * 2, timestep, region, self.now)
         except ProtocolError:
             self.node.gone(bridge, "it has written nonsense", self.now)
             self.open.discard(bridge)

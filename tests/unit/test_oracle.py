@@ -60,18 +60,19 @@ STEPS = st.sampled_from([0, 0, 0, 1, 1, 1, 2, -1])  # from the newest timestep
 ODD_STEPS = st.sampled_from([1.5, None, "1", True, np.True_, np.int64(3), 2**63 - 1, 2**63, -(2**63) - 1])
 INDICES = st.sampled_from([None, None, 0, 0, 1, 1, 2, -1, np.int8(1), "0", 0.0, False, (0,), 2**70])
 FEW_INDICES = st.sampled_from([None, 0, 1])
+TIMES = st.sampled_from([None, None, 0.5, -1.0, 3, np.float32(2.5), np.nan, -np.inf, "1"])
 USUAL = st.one_of(
-    st.tuples(st.just("send"), st.sampled_from(list(SLOTS)), st.just("fitting"), STEPS, FEW_INDICES),
+    st.tuples(st.just("send"), st.sampled_from(list(SLOTS)), st.just("fitting"), STEPS, FEW_INDICES, TIMES),
     st.tuples(st.just("fill"), st.sampled_from(list(SLOTS)), STEPS, FEW_INDICES),
     st.tuples(st.just("release")),
     st.tuples(st.just("release")),
     st.tuples(st.just("advance"), STEPS),
 )
 UNUSUAL = st.one_of(
-    st.tuples(st.just("send"), ARRAYS, st.sampled_from(list(CHUNKS)), STEPS, INDICES),
-    st.tuples(st.just("send"), ARRAYS, st.just("fitting"), ODD_STEPS, INDICES),
+    st.tuples(st.just("send"), ARRAYS, st.sampled_from(list(CHUNKS)), STEPS, INDICES, TIMES),
+    st.tuples(st.just("send"), ARRAYS, st.just("fitting"), ODD_STEPS, INDICES, TIMES),
     st.tuples(st.just("slot"), ARRAYS, STEPS | ODD_STEPS, INDICES),
-    st.tuples(st.just("send_slot"), ARRAYS, STEPS, INDICES),
+    st.tuples(st.just("send_slot"), ARRAYS, STEPS, INDICES, TIMES),
     st.tuples(st.just("advance"), ODD_STEPS),
 )
 ENDS = st.one_of(
@@ -129,9 +130,9 @@ class Simulation:
                 event = replace(event, stats=replace(event.stats, held_up_s=event.stats.held_up_s > 0))
             self.outcomes.append(event)
 
-    def _send(self, array: str, kind: str, step: Any, index: Any) -> None:
+    def _send(self, array: str, kind: str, step: Any, index: Any, time: Any) -> None:
         chunk = CHUNKS[FITTING.get(array, "None") if kind == "fitting" else kind]
-        self._hand_over(array, chunk, step, index)
+        self._hand_over(array, chunk, step, index, time)
 
     def _slot(self, array: str, step: Any, index: Any) -> Any:
         before = self._slots.get(array)
@@ -139,15 +140,15 @@ class Simulation:
         is_ours = array == "unwanted" or not self._has_analytics  # what it holds may be anything
         return slot is before, slot.shape, slot.dtype, slot.flags.writeable, is_ours or slot.tolist()
 
-    def _send_slot(self, array: str, step: Any, index: Any) -> bool | None:
+    def _send_slot(self, array: str, step: Any, index: Any, time: Any) -> bool | None:
         slot = self._slots.get(array)
-        self._hand_over(array, slot, step, index)
+        self._hand_over(array, slot, step, index, time)
         return None if slot is None else slot.flags.writeable
 
     def _fill(self, array: str, step: Any, index: Any) -> Any:
         outcome = self._slot(array, step, index)
         self._slots[array][...] = 3
-        return outcome, self._send_slot(array, step, index)
+        return outcome, self._send_slot(array, step, index, 0.25)
 
     def _advance(self, step: Any) -> None:
         self.bridge.advance(self._timestep(step))
@@ -178,10 +179,11 @@ class Simulation:
     def _timestep(self, step: Any) -> Any:
         return self._newest + step if type(step) is int and abs(step) < 3 else step
 
-    def _hand_over(self, array: str, chunk: Any, step: Any, index: Any) -> None:
+    def _hand_over(self, array: str, chunk: Any, step: Any, index: Any, time: Any) -> None:
         before, timestep = self.bridge.stats.chunks, self._timestep(step)
         try:
-            self.bridge.send(array, chunk, timestep, chunk_index=index)
+            time = None if array == "halves" else time  # its chunks must have the same
+            self.bridge.send(array, chunk, timestep, time=time, chunk_index=index)
         finally:
             if self.bridge.stats.chunks > before:
                 self._handed_over = array, int(timestep), int(index or 0)
@@ -206,7 +208,7 @@ class Simulation:
             self._halves.clear()
         step = self.agent.wait(StepComplete)
         self._complete.append((step.array, step.timestep))
-        yield step.array == array, step.timestep == timestep, step.slot
+        yield step.array == array, step.timestep == timestep, step.slot, step.time
         yield [(chunk.dtype, chunk.tolist()) for chunk in self.agent.chunks(step)]
 
     def _where(self) -> int:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deisa.ray._state.arrivals import Entry
 from deisa.ray._transport.memory import map_segment
 from deisa.ray._transport.pages import (
     HEADER_WORDS,
@@ -71,11 +72,12 @@ def test_a_ring_gives_every_entry_once_and_in_order(capacity: int, actions: list
     reader = RingReader("deisa-test-ring", capacity)
     words = rank.map_page(os.dup(reader.page.descriptor), reader.page.nbytes, rank.RING)
     writer = rank.RingWriter(words, capacity)
-    under_way: deque[tuple[int, int]] = deque()
+    under_way: deque[Entry] = deque()
     for number, action in enumerate(actions):
         if isinstance(action, int) and len(under_way) < capacity:
-            writer.submit(number, action)
-            under_way.append((number, action))
+            time = None if action % 3 == 0 else action / 7
+            writer.submit(number, action, time)
+            under_way.append(Entry(number, action, 0, time))
         elif action == "look":
             assert reader.look() == Submitted(tuple(under_way), None, None)
             under_way.clear()
@@ -148,10 +150,10 @@ def test_pages_start_with_their_header() -> None:
     for page, magic, words in (
         (table.page, b"deisaSLT", 5),
         (counters.page, b"deisaCNT", 4),
-        (ring.page, b"deisaRNG", 8),
+        (ring.page, b"deisaRNG", 16),
     ):
         assert bytes(page.words[:1]) == magic
-        assert page.words[1:4].tolist() == [1, HEADER_WORDS, HEADER_WORDS + words]
+        assert page.words[1:4].tolist() == [2, HEADER_WORDS, HEADER_WORDS + words]
     assert ring.page.words[4:8].tolist() == [4, 0, -(2**63), 0]
     assert counters.page.words[8:12].tolist() == [0, -(2**63)] * 2
     for page in (table.page, counters.page, ring.page):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
+import struct
 import types
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -11,6 +13,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import numpy as np
 import pytest
 
+from deisa.ray._state import values
 from deisa.ray._transport import messages, pages
 from deisa.ray._transport.codec import MAX_ITEMS, Natural, Numbers, fields_of
 from deisa.ray._transport.descriptors import MAX_DESCRIPTORS
@@ -42,7 +45,10 @@ def section(title: str) -> str:
 
 def name_of(kind: Any) -> str:
     """A field's type, as the document writes it."""
-    plain = {int: "int", Natural: "natural", float: "float", str: "text", np.dtype: "dtype"}
+    plain = {
+        int: "int", Natural: "natural", float: "float", str: "text", bytes: "bytes", np.dtype: "dtype", Any: "value",
+        values.Encoded: "value",
+    }  # fmt: skip
     origin, arguments = get_origin(kind), get_args(kind)
     if kind in plain:
         return plain[kind]
@@ -101,15 +107,39 @@ def test_events_are_as_the_document_says() -> None:
 
 def test_every_type_of_a_field_is_explained() -> None:
     explained = {row[0].strip("`").split("`")[0] for row in tables("type", "bytes")}
-    assert explained == {"int", "natural", "float", "text", "X?", "X[]", "{X: Y}", "Name", "dtype"}
+    assert explained == {
+        "int", "natural", "float", "text", "bytes", "X?", "X[]", "{X: Y}", "Name", "dtype", "value",
+    }  # fmt: skip
+
+
+def test_values_have_the_tags_that_the_document_says() -> None:
+    kinds = {
+        "nothing (Python's `None`)": None,
+        "truth value": True,
+        "integer": 1,
+        "real number": 1.0,
+        "complex number": 1j,
+        "text": "",
+        "bytes": b"",
+        "list": [],
+        "dictionary": {},
+        "array": np.arange(3),
+    }
+    said = tables("tag", "value", "bytes after the tag")
+    assert [(int(tag), value) for tag, value, _ in said] == [
+        (values.encode_value(value)[0], name) for name, value in kinds.items()
+    ]
 
 
 def test_limits_are_as_the_document_says() -> None:
+    assert values.MAX_VALUE_DIMENSIONS == messages.MAX_DIMENSIONS
     assert tables("limit", "at most") == [
         ("length of a message, in bytes", f"{messages.MAX_MESSAGE_BYTES:,}"),
         ("items of an `X[]`, pairs of an `{X: Y}`", f"{MAX_ITEMS:,}"),
         ("descriptors of a message", f"{MAX_DESCRIPTORS:,}"),
-        ("dimensions of a chunk", f"{messages.MAX_DIMENSIONS:,}"),
+        ("dimensions of a chunk, and of an array in a `value`", f"{messages.MAX_DIMENSIONS:,}"),
+        ("depth of lists and dictionaries in a `value`", f"{values.MAX_VALUE_DEPTH:,}"),
+        ("items and pairs of all lists and dictionaries in a `value`", f"{values.MAX_VALUE_ITEMS:,}"),
         ("memory limits of a process", f"{messages.MAX_LIMITS:,}"),
         ("characters of a `reason`, and of a `path`", f"{messages.MAX_TEXT:,}"),
         ("callbacks of an analytics", f"{messages.MAX_CALLBACKS:,}"),
@@ -120,6 +150,11 @@ def test_versions_are_as_the_document_says() -> None:
     assert f"The version is {messages.PROTOCOL_VERSION}." in " ".join(DOCUMENT.split())
     assert f"`version` is {messages.PROTOCOL_VERSION}." in DOCUMENT
     assert f"| {pages.VERSION} | version of the layout: {pages.LAYOUT_VERSION} |" in DOCUMENT
+
+
+def test_no_time_is_written_as_the_document_says() -> None:
+    assert f"0x{pages.NO_TIME:X} (a NaN) where none is given" in DOCUMENT
+    assert math.isnan(struct.unpack("<d", pages.NO_TIME.to_bytes(8, "little"))[0])
 
 
 def test_magic_is_as_the_document_says() -> None:
@@ -162,8 +197,15 @@ def words(title: str, column: str = "word") -> dict[str, str]:
                 "submitted": pages.SUBMITTED,
                 "passed": pages.PASSED,
                 "blocked": pages.BLOCKED,
-                "entry n, region": f"{pages.HEADER_WORDS} + {pages.ENTRY_WORDS} * (n % capacity)",
-                "entry n, timestep": f"{pages.HEADER_WORDS + 1} + {pages.ENTRY_WORDS} * (n % capacity)",
+                **{
+                    f"entry n, {what}": f"{pages.HEADER_WORDS + word} + {pages.ENTRY_WORDS} * (n % capacity)"
+                    for what, word in (
+                        ("region", pages.ENTRY_REGION),
+                        ("timestep", pages.ENTRY_TIMESTEP),
+                        ("rows", pages.ENTRY_ROWS),
+                        ("time", pages.ENTRY_TIME),
+                    )
+                },
             },
         ),
         (words("The arrival counters"), {"notified": pages.NOTIFIED}),

@@ -74,7 +74,7 @@ def test_it_looks_like_its_dask_array(array: DeisaArray) -> None:
     assert array.to_dask_array() is array.dask
     assert len(array) == 3
     assert {"dask", "t", "mean", "timestep"} <= set(dir(array))
-    assert repr(array).startswith("<DeisaArray t=7 dask.array<")
+    assert repr(array) == "<DeisaArray t=7 (3, 4) float64, 4 chunks of at most (2, 2)>"
     with pytest.raises(AttributeError):
         _ = array.no_such_method
 

@@ -5,6 +5,7 @@ The rooms, from the simulation to the analytics:
 - `deisa.ray.bridge`: what a simulation rank calls; needs NumPy only.
 - `deisa.ray.window_handler`: the analytics, `Deisa`.
 - `deisa.ray.types`: windows, and the arrays that callbacks get.
+- `deisa.ray.labels`: arrays under their labels, as xarray has them.
 - `deisa.ray.scheduler`: the Dask scheduler by itself.
 - `deisa.ray.errors`, `deisa.ray.config`, `deisa.ray.report`: errors, settings, figures of a run.
 - ``_state`` decides, ``_handoff`` is the rank's side of the hand-off and ``_transport`` the agent's, ``_graph`` cuts
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from deisa.ray.bridge import Bridge
     from deisa.ray.config import Settings
+    from deisa.ray.labels import to_dataset
     from deisa.ray.report import Report
     from deisa.ray.scheduler import deisa_ray_get
     from deisa.ray.types import DeisaArray, Window, WindowSpec
@@ -38,6 +40,7 @@ _HOMES = {
     "Window": "types",
     "WindowSpec": "types",
     "deisa_ray_get": "scheduler",
+    "to_dataset": "labels",
 }
 
 __all__ = [
@@ -50,6 +53,7 @@ __all__ = [
     "Window",
     "WindowSpec",
     "deisa_ray_get",
+    "to_dataset",
 ]
 
 

@@ -23,7 +23,9 @@ from deisa.ray._handoff.fork import OwnProcess, close_in_children
 from deisa.ray._state.dtypes import conversion, dtype_of, dtype_text, same_values, shareable
 from deisa.ray._state.events import BridgeStats
 from deisa.ray._state.halos import local_shape, wrong_shape
+from deisa.ray._state.labels import plain_coordinate
 from deisa.ray._state.layout import ArrayDescription, ChunkDescription, Shape, describe_arrays
+from deisa.ray._state.times import physical_time
 from deisa.ray.compliance import implements
 from deisa.ray.config import OnAnalyticsLost, Settings, disabled_by_environment
 from deisa.ray.errors import (
@@ -130,7 +132,10 @@ class Bridge:
         - ``dtype``, a fixed-size NumPy dtype; if left out, that of the first chunk sent;
         - ``halo``, the ghost cells around the chunk in the array that the rank computes on and sends: one width for
           all sides, ``(before, after)`` for all dimensions, or a width or such a pair for each dimension. They are
-          not handed over.
+          not handed over;
+        - ``dims``, names of the dimensions; ``coords``, values along them: an array for the chunk or for the whole
+          array, ``{"start": a, "step": b}``, or ``(dimension, values, attributes)``; ``attrs``, attributes such as
+          ``units``. Bridges may leave out what others say.
 
         ``nb_chunks_of_node`` is accepted and not needed.
     system_metadata : mapping, optional
@@ -245,7 +250,15 @@ class Bridge:
         """Chunks and bytes handed over so far, and the time spent waiting for free slots."""
         return BridgeStats(*self._client.stats)
 
-    def send(self, array_name: str, chunk: Any, timestep: int, *, chunk_index: int | None = None) -> None:
+    def send(
+        self,
+        array_name: str,
+        chunk: Any,
+        timestep: int,
+        *,
+        time: float | None = None,
+        chunk_index: int | None = None,
+    ) -> None:
         """Hand one chunk over; afterwards the caller may overwrite its buffer.
 
         Waits only when the analytics is more than ``max_simulation_ahead`` timesteps behind. An
@@ -261,14 +274,17 @@ class Bridge:
             with its ghost cells, of which only the interior is copied.
         timestep : int
             At least that of the last `send`.
+        time : float, optional
+            The physical time of the timestep, the same for all chunks of the array. The analytics finds it as
+            ``array.time``.
         chunk_index : int, optional
             Which of this bridge's chunks of the array, where it has several.
 
         Raises
         ------
         ContractError
-            `UnknownArrayError`, `ChunkShapeError`, `ChunkDtypeError`, `DeviceMemoryError`,
-            `TimestepError`, `DuplicateChunkError` or `ChunkIndexError`; nothing has been sent.
+            `UnknownArrayError`, `ChunkShapeError`, `ChunkDtypeError`, `DeviceMemoryError`, `TimestepError`,
+            `PhysicalTimeError`, `DuplicateChunkError` or `ChunkIndexError`; nothing has been sent.
         ClosedError
             After `close`.
         ForkedProcessError
@@ -283,10 +299,12 @@ class Bridge:
             send = self._senders.get((array_name, chunk_index)) if is_index else None
         except TypeError:  # of a name that has no hash
             send = None
-        if send is None or not send(chunk, timestep):
-            self._send_unusual(array_name, chunk, timestep, chunk_index)
+        if send is None or not send(chunk, timestep, time):
+            self._send_unusual(array_name, chunk, timestep, time, chunk_index)
 
-    def _send_unusual(self, array_name: str, chunk: Any, timestep: Any, chunk_index: int | None) -> None:
+    def _send_unusual(
+        self, array_name: str, chunk: Any, timestep: Any, time: Any, chunk_index: int | None
+    ) -> None:
         """Send what is no array exactly as described, or say what is wrong with it."""
         client = self._client
         if client.detached and not client.closed:
@@ -294,8 +312,9 @@ class Bridge:
         own = self._find(array_name, chunk_index)
         step = self._check_timestep(timestep, f"array {array_name!r}")
         own.native.check(step)
+        time = physical_time(time, f"bridge {self._id}, array {array_name!r}, timestep {step}")
         if own.is_given(chunk):
-            own.native.commit(step)
+            own.native.commit(step, time)
             return
         data = chunk if type(chunk) is np.ndarray else _on_host(array_name, chunk)
         shape, halo = own.described.shape, own.described.halo
@@ -314,7 +333,7 @@ class Bridge:
             )
         if data.dtype != dtype:  # fields of structured elements that lie elsewhere
             data = data.astype(dtype)
-        own.native.put(data, step)
+        own.native.put(data, step, time)
 
     def slot(self, array_name: str, timestep: int, *, chunk_index: int | None = None) -> np.ndarray:
         """Give out the memory that the next `send` of a chunk will hand over, to compute into directly.
@@ -541,10 +560,17 @@ def _plain(described: ArrayDescription) -> tuple[Any, ...]:
     dtype = dtype_text(described.dtype) if described.dtype is not None else None
     ndim = len(described.chunks[0].shape) if described.chunks else 0
     chunks = tuple(
-        (chunk.shape, chunk.position, chunk.offset, None if chunk.halo is None else chunk.halo.flat)
+        (
+            chunk.shape,
+            chunk.position,
+            chunk.offset,
+            None if chunk.halo is None else chunk.halo.flat,
+            tuple(map(plain_coordinate, chunk.coords)),
+        )
         for chunk in described.chunks
     )
-    return described.name, dtype, ndim, described.global_shape, described.grid, chunks
+    labels = described.dims, tuple(described.attrs.items())
+    return described.name, dtype, ndim, described.global_shape, described.grid, chunks, *labels
 
 
 def _identity(

@@ -22,6 +22,7 @@
     │   ├── ChunkDtypeError (TypeError)
     │   ├── DeviceMemoryError (TypeError)          the chunk lies on a GPU
     │   ├── TimestepError                          older than one already sent, or no integer
+    │   ├── PhysicalTimeError                      no finite number, or not the same in all bridges
     │   ├── DuplicateChunkError
     │   └── IncompleteTimestepError                some bridges skipped a timestep that others sent
     ├── ClosedError (RuntimeError)             the bridge or the analytics was closed before
@@ -30,8 +31,11 @@
     │   ├── WindowError
     │   ├── TriggerError                           what a trigger returned is neither true nor false
     │   └── NoCallbacksError (RuntimeError)
+    ├── LabelError (ValueError)                arrays do not fit together under their labels
+    ├── MissingPackageError (ImportError)      an optional package is needed, and not installed
     ├── TaskError (RuntimeError)               a task raised what cannot be carried to the analytics
     │   └── NotPicklableError (TypeError)          something that a task holds or returns cannot be pickled
+    ├── UnsupportedValueError (TypeError)      a message cannot carry a value, such as an attribute
     ├── MemoryBoundError (MemoryError)         the slots would not fit into a node
     ├── KeptArraysError (MemoryError)          every slot holds an array that the analytics keeps
     ├── DescriptorLimitError (OSError)         the bridges of a node take more open files than it may have
@@ -153,6 +157,10 @@ class TimestepError(ContractError):
     """A timestep is older than one already sent, or is not an integer."""
 
 
+class PhysicalTimeError(ContractError):
+    """The physical time of a timestep is no finite number, or bridges give different ones."""
+
+
 class DuplicateChunkError(ContractError):
     """The same chunk was sent twice for one timestep."""
 
@@ -185,12 +193,24 @@ class NoCallbacksError(RegistrationError, RuntimeError):
     """``execute_callbacks`` was called with no callback registered."""
 
 
+class LabelError(DeisaError, ValueError):
+    """Arrays do not fit together under their labels."""
+
+
+class MissingPackageError(DeisaError, ImportError):
+    """What was asked for needs a package that is not installed; the message names it."""
+
+
 class TaskError(DeisaError, RuntimeError):
     """A task raised an exception that cannot be carried to the analytics; the text is that of the exception."""
 
 
 class NotPicklableError(TaskError, TypeError):
     """Something that a task holds or returns cannot be pickled, so it cannot go to or from a worker process."""
+
+
+class UnsupportedValueError(DeisaError, TypeError):
+    """A message cannot carry a value: it is of another type than those that it can be, or too large."""
 
 
 class MemoryBoundError(DeisaError, MemoryError):

@@ -5,13 +5,19 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, NoReturn, SupportsIndex, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, SupportsIndex, TypeAlias, overload
 
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from deisa.ray._graph._dask import Array, ArrayView, array_at
+from deisa.ray._state.agreement import Labels
+from deisa.ray.display import array_html, array_text, window_html, window_text
 from deisa.ray.errors import WindowError
+from deisa.ray.labels import About, data_array, stacked
+
+if TYPE_CHECKING:
+    from xarray import DataArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +128,8 @@ class DeisaArray(FormattedArray, ArrayView):
         is the graph, which here is `__dask_graph__()`.
     t : int
         The timestep.
+    about : About
+        The array's name, the physical time, and the labels that the simulation has given.
 
     Examples
     --------
@@ -130,12 +138,13 @@ class DeisaArray(FormattedArray, ArrayView):
     ...     return abs(latest - earlier).max().compute() / max(1, latest.t - earlier.t)
     """
 
-    __slots__ = ("t",)
+    __slots__ = ("about", "t")
 
     t: int
+    about: About
 
     @overload
-    def __new__(cls, dask: Array, t: int) -> DeisaArray: ...
+    def __new__(cls, dask: Array, t: int, *, about: About | None = None) -> DeisaArray: ...
 
     @overload
     def __new__(cls, t: int, dask: Any, name: str, chunks: Any, **more: Any) -> DeisaArray: ...
@@ -143,21 +152,37 @@ class DeisaArray(FormattedArray, ArrayView):
     @overload
     def __new__(cls, dask: Any, name: str, chunks: Any, t: int, **more: Any) -> DeisaArray: ...
 
-    def __new__(cls, *given: Any, **named: Any) -> DeisaArray:
+    def __new__(cls, *given: Any, about: About | None = None, **named: Any) -> DeisaArray:
         """Hold a Dask array at a timestep, or one made of a graph, as deisa-core and deisa-ray 0.1.8 spell that."""
         dask, t = array_at(*given, **named)
         self = ArrayView.__new__(cls, dask)
         self.t = t
+        self.about = About() if about is None else about
         return self
 
     def __dask_postpersist__(self) -> Any:
         rebuild, state = self._held.__dask_postpersist__()
-        return _rebuild, (self.t, rebuild, state)
+        return _rebuild, (self.t, self.about, rebuild, state)
 
     @property
     def timestep(self) -> int:
         """The timestep, as ``deisa-core`` calls it."""
         return self.t
+
+    @property
+    def time(self) -> float | None:
+        """The physical time, where the simulation gives one."""
+        return self.about.time
+
+    @property
+    def labels(self) -> Labels:
+        """The names of the dimensions, the coordinates and the attributes that the simulation has given."""
+        return self.about.labels
+
+    @property
+    def xarray(self) -> DataArray:
+        """The same as a lazy `xarray.DataArray` with its labels, timestep and physical time."""
+        return data_array(self)
 
     def to_dask_array(self) -> Array:
         """Return `dask`."""
@@ -165,10 +190,10 @@ class DeisaArray(FormattedArray, ArrayView):
 
     def copy(self) -> DeisaArray:
         """Return a copy of the same timestep; what is assigned to one of the two does not show in the other."""
-        return DeisaArray(self._held.copy(), self.t)
+        return DeisaArray(self._held.copy(), self.t, about=self.about)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return DeisaArray, (self._held, self.t)
+        return _again, (self._held, self.t, self.about)
 
     def __getitem__(self, index: Any) -> Array:
         return self._held[index]
@@ -183,14 +208,20 @@ class DeisaArray(FormattedArray, ArrayView):
         return np.asarray(self._held.compute(), dtype=dtype)
 
     def __repr__(self) -> str:
-        return f"<DeisaArray t={self.t} {self._held!r}>"
+        return array_text(self)
 
     def _repr_html_(self) -> str:
-        return f"<p>DeisaArray, t={self.t}</p>{self._held._repr_html_()}"
+        return array_html(self)
 
 
-def _rebuild(graph: Any, t: int, rebuild: Callable[..., Array], state: Any, **kwargs: Any) -> DeisaArray:
-    return DeisaArray(rebuild(graph, *state, **kwargs), t)
+def _again(dask: Array, t: int, about: About) -> DeisaArray:
+    return DeisaArray(dask, t, about=about)
+
+
+def _rebuild(
+    graph: Any, t: int, about: About, rebuild: Callable[..., Array], state: Any, **kwargs: Any
+) -> DeisaArray:
+    return DeisaArray(rebuild(graph, *state, **kwargs), t, about=about)
 
 
 @dataclass(init=False, repr=False, eq=False)
@@ -223,6 +254,20 @@ class Timesteps(NDArrayOperatorsMixin, list[DeisaArray]):
         """The same arrays in a plain list."""
         return list(self)
 
+    @property
+    def xarray(self) -> DataArray:
+        """All timesteps as one lazy `xarray.DataArray`: the dimension ``time`` comes first.
+
+        The coordinate ``timestep`` lies along it, and ``time`` if every timestep has a physical time.
+        """
+        return stacked(self)
+
+    def __repr__(self) -> str:
+        return window_text(self, self.name)
+
+    def _repr_html_(self) -> str:
+        return window_html(self, self.name)
+
     # As a list.
 
     __eq__ = list.__eq__
@@ -251,7 +296,7 @@ class Timesteps(NDArrayOperatorsMixin, list[DeisaArray]):
         name = self.name
         return (
             f"{name} is a window: a list of timesteps, oldest first; use {name}[-1]{then} for the newest one, "
-            f"or da.stack({name}) for all of them"
+            f"or {name}.xarray or da.stack({name}) for all of them"
         )
 
     def __getattr__(self, attribute: str) -> NoReturn:

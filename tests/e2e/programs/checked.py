@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from deisa.ray import DeisaArray
 
 HEAD = 3  # a chunk's first elements: its rank, its timestep, the sum of the rest
 
@@ -27,13 +30,31 @@ def count_broken(block: np.ndarray, timestep: int) -> np.ndarray:
 
 
 def description(rank: int, size: int, elements: int) -> dict[str, Any]:
-    """What a rank says of its chunk: one of a row."""
+    """What a rank says of its chunk: one of a row, whose elements have numbers."""
+    numbers = np.arange(rank * elements, (rank + 1) * elements)
     return {
+        "dims": ["element"],
+        "coords": {"element": numbers},
+        "attrs": {"units": "K"},
         "chunk_shape": (elements,),
         "nb_chunks_per_dim": (size,),
         "chunk_position": (rank,),
         "dtype": np.float64,
     }
+
+
+def time_of(timestep: int) -> float | None:
+    """The physical time of a timestep; some have none."""
+    return None if timestep % 3 == 0 else timestep / 10
+
+
+def wrong_labels(array: DeisaArray) -> str:
+    """What is wrong with an array's labels and physical time; empty if nothing is."""
+    (numbers,), attrs = array.labels.coords, array.labels.attrs
+    right = (
+        array.labels.dims == ("element",) and dict(attrs) == {"units": "K"} and array.time == time_of(array.t)
+    )
+    return "" if right and np.array_equal(numbers.values, np.arange(array.size)) else repr(array)
 
 
 class Log:

@@ -27,12 +27,16 @@ def compute(x):
         print(json.dumps({"t": x[-1].t, "bundles": bundles(), **found}), flush=True)
         return
     middle = now.shape[0] // 2
+    field = x[-1].xarray
     found = {
         "mean": now.mean().compute(),
         "std": now.std().compute(),
         "across": now[middle - 3 : middle + 3].compute().tolist(),
         "steps": da.map_overlap(np.gradient, now, depth=1, boundary="none", meta=now._meta).sum().compute(),
         "chunks": now.npartitions,
+        "labels": [field.dims, field.units, field.cell.units, field.timestep.item(), field.time.item()],
+        "from_cell": field.sel(cell=slice(middle / 2, None)).mean().compute().item(),
+        "at_cell": field.interp(cell=middle / 2 - 0.25).compute().item(),
         "persisted": x[-1].persist()[::100].sum().compute(),
     }
     print(json.dumps({"t": x[-1].t, "bundles": bundles(), **found}), flush=True)

@@ -9,6 +9,8 @@ import numpy as np
 from deisa.ray import Bridge
 
 rank, size, timesteps, elements = map(int, sys.argv[1:5])
+start = np.arange(rank * elements, (rank + 1) * elements, dtype=float)
+place = start / 2 if elements <= 2**20 else {"start": 0.0, "step": 0.5}
 bridge = Bridge(
     bridge_id=rank,
     arrays_metadata={
@@ -17,13 +19,17 @@ bridge = Bridge(
             "nb_chunks_per_dim": (size,),
             "chunk_position": (rank,),
             "dtype": np.float64,
+            "dims": ["cell"],
+            "coords": {
+                "cell": ("cell", place, {"units": "m"}),
+            },
+            "attrs": {"units": "K"} if rank == 0 else {},
         }
     },
     system_metadata={"world_size": size},
 )
-start = np.arange(rank * elements, (rank + 1) * elements, dtype=float)
 for t in range(timesteps):
-    bridge.send("x", start + t, t)
+    bridge.send("x", start + t, t, time=t / 4)
 if sys.argv[5] == "die":
     os._exit(3)
 bridge.close()

@@ -16,7 +16,7 @@ from deisa.ray import Deisa, WindowSpec
 from deisa.ray.errors import DeisaError
 from deisa.ray.types import DeisaArray
 from tests.e2e.programs import checked
-from tests.e2e.programs.checked import Log, count_broken
+from tests.e2e.programs.checked import Log, count_broken, wrong_labels
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--log", required=True)
@@ -55,6 +55,8 @@ try:
         if [a.t for a in x] != list(range(max(0, t - options.window + 1), t + 1)):
             log.write(f"broken {t}: the window is {[a.t for a in x]}")
         for array in x:
+            if wrong_labels(array):
+                log.write(f"broken {t}: {wrong_labels(array)}")
             broken = array.dask.map_blocks(count_broken, array.t, dtype=int, chunks=(1,)).sum().compute()
             if broken:
                 log.write(f"broken {t}: {broken} chunks of timestep {array.t}")

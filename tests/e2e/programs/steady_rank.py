@@ -9,7 +9,7 @@ import time
 
 from deisa.ray import Bridge
 from deisa.ray.errors import DeisaError
-from tests.e2e.programs.checked import Log, chunk, description
+from tests.e2e.programs.checked import Log, chunk, description, time_of
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--rank", type=int)
@@ -36,7 +36,7 @@ try:
     log.write("started")
     for t in range(options.steps):
         time.sleep(options.pause)
-        bridge.send("x", chunk(options.rank, t, options.elements), t)
+        bridge.send("x", chunk(options.rank, t, options.elements), t, time=time_of(t))
         log.write(f"sent {t}")
     if options.leave is None:
         bridge.close(options.steps)

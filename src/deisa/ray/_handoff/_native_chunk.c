@@ -84,7 +84,7 @@ static void seal_lent(ChunkObject *self)
 }
 
 /* Hand over an array (NULL: the slot that was given out); 0 or -1 with an exception. */
-static int hand_over(ChunkObject *self, PyObject *array, int64_t timestep)
+static int hand_over(ChunkObject *self, PyObject *array, int64_t timestep, double time)
 {
     handoff_error error;
     const void *data = array != NULL ? PyArray_DATA((PyArrayObject *)array) : NULL;
@@ -92,11 +92,11 @@ static int hand_over(ChunkObject *self, PyObject *array, int64_t timestep)
     int result = 0;
     _Static_assert(sizeof(npy_intp) == sizeof(int64_t), "NumPy's strides have 64 bits");
     if (data == NULL || self->nbytes <= MOST_COPIED_BYTES)
-        result = client_hand_over_at_once(self->chunk, data, (const int64_t *)strides, timestep, &error);
+        result = client_hand_over_at_once(self->chunk, data, (const int64_t *)strides, timestep, time, &error);
     if (result == 0) {
         Py_BEGIN_ALLOW_THREADS;
-        result = data == NULL ? handoff_commit(self->chunk, timestep, &error)
-                              : handoff_send(self->chunk, data, (const int64_t *)strides, timestep, &error);
+        result = data == NULL ? handoff_commit(self->chunk, timestep, time, &error)
+                              : handoff_send(self->chunk, data, (const int64_t *)strides, timestep, time, &error);
         Py_END_ALLOW_THREADS;
     }
     if (self->lent != NULL && !self->chunk->given_out)
@@ -107,21 +107,31 @@ static int hand_over(ChunkObject *self, PyObject *array, int64_t timestep)
     return -1;
 }
 
-PyDoc_STRVAR(send_doc, "send(chunk, timestep, /)\n--\n\n"
+PyDoc_STRVAR(send_doc, "send(chunk, timestep, time, /)\n--\n\n"
                        "Hand a chunk over. False: nothing has been done, because it is not exactly what was described.");
 
 static PyObject *Chunk_send(ChunkObject *self, PyObject *const *args, Py_ssize_t count)
 {
     int overflow;
-    if (count != 2 || !PyLong_CheckExact(args[1]))
+    if (count != 3 || !PyLong_CheckExact(args[1]))
+        Py_RETURN_FALSE;
+    double time = args[2] == Py_None ? HANDOFF_NO_TIME : PyFloat_CheckExact(args[2]) ? PyFloat_AS_DOUBLE(args[2]) : HUGE_VAL;
+    if (args[2] != Py_None && !isfinite(time))
         Py_RETURN_FALSE;
     long long timestep = PyLong_AsLongLongAndOverflow(args[1], &overflow);
     int is_lent = self->lent != NULL && args[0] == self->lent && self->lent != Py_None;
     if (overflow || !(is_lent || fits(self, args[0])))
         Py_RETURN_FALSE;
-    if (hand_over(self, is_lent ? NULL : args[0], timestep) < 0)
+    if (hand_over(self, is_lent ? NULL : args[0], timestep, time) < 0)
         return NULL;
     Py_RETURN_TRUE;
+}
+
+/* A physical time, or None. */
+static int time_of(PyObject *given, double *time)
+{
+    *time = given == Py_None ? HANDOFF_NO_TIME : PyFloat_AsDouble(given);
+    return PyErr_Occurred() ? -1 : 0;
 }
 
 /* NumPy's own function for that would have to be imported. */
@@ -134,14 +144,15 @@ static int has_itemsize(PyObject *array, int64_t nbytes)
     return own == nbytes;
 }
 
-PyDoc_STRVAR(put_doc, "put(array, timestep, /)\n--\n\n"
+PyDoc_STRVAR(put_doc, "put(array, timestep, time, /)\n--\n\n"
                       "Hand over an array of the described shape, with its halo, whose elements have the size and values of the dtype.");
 
 static PyObject *Chunk_put(ChunkObject *self, PyObject *args)
 {
-    PyObject *array;
+    PyObject *array, *given_time;
     long long timestep;
-    if (!PyArg_ParseTuple(args, "OL", &array, &timestep))
+    double time;
+    if (!PyArg_ParseTuple(args, "OLO", &array, &timestep, &given_time) || time_of(given_time, &time) < 0)
         return NULL;
     const handoff_chunk *own = self->chunk;
     const PyArrayObject *given = (const PyArrayObject *)array;
@@ -151,17 +162,20 @@ static PyObject *Chunk_put(ChunkObject *self, PyObject *args)
         PyErr_SetString(PyExc_TypeError, "put() takes an array that fits");
         return NULL;
     }
-    if (hand_over(self, array, timestep) < 0)
+    if (hand_over(self, array, timestep, time) < 0)
         return NULL;
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(commit_doc, "commit(timestep, /)\n--\n\nHand over the slot that was given out.");
+PyDoc_STRVAR(commit_doc, "commit(timestep, time, /)\n--\n\nHand over the slot that was given out.");
 
-static PyObject *Chunk_commit(ChunkObject *self, PyObject *arg)
+static PyObject *Chunk_commit(ChunkObject *self, PyObject *args)
 {
-    long long timestep = PyLong_AsLongLong(arg);
-    if ((timestep == -1 && PyErr_Occurred()) || hand_over(self, NULL, timestep) < 0)
+    PyObject *given_time;
+    long long timestep;
+    double time;
+    if (!PyArg_ParseTuple(args, "LO", &timestep, &given_time) || time_of(given_time, &time) < 0 ||
+        hand_over(self, NULL, timestep, time) < 0)
         return NULL;
     Py_RETURN_NONE;
 }
@@ -320,7 +334,7 @@ static void Chunk_dealloc(ChunkObject *self)
 static PyMethodDef chunk_methods[] = {
     {"send", (PyCFunction)(void (*)(void))Chunk_send, METH_FASTCALL, send_doc},
     {"put", (PyCFunction)Chunk_put, METH_VARARGS, put_doc},
-    {"commit", (PyCFunction)Chunk_commit, METH_O, commit_doc},
+    {"commit", (PyCFunction)Chunk_commit, METH_VARARGS, commit_doc},
     {"slot", (PyCFunction)Chunk_slot, METH_O, slot_doc},
     {"check", (PyCFunction)Chunk_check, METH_O, check_doc},
     {"declare_dtype", (PyCFunction)Chunk_declare_dtype, METH_O, declare_doc},

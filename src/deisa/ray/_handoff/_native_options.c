@@ -77,11 +77,72 @@ static int numbers_of(PyObject *tuple, int count, storage *kept, const int64_t *
     return 0;
 }
 
+/* Attributes: a tuple of (name, encoded value). */
+static int attributes_of(PyObject *tuple, storage *kept, const handoff_attribute **attrs, size_t *count)
+{
+    *count = (size_t)PyTuple_GET_SIZE(tuple);
+    handoff_attribute *found = allot(kept, *count * sizeof *found);
+    if (found == NULL)
+        return -1;
+    for (size_t i = 0; i < *count; i++) {
+        const char *data;
+        Py_ssize_t nbytes;
+        if (!PyArg_ParseTuple(PyTuple_GET_ITEM(tuple, i), "sy#", &found[i].name, &data, &nbytes))
+            return -1;
+        found[i].value = (handoff_value){.kind = HANDOFF_ENCODED, .data = data, .nbytes = (size_t)nbytes};
+    }
+    *attrs = found;
+    return 0;
+}
+
+/* Coordinates: a tuple of (name, dimension, first, length or 0, encoded values, attributes). */
+static int coordinates_of(PyObject *tuple, storage *kept, handoff_chunk_description *chunk)
+{
+    chunk->coord_count = (size_t)PyTuple_GET_SIZE(tuple);
+    handoff_coordinate *found = allot(kept, chunk->coord_count * sizeof *found);
+    if (found == NULL)
+        return -1;
+    for (size_t i = 0; i < chunk->coord_count; i++) {
+        const char *data;
+        Py_ssize_t nbytes;
+        long long first, length;
+        PyObject *attrs;
+        if (!PyArg_ParseTuple(PyTuple_GET_ITEM(tuple, i), "siLLy#O!", &found[i].name, &found[i].dimension, &first, &length,
+                              &data, &nbytes, &PyTuple_Type, &attrs) ||
+            attributes_of(attrs, kept, &found[i].attrs, &found[i].attr_count) < 0)
+            return -1;
+        found[i].first = first;
+        found[i].length = length;
+        found[i].values = (handoff_value){.kind = HANDOFF_ENCODED, .data = data, .nbytes = (size_t)nbytes};
+    }
+    chunk->coords = found;
+    return 0;
+}
+
+/* A tuple of one text for each dimension, or None. */
+static int dims_of(PyObject *tuple, int ndim, storage *kept, const char *const **dims)
+{
+    if (tuple == Py_None)
+        return 0;
+    if (!PyTuple_Check(tuple) || PyTuple_GET_SIZE(tuple) != ndim) {
+        PyErr_SetString(PyExc_TypeError, "dims must be a tuple of one text for each dimension");
+        return -1;
+    }
+    const char **names = allot(kept, (size_t)ndim * sizeof *names);
+    for (int d = 0; names != NULL && d < ndim; d++)
+        if ((names[d] = PyUnicode_AsUTF8(PyTuple_GET_ITEM(tuple, d))) == NULL)
+            return -1;
+    *dims = names;
+    return names != NULL ? 0 : -1;
+}
+
 static int describe_array(PyObject *described, storage *kept, handoff_array_description *array)
 {
-    PyObject *global_shape, *grid, *chunks;
-    if (!PyArg_ParseTuple(described, "sziOOO!", &array->name, &array->dtype, &array->ndim, &global_shape, &grid,
-                          &PyTuple_Type, &chunks))
+    PyObject *global_shape, *grid, *chunks, *dims, *attrs;
+    if (!PyArg_ParseTuple(described, "sziOOO!OO!", &array->name, &array->dtype, &array->ndim, &global_shape, &grid,
+                          &PyTuple_Type, &chunks, &dims, &PyTuple_Type, &attrs) ||
+        dims_of(dims, array->ndim, kept, &array->dims) < 0 ||
+        attributes_of(attrs, kept, &array->attrs, &array->attr_count) < 0)
         return -1;
     array->chunk_count = (size_t)PyTuple_GET_SIZE(chunks);
     handoff_chunk_description *places = allot(kept, array->chunk_count * sizeof *places);
@@ -89,8 +150,10 @@ static int describe_array(PyObject *described, storage *kept, handoff_array_desc
         numbers_of(grid, array->ndim, kept, &array->grid) < 0)
         return -1;
     for (size_t c = 0; c < array->chunk_count; c++) {
-        PyObject *shape, *position, *offset, *halo;
-        if (!PyArg_ParseTuple(PyTuple_GET_ITEM(chunks, c), "OOOO", &shape, &position, &offset, &halo) ||
+        PyObject *shape, *position, *offset, *halo, *coords;
+        if (!PyArg_ParseTuple(PyTuple_GET_ITEM(chunks, c), "OOOOO!", &shape, &position, &offset, &halo, &PyTuple_Type,
+                              &coords) ||
+            coordinates_of(coords, kept, places + c) < 0 ||
             numbers_of(shape, array->ndim, kept, &places[c].shape) < 0 ||
             numbers_of(position, array->ndim, kept, &places[c].position) < 0 ||
             numbers_of(offset, array->ndim, kept, &places[c].offset) < 0 ||

@@ -87,6 +87,7 @@ struct handoff_client {
 
     handoff_options options;
     char *session, *socket_path;
+    const handoff_array_description *described; /* while the client is opened */
     agent_address address;
     pid_t pid;
     int welcomed, sent_away, started;
@@ -129,6 +130,7 @@ handoff_chunk *client_find(handoff_client *client, const asked_name *name, const
 
 const char *what_array(const handoff_array *array, char *text, size_t size); /* "array 'T'"; of NULL "advance()" */
 int client_check_timestep(const handoff_client *client, const handoff_array *array, int64_t timestep, handoff_error *error);
+int client_check_time(const handoff_chunk *chunk, int64_t timestep, double time, handoff_error *error);
 int client_check_chunk(const handoff_chunk *chunk, int64_t timestep, handoff_error *error); /* 1 go on; 0 detached; -1 no */
 
 /* receive.c: what the agent says. */
@@ -178,7 +180,7 @@ int client_declare_dtype(handoff_array *array, const char *dtype, char **settled
 
 /* send.c, for callers that must not wait: 1 done; 0 it would have to wait, nothing has been done; -1 failed. `data` is NULL for
    the slot that was given out. */
-int client_hand_over_at_once(handoff_chunk *chunk, const void *data, const int64_t *strides, int64_t timestep,
+int client_hand_over_at_once(handoff_chunk *chunk, const void *data, const int64_t *strides, int64_t timestep, double time,
                              handoff_error *error);
 
 #endif

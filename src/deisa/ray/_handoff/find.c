@@ -94,6 +94,16 @@ int client_check_timestep(const handoff_client *client, const handoff_array *arr
     return 0;
 }
 
+int client_check_time(const handoff_chunk *chunk, int64_t timestep, double time, handoff_error *error)
+{
+    char what[NAME_BYTES + 16];
+    if (!isinf(time))
+        return 0;
+    return fail(error, "PhysicalTimeError", "bridge %lld, %s, timestep %lld: a physical time is a finite number, got %g",
+                (long long)chunk->array->client->options.bridge_id, what_array(chunk->array, what, sizeof what),
+                (long long)timestep, time);
+}
+
 int client_check_chunk(const handoff_chunk *chunk, int64_t timestep, handoff_error *error)
 {
     handoff_array *array = chunk->array;

@@ -7,6 +7,7 @@
 #ifndef DEISA_HANDOFF_H
 #define DEISA_HANDOFF_H
 
+#include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -16,6 +17,7 @@
 #define HANDOFF_LATEST_TIMESTEP INT64_MAX
 #define HANDOFF_ONLY_CHUNK INT64_MIN /* as an index: the only one that there is */
 #define HANDOFF_EARLIEST_TIMESTEP (INT64_MIN + 1)
+#define HANDOFF_NO_TIME ((double)NAN) /* no physical time is known of a timestep */
 
 /* `kind` is the name of a class of deisa.ray.errors, or "Interrupted" if the hook of that name asked to give up. */
 typedef struct {
@@ -44,10 +46,53 @@ typedef struct {
     int (*interrupted)(void *context); /* called now and then in a wait; other than 0 gives up */
 } handoff_options;
 
+/* A value that the analytics finds as an attribute, for example. */
+typedef enum {
+    HANDOFF_NONE,
+    HANDOFF_BOOL, /* `integer` is 0 or 1 */
+    HANDOFF_INT,
+    HANDOFF_FLOAT,
+    HANDOFF_TEXT,
+    HANDOFF_ARRAY,  /* of `dtype` and `shape`, with its elements at `data` in C order */
+    HANDOFF_ENCODED /* any value: `nbytes` bytes at `data`, as docs/protocol.md says for the type `value` */
+} handoff_value_kind;
+
+typedef struct {
+    handoff_value_kind kind;
+    int64_t integer;
+    double real;
+    const char *text, *dtype; /* dtype: as in handoff_array_description */
+    int ndim;
+    const int64_t *shape;
+    const void *data;
+    size_t nbytes;
+} handoff_value;
+
+typedef struct {
+    const char *name;
+    handoff_value value;
+} handoff_attribute;
+
+/* A coordinate along one dimension, whose values are an array of that dimension: for each element of the chunk, or, with a
+   `length`, of the whole array (which has that length) from position `first` on. Or `values` are HANDOFF_NONE: the value at
+   position i of the whole array is start + step * i. */
+typedef struct {
+    const char *name;
+    int dimension;
+    int64_t first, length;
+    handoff_value values;
+    double start, step;
+    size_t attr_count;
+    const handoff_attribute *attrs;
+} handoff_coordinate;
+
 /* Where a chunk lies: at a position in the grid of chunks, or at an offset in elements; the other one is NULL. `halo` has two
-   numbers for each dimension: how many ghost cells lie before the chunk and after it in the rank's local array. NULL: none. */
+   numbers for each dimension: how many ghost cells lie before the chunk and after it in the rank's local array. NULL: none.
+   Coordinates need names of the dimensions. */
 typedef struct {
     const int64_t *shape, *position, *offset, *halo;
+    size_t coord_count;
+    const handoff_coordinate *coords;
 } handoff_chunk_description;
 
 typedef struct {
@@ -57,6 +102,9 @@ typedef struct {
     const int64_t *global_shape, *grid; /* or NULL */
     size_t chunk_count;
     const handoff_chunk_description *chunks;
+    const char *const *dims; /* names of the dimensions, or NULL */
+    size_t attr_count;
+    const handoff_attribute *attrs;
 } handoff_array_description;
 
 typedef struct handoff_client handoff_client;
@@ -82,8 +130,9 @@ handoff_chunk *handoff_find(handoff_client *client, const char *array, int64_t i
 int handoff_check(handoff_chunk *chunk, int64_t timestep, handoff_error *error);
 
 /* Hand a chunk over: copy it into a free slot, for which this waits. `strides` are bytes; NULL: C order, contiguous. With a
-   halo, `data` and `strides` are those of the whole local array, of which the chunk is copied. */
-int handoff_send(handoff_chunk *chunk, const void *data, const int64_t *strides, int64_t timestep,
+   halo, `data` and `strides` are those of the whole local array, of which the chunk is copied. `time` is the physical time,
+   finite and the same for all chunks of the timestep, or HANDOFF_NO_TIME. */
+int handoff_send(handoff_chunk *chunk, const void *data, const int64_t *strides, int64_t timestep, double time,
                  handoff_error *error);
 
 /* Give out the slot that the chunk's next timestep will have, to compute into; the same until `handoff_commit`. It has no room
@@ -92,7 +141,7 @@ int handoff_send(handoff_chunk *chunk, const void *data, const int64_t *strides,
 void *handoff_slot(handoff_chunk *chunk, int64_t timestep, handoff_error *error);
 
 /* Hand over the slot that was given out. */
-int handoff_commit(handoff_chunk *chunk, int64_t timestep, handoff_error *error);
+int handoff_commit(handoff_chunk *chunk, int64_t timestep, double time, handoff_error *error);
 
 /* Say the dtype of an array that was described without one, and wait for its memory. It fails where other ranks have declared
    another one. */

@@ -3,14 +3,15 @@
 #ifndef DEISA_HANDOFF_PROTOCOL_H
 #define DEISA_HANDOFF_PROTOCOL_H
 
-#define PROTOCOL_VERSION 6
+#define PROTOCOL_VERSION 7
 #define PROTOCOL_MAX_MESSAGE_BYTES 16777216
 #define PROTOCOL_MAX_ITEMS 100000
 #define PROTOCOL_MAX_TEXT 2000
 #define PROTOCOL_MAX_DIMENSIONS 64
 #define PROTOCOL_MAX_LIMITS 64
 #define PROTOCOL_MAX_DESCRIPTORS 253
-#define PAGE_LAYOUT_VERSION 1
+#define PAGE_LAYOUT_VERSION 2
+#define PAGE_NO_TIME INT64_C(0x7FF8000000000000)
 #define PAGE_MAGIC_SLOT_TABLE "deisaSLT"
 #define PAGE_MAGIC_ARRIVAL_COUNTERS "deisaCNT"
 #define PAGE_MAGIC_SUBMISSION_RING "deisaRNG"
@@ -37,6 +38,20 @@ enum {
     MESSAGE_ATTACHED = 24,
     MESSAGE_JOURNAL = 25,
     MESSAGE_EVENTS = 26,
+};
+
+/* Tags of values. */
+enum {
+    VALUE_NONE = 0,
+    VALUE_BOOL = 1,
+    VALUE_INT = 2,
+    VALUE_FLOAT = 3,
+    VALUE_COMPLEX = 4,
+    VALUE_TEXT = 5,
+    VALUE_BYTES = 6,
+    VALUE_LIST = 7,
+    VALUE_DICT = 8,
+    VALUE_ARRAY = 9,
 };
 
 /* Words of the header of every page. */
@@ -74,7 +89,15 @@ enum {
     RING_PASSED = 6,
     RING_BLOCKED = 7,
     RING_ENTRIES = 8,
-    RING_ENTRY_WORDS = 2,
+};
+
+/* Words of an entry of the submission ring. */
+enum {
+    RING_ENTRY_REGION = 0,
+    RING_ENTRY_TIMESTEP = 1,
+    RING_ENTRY_ROWS = 2,
+    RING_ENTRY_TIME = 3,
+    RING_ENTRY_WORDS = 4,
 };
 
 #endif

@@ -123,8 +123,15 @@ static char *slot_of(const handoff_chunk *chunk, handoff_error *error)
     return chunk->place->base + slot * chunk->place->slot_bytes;
 }
 
+static int64_t bits_of(double time)
+{
+    int64_t bits;
+    memcpy(&bits, &time, sizeof bits);
+    return isnan(time) ? PAGE_NO_TIME : bits;
+}
+
 /* Hand over what lies in the slot. Nothing fails between here and `hear`: a chunk has been handed over, or it has not. */
-static int submit(handoff_chunk *chunk, int64_t timestep, int should_notify, handoff_error *error)
+static int submit(handoff_chunk *chunk, int64_t timestep, double time, int should_notify, handoff_error *error)
 {
     handoff_array *array = chunk->array;
     handoff_client *client = array->client;
@@ -133,8 +140,10 @@ static int submit(handoff_chunk *chunk, int64_t timestep, int should_notify, han
     int64_t nbytes = chunk->place->itemsize;
     for (int d = 0; d < array->ndim; d++)
         nbytes *= chunk->shape[d];
-    word_note(entry, chunk->region);
-    word_note(entry + 1, timestep);
+    word_note(entry + RING_ENTRY_REGION, chunk->region);
+    word_note(entry + RING_ENTRY_TIMESTEP, timestep);
+    word_note(entry + RING_ENTRY_ROWS, 0);
+    word_note(entry + RING_ENTRY_TIME, bits_of(time));
     word_publish(client->ring + RING_SUBMITTED, number + 1);
     chunk->sequence++;
     chunk->sent = timestep;
@@ -200,14 +209,16 @@ static int copy_into(char *slot, const handoff_chunk *chunk, const void *data, c
 }
 
 /* `data` is NULL for a slot that was given out and filled. With `at_once`, returns 0 instead of waiting. */
-static int hand_over(handoff_chunk *chunk, const void *data, const int64_t *strides, int64_t timestep, int at_once,
-                     handoff_error *error)
+static int hand_over(handoff_chunk *chunk, const void *data, const int64_t *strides, int64_t timestep, double time,
+                     int at_once, handoff_error *error)
 {
     handoff_array *array = chunk->array;
     char what[NAME_BYTES + 16];
     int ready = client_check_chunk(chunk, timestep, error);
     if (ready != 1)
         return ready < 0 ? -1 : 1;
+    if (client_check_time(chunk, timestep, time, error) < 0)
+        return -1;
     if (!array->wanted)
         return pass_over(chunk, timestep, error) < 0 ? -1 : 1;
     if (data == NULL && !chunk->given_out)
@@ -233,37 +244,38 @@ static int hand_over(handoff_chunk *chunk, const void *data, const int64_t *stri
         return -1;
     if (data != NULL && copy_into(slot, chunk, data, strides, error) < 0)
         return -1;
-    return submit(chunk, timestep, should_notify, error) < 0 ? -1 : 1;
+    return submit(chunk, timestep, time, should_notify, error) < 0 ? -1 : 1;
 }
 
-static int hand_over_in_turn(handoff_chunk *chunk, const void *data, const int64_t *strides, int64_t timestep,
+static int hand_over_in_turn(handoff_chunk *chunk, const void *data, const int64_t *strides, int64_t timestep, double time,
                              handoff_error *error)
 {
     handoff_client *client = chunk->array->client;
     if (client_enter(client, error) < 0)
         return -1;
-    int result = client_settle(client, hand_over(chunk, data, strides, timestep, 0, error), error);
+    int result = client_settle(client, hand_over(chunk, data, strides, timestep, time, 0, error), error);
     client_leave(client);
     return result < 0 ? -1 : 0;
 }
 
-int handoff_send(handoff_chunk *chunk, const void *data, const int64_t *strides, int64_t timestep, handoff_error *error)
+int handoff_send(handoff_chunk *chunk, const void *data, const int64_t *strides, int64_t timestep, double time,
+                 handoff_error *error)
 {
-    return hand_over_in_turn(chunk, data, strides, timestep, error);
+    return hand_over_in_turn(chunk, data, strides, timestep, time, error);
 }
 
-int handoff_commit(handoff_chunk *chunk, int64_t timestep, handoff_error *error)
+int handoff_commit(handoff_chunk *chunk, int64_t timestep, double time, handoff_error *error)
 {
-    return hand_over_in_turn(chunk, NULL, NULL, timestep, error);
+    return hand_over_in_turn(chunk, NULL, NULL, timestep, time, error);
 }
 
-int client_hand_over_at_once(handoff_chunk *chunk, const void *data, const int64_t *strides, int64_t timestep,
+int client_hand_over_at_once(handoff_chunk *chunk, const void *data, const int64_t *strides, int64_t timestep, double time,
                              handoff_error *error)
 {
     handoff_client *client = chunk->array->client;
     if (!client_try_enter(client))
         return 0;
-    int result = hand_over(chunk, data, strides, timestep, 1, error);
+    int result = hand_over(chunk, data, strides, timestep, time, 1, error);
     result = result < 0 ? client_settle(client, result, error) < 0 ? -1 : 1 : result;
     client_leave(client);
     return result;

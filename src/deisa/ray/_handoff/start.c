@@ -3,6 +3,7 @@
 #define _GNU_SOURCE
 #include "client.h"
 #include "failure.h"
+#include "labels.h"
 #include "memory_limits.h"
 
 #include <math.h>
@@ -125,7 +126,7 @@ static void put_optional_shape(wire_out *out, const int64_t *numbers, int count)
         put_shape(out, numbers, count);
 }
 
-static void put_array(wire_out *out, const handoff_array *array)
+static void put_array(wire_out *out, const handoff_array *array, const handoff_array_description *described)
 {
     size_t part = wire_open_part(out);
     wire_text(out, array->name);
@@ -140,8 +141,10 @@ static void put_array(wire_out *out, const handoff_array *array)
         put_shape(out, array->chunks[c].shape, array->ndim);
         put_optional_shape(out, array->chunks[c].position, array->ndim);
         put_optional_shape(out, array->chunks[c].offset, array->ndim);
+        put_coords(out, described->chunks + c);
         wire_close_part(out, inner);
     }
+    put_labels(out, described);
     wire_close_part(out, part);
 }
 
@@ -170,7 +173,7 @@ static void put_hello(wire_out *out, const handoff_client *client, int with_limi
     wire_int(out, client->options.world_size);
     wire_count(out, client->array_count);
     for (size_t a = 0; a < client->array_count; a++)
-        put_array(out, client->arrays + a);
+        put_array(out, client->arrays + a, client->described + a);
     if (with_limits)
         put_limits(out);
     else
@@ -314,7 +317,9 @@ handoff_client *handoff_open(const handoff_options *options, const handoff_array
         return client;
     }
     client_enter(client, error);
+    client->described = arrays;
     int result = client_settle(client, start(client, error), error);
+    client->described = NULL;
     client_leave(client);
     if (result < 0) {
         char reason[HANDOFF_KIND_BYTES + HANDOFF_TEXT_BYTES + 2];

@@ -81,12 +81,17 @@ void wire_float(wire_out *out, double value)
     put_number(out, bits, 8);
 }
 
+void wire_raw(wire_out *out, const void *data, size_t nbytes)
+{
+    unsigned char *at = room(out, nbytes);
+    if (at != NULL && nbytes > 0)
+        memcpy(at, data, nbytes);
+}
+
 static void put_text(wire_out *out, const char *text, size_t length)
 {
     wire_count(out, length);
-    unsigned char *at = room(out, length);
-    if (at != NULL)
-        memcpy(at, text, length);
+    wire_raw(out, text, length);
 }
 
 void wire_text(wire_out *out, const char *text)

@@ -20,6 +20,7 @@ void wire_byte(wire_out *out, uint8_t value);
 void wire_count(wire_out *out, size_t count); /* of items, pairs or bytes that follow */
 void wire_int(wire_out *out, int64_t value);
 void wire_float(wire_out *out, double value);
+void wire_raw(wire_out *out, const void *data, size_t nbytes); /* without their number */
 void wire_text(wire_out *out, const char *text);
 void wire_text_at_most(wire_out *out, const char *text, size_t characters); /* leaves out what comes after them */
 size_t wire_open_part(wire_out *out); /* a structure: returns its mark for `wire_close_part` */

@@ -82,7 +82,7 @@ class Predecessor:
             len({(e.array, e.timestep) for _, e in resumed.events if isinstance(e, events.StepComplete)}),
         )
         told = [(node_id, event) for node_id, node in self.nodes.items() for event in node.since]
-        losses = (events.BridgeLost, events.StepTorn)
+        losses = (events.BridgeLost, events.StepTorn, events.TimesDiffer)
         dtypes = [(n, e) for n, e in told if isinstance(e, events.DtypeDeclared)]
         others = [(n, e) for n, e in told if not isinstance(e, (events.DtypeDeclared, *losses))]
         lost = [(n, e) for n, e in told if isinstance(e, losses)]

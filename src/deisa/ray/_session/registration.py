@@ -12,14 +12,8 @@ from deisa.ray._session.engine import AgentGroup
 from deisa.ray._session.mpi_job import explain_missing, place_in_job
 from deisa.ray._state import events
 from deisa.ray._state.events import BridgeJoined, Event
-from deisa.ray._state.layout import (
-    ArrayLayout,
-    check_bridge_ids,
-    missing_bridges,
-    name_bridges,
-    resolve_layout,
-    two_programs,
-)
+from deisa.ray._state.layout import ArrayLayout, check_bridge_ids, resolve_layout
+from deisa.ray._state.naming import missing_bridges, name_bridges, two_programs
 from deisa.ray.config import Settings
 from deisa.ray.errors import AgentLostError, BridgeLostError, LayoutError, WaitTimeoutError
 from deisa.ray.report import SHOWN_NODE_ID

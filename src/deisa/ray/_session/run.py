@@ -28,6 +28,7 @@ from deisa.ray._state import events
 from deisa.ray._state.events import BridgeStats, Event
 from deisa.ray._state.journal import Handled, Journal
 from deisa.ray._state.timeline import CompleteStep, Firing, Timeline
+from deisa.ray._state.times import times_differ
 from deisa.ray.config import Settings
 from deisa.ray.errors import (
     BridgeLostError,
@@ -36,6 +37,7 @@ from deisa.ray.errors import (
     LostError,
     WaitTimeoutError,
 )
+from deisa.ray.labels import About
 from deisa.ray.report import SHOWN_NODE_ID, ArrayFigures
 from deisa.ray.types import DeisaArray
 
@@ -103,7 +105,7 @@ class Run:
 
         Raises
         ------
-        IncompleteTimestepError, BridgeLostError, AgentLostError, WaitTimeoutError
+        IncompleteTimestepError, PhysicalTimeError, BridgeLostError, AgentLostError, WaitTimeoutError
             After everything that was complete before has been delivered.
         """
         timeline = self._timeline
@@ -199,6 +201,8 @@ class Run:
                     )
             case events.StepTorn():
                 raise timeline.step_torn(event)
+            case events.TimesDiffer(array, timestep, (one, other), (time, another)):
+                raise times_differ(array, timestep, ([one], time), ([other], another))
             case events.BridgeClosed(bridge_id, stats):
                 self._stats[bridge_id] = stats
             case events.BridgeLost(bridge_id, last_timestep, reason):
@@ -221,7 +225,8 @@ class Run:
         if name not in self._homes:
             self._homes[name] = self._arrays[name].home(self._dtypes[name], self._agents.address)
         slots = StepSlots(step.slots, self._leases.grant(name, timestep))
-        self._complete[name, timestep] = DeisaArray(self._homes[name].assemble(slots), timestep)
+        about = About(name, step.time, self._arrays[name].layout.labels)
+        self._complete[name, timestep] = DeisaArray(self._homes[name].assemble(slots), timestep, about=about)
 
     # The end.
 

@@ -23,7 +23,7 @@ from deisa.ray._session.engine import AgentGroup
 from deisa.ray._session.leases import Leases, Step
 from deisa.ray._session.start import SlotCounts
 from deisa.ray._state.events import SendersBlocked, StepComplete
-from deisa.ray._state.layout import name_bridges
+from deisa.ray._state.naming import name_bridges
 from deisa.ray._state.stalls import steps_in_the_way
 from deisa.ray._state.timeline import NEXT_TIMESTEP, Timeline
 from deisa.ray.config import Settings

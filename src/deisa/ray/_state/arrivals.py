@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from deisa.ray._state.events import (
     LASTING,
@@ -26,6 +27,7 @@ from deisa.ray._state.events import (
     OwnersPassed,
     StepComplete,
     StepTorn,
+    TimesDiffer,
 )
 from deisa.ray._state.takeover import HeldArray
 from deisa.ray.errors import ProtocolError
@@ -33,6 +35,24 @@ from deisa.ray.errors import ProtocolError
 NOT_STARTED = -math.inf
 FINISHED = math.inf
 MIXED = -1  # chunks of one timestep in different slots
+
+
+class Entry(NamedTuple):
+    """What a rank submits: the chunk of a region, at a timestep.
+
+    Attributes
+    ----------
+    region, timestep : int
+    rows : int
+        0.
+    time : float or None
+        The physical time, where the rank says it.
+    """
+
+    region: int
+    timestep: int
+    rows: int = 0
+    time: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +73,16 @@ class _Bridge:
 @dataclass(slots=True)
 class _Arriving:
     slot: int
+    time: float | None
+    first: int  # the bridge that has said the time
     regions: set[int] = field(default_factory=set)  # those that are there
+
+
+@dataclass(slots=True)
+class _Leased:
+    slot: int
+    time: float | None
+    holders: set[str]
 
 
 @dataclass(slots=True)
@@ -67,10 +96,12 @@ class _Array:
     granted: int  # so many sequence numbers have been given a slot
     passed: float = NOT_STARTED
     told: float = NOT_STARTED  # of `passed`, what has been announced
-    torn: bool = False  # some region has skipped a timestep, whose slot is lost
+    torn: bool = (
+        False  # a timestep is not delivered, and its slot is lost: skipped by a region, or with several times
+    )
     newest: float = NOT_STARTED  # the last timestep that was complete here
     arriving: dict[int, _Arriving] = field(default_factory=dict)  # by timestep
-    leased: dict[int, tuple[int, set[str]]] = field(default_factory=dict)  # timestep -> slot, holders
+    leased: dict[int, _Leased] = field(default_factory=dict)  # by timestep
 
 
 class NodeArrivals:
@@ -126,14 +157,14 @@ class NodeArrivals:
                     slots[array],
                 )
 
-    def put(self, bridge_id: int, region: int, timestep: int) -> None:
-        """A chunk lies in the slot of its region's next sequence number.
+    def put(self, bridge_id: int, region: int, timestep: int, time: float | None = None) -> None:
+        """A chunk lies in the slot of its region's next sequence number, for a timestep with a physical time or none.
 
         Raises
         ------
         ProtocolError
             When the bridge breaks a rule: another bridge's region, a sequence number that has no slot yet,
-            an older timestep, the same chunk twice.
+            an older timestep, the same chunk twice, a time that is not finite.
         """
         owner, name = self._owner.get(region, (None, ""))
         array = self._arrays.get(name)
@@ -147,6 +178,8 @@ class NodeArrivals:
         at = self._bridges[bridge_id].at
         if timestep < at:
             raise ProtocolError(f"bridge {bridge_id} went back from timestep {at} to {timestep}")
+        if time is not None and not math.isfinite(time):
+            raise ProtocolError(f"bridge {bridge_id} sent region {region} with time {time}")
         self.advance(bridge_id, timestep)
         array.last[region] = timestep
         array.sent[region] = number + 1
@@ -154,18 +187,23 @@ class NodeArrivals:
         slot = array.slot_of[number % array.slots]
         arriving = array.arriving.get(timestep)
         if arriving is None:
-            arriving = array.arriving[timestep] = _Arriving(slot)
+            arriving = array.arriving[timestep] = _Arriving(slot, time, bridge_id)
         elif arriving.slot != slot:
             arriving.slot = MIXED
+        if arriving.time != time:
+            self._events.append(
+                TimesDiffer(name, timestep, (arriving.first, bridge_id), (arriving.time, time))
+            )
+            arriving.slot, array.torn = MIXED, True
         arriving.regions.add(region)
         if len(arriving.regions) == len(array.regions):
             del array.arriving[timestep]
             # Slots differ only after some region has skipped a timestep that others sent: that one has been
-            # reported as torn, and nothing after it is delivered.
+            # reported as torn, and nothing after it is delivered. So it is where times differ.
             array.newest = timestep
             if arriving.slot != MIXED:
-                array.leased[timestep] = (slot, set(self._consumers))
-                self._events.append(StepComplete(name, timestep, slot))
+                array.leased[timestep] = _Leased(slot, time, set(self._consumers))
+                self._events.append(StepComplete(name, timestep, slot, time))
 
     def advance(self, bridge_id: int, timestep: float) -> None:
         """A bridge says that it will send nothing older than `timestep` any more.
@@ -239,19 +277,19 @@ class NodeArrivals:
             When nothing of that kind is leased.
         """
         known = self._arrays.get(array)
-        if known is None or consumer not in known.leased.get(timestep, (0, set()))[1]:
+        leased = known.leased.get(timestep) if known is not None else None
+        if known is None or leased is None or consumer not in leased.holders:
             raise ProtocolError(
                 f"{consumer!r:.60} has no lease on array {array!r:.60} at timestep {timestep}"
             )
-        slot, holders = known.leased[timestep]
-        holders.discard(consumer)
-        if holders:
+        leased.holders.discard(consumer)
+        if leased.holders:
             return None
         del known.leased[timestep]
-        grant = Grant(known.granted, slot)
+        grant = Grant(known.granted, leased.slot)
         # This overwrites the number before by as many as there are slots. Every region is past it: one of the numbers
         # since then has been released, having been complete.
-        known.slot_of[grant.number % known.slots] = slot
+        known.slot_of[grant.number % known.slots] = leased.slot
         known.granted += 1
         return grant
 
@@ -270,11 +308,11 @@ class NodeArrivals:
                 max(array.sent.values()) if array.torn else min(array.sent.values()), array.granted
             )
             used = [array.slot_of[number % array.slots] for number in waiting]
-            used += [slot for slot, _ in array.leased.values()]
+            used += [leased.slot for leased in array.leased.values()]
             covered = {*used, *(arriving.slot for arriving in array.arriving.values())}
             if len(set(used)) < len(used) or not (array.torn or covered == set(range(array.slots))):
                 raise AssertionError(f"{name!r}: the slots in use are {sorted(used)} of {array.slots}")
-            if not all(holders for _, holders in array.leased.values()):
+            if not all(leased.holders for leased in array.leased.values()):
                 raise AssertionError(f"{name!r}: a lease is held by nobody")
             for timestep, arriving in array.arriving.items():
                 if not arriving.regions < set(array.regions) or timestep < array.passed:
@@ -291,7 +329,12 @@ class NodeArrivals:
     def held(self) -> dict[str, HeldArray]:
         """For each array asked for, what is still leased and how far it is; for an analytics that takes over."""
         return {
-            name: HeldArray({t: slot for t, (slot, _) in array.leased.items()}, array.newest, array.passed)
+            name: HeldArray(
+                {t: leased.slot for t, leased in array.leased.items()},
+                array.newest,
+                array.passed,
+                {t: leased.time for t, leased in array.leased.items() if leased.time is not None},
+            )
             for name, array in self._arrays.items()
             if array.owners
         }

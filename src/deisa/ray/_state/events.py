@@ -50,11 +50,15 @@ class DtypeDeclared:
 
 @dataclass(frozen=True, slots=True)
 class StepComplete:
-    """Every chunk that this node owns of `array` has arrived for `timestep`; all lie in the same `slot`."""
+    """Every chunk that this node owns of `array` has arrived for `timestep`; all lie in the same `slot`.
+
+    `time` is the physical time that all have given; None where none has.
+    """
 
     array: str
     timestep: int
     slot: int
+    time: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,16 @@ class StepTorn:
     array: str
     timestep: int
     missing: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TimesDiffer:
+    """Two `bridges` of this node gave different physical `times` for `array` at `timestep`."""
+
+    array: str
+    timestep: int
+    bridges: tuple[int, ...]
+    times: tuple[float | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +126,16 @@ Event = (
     | StepComplete
     | OwnersPassed
     | StepTorn
+    | TimesDiffer
     | SendersBlocked
     | BridgeClosed
     | BridgeLost
     | AgentLost
 )
 
-LASTING = (StepTorn, BridgeClosed, BridgeLost)  # what an analytics that takes over has to hear again
+LASTING = (
+    StepTorn,
+    TimesDiffer,
+    BridgeClosed,
+    BridgeLost,
+)  # what an analytics that takes over has to hear again

@@ -12,13 +12,17 @@ import math
 import operator
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from deisa.ray._state.agreement import Labels, SaidOfChunk, resolve_labels
 from deisa.ray._state.dtypes import shareable
 from deisa.ray._state.halos import Halo, read_halo
+from deisa.ray._state.labels import LABEL_KEYS, Coordinate, Described, Place, describe_labels
+from deisa.ray._state.naming import SHOWN_CULPRITS, name_bridges
+from deisa.ray._state.values import Encoded
 from deisa.ray.errors import (
     BridgeIdError,
     DescriptionError,
@@ -42,18 +46,17 @@ ACCEPTED_KEYS = frozenset(
         "offset",
         "dtype",
         "halo",
+        *LABEL_KEYS,
     }
 )
 STAYS = {"stays": True}  # metadata of a field that is not part of messages
 MAX_CELLS = 10_000_000
 MAX_DIMENSIONS = 64  # NumPy's
-SHOWN_CULPRITS = 5
-SHOWN_BRIDGES = 2 * SHOWN_CULPRITS
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkDescription:
-    """One chunk as its bridge describes it: a shape at a grid position or at an offset.
+    """One chunk as its bridge describes it: a shape at a grid position or at an offset, and coordinates.
 
     The halo concerns nobody but the bridge, and does not travel.
     """
@@ -61,6 +64,7 @@ class ChunkDescription:
     shape: Shape
     position: Shape | None = None
     offset: Shape | None = None
+    coords: tuple[Coordinate, ...] = ()
     halo: Halo | None = field(default=None, metadata=STAYS)
 
 
@@ -77,6 +81,9 @@ class ArrayDescription:
         Elements and chunks along each dimension, where the bridge says so.
     chunks : tuple of ChunkDescription
         The chunks that this bridge owns, in the order of ``chunk_index``.
+    dims : tuple of str or None
+        Names of the dimensions, where the bridge says so.
+    attrs : dict of str to Encoded
     """
 
     name: str
@@ -84,6 +91,8 @@ class ArrayDescription:
     global_shape: Shape | None
     grid: Shape | None
     chunks: tuple[ChunkDescription, ...]
+    dims: tuple[str, ...] | None = None
+    attrs: dict[str, Encoded] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +121,8 @@ class ArrayLayout:
         Sizes of the cells along each dimension, as in ``dask.array.Array.chunks``.
     cells : numpy.ndarray of int32
         For each cell of the grid, the position in `chunks` of the chunk that holds it.
+    labels : Labels
+        Names of dimensions, coordinates and attributes.
     """
 
     name: str
@@ -120,6 +131,7 @@ class ArrayLayout:
     chunks: tuple[Chunk, ...]
     cuts: tuple[tuple[int, ...], ...]
     cells: np.ndarray = field(repr=False)
+    labels: Labels = field(default_factory=Labels, repr=False)
 
 
 def describe_arrays(arrays_metadata: Mapping[str, Any]) -> tuple[ArrayDescription, ...]:
@@ -161,19 +173,21 @@ def _describe_array(name: object, metadata: Any) -> ArrayDescription:
     parts = [_describe_chunk(name, entry) for entry in entries]
     if not parts:
         return ArrayDescription(name, None, None, None, ())
-    first = parts[0]
+    first, labels = parts[0], parts[0][4]
     for other in parts[1:]:
         for label, mine, theirs in zip(("dtype", "global_shape", "grid"), first, other, strict=False):
             if mine != theirs:
                 raise DescriptionError(
                     f"array {name!r}: two chunks of one bridge disagree on {label}: {mine} and {theirs}"
                 )
-    return ArrayDescription(name, *first[:3], tuple(part[3] for part in parts))
+        labels = labels.joined(name, other[4])
+    chunks = tuple(replace(chunk, coords=of_chunk.coords) for _, _, _, chunk, of_chunk in parts)
+    return ArrayDescription(name, *first[:3], chunks, labels.dims, labels.attrs)
 
 
 def _describe_chunk(
     name: str, entry: Any
-) -> tuple[np.dtype | None, Shape | None, Shape | None, ChunkDescription]:
+) -> tuple[np.dtype | None, Shape | None, Shape | None, ChunkDescription, Described]:
     if not isinstance(entry, Mapping):
         raise DescriptionTypeError(
             f"array {name!r}: a chunk is described by a dict, got {type(entry).__name__}"
@@ -209,9 +223,14 @@ def _describe_chunk(
     if "nb_chunks_of_node" in entry:
         _index(name, "nb_chunks_of_node", entry["nb_chunks_of_node"], minimum=0)
     halo = read_halo(name, entry.get("halo"), shape)
-    chunk = ChunkDescription(shape, position, offset, halo)
+    chunk = ChunkDescription(shape, position, offset, halo=halo)
     check_place(name, chunk, global_shape, grid)
-    return _dtype(name, entry.get("dtype")), global_shape, grid, chunk
+    places = [
+        Place(size, *(of[d] if of is not None else None for of in (offset, position, global_shape)))
+        for d, size in enumerate(shape)
+    ]
+    labels = describe_labels(name, entry, places)
+    return _dtype(name, entry.get("dtype")), global_shape, grid, chunk, labels
 
 
 def check_place(name: str, chunk: ChunkDescription, global_shape: Shape | None, grid: Shape | None) -> None:
@@ -269,37 +288,6 @@ def _dtype(name: str, value: Any) -> np.dtype | None:
     except (TypeError, ValueError) as exc:
         raise DescriptionError(f"array {name!r}: {value!r} is not a NumPy dtype") from exc
     return shareable(name, dtype)
-
-
-def missing_bridges(registered: Iterable[int], world_size: int) -> str:
-    """Say which bridges are not there yet, as in ``bridges 2 and 3 of 4``."""
-    there = {i for i in registered if 0 <= i < world_size}
-    missing = itertools.islice((i for i in range(world_size) if i not in there), SHOWN_BRIDGES + 1)
-    return f"{_name_some(list(missing), world_size - len(there))} of {world_size}"
-
-
-def two_programs(session: str) -> str:
-    """Say what to do where two programs seem to be one session's simulation."""
-    return (
-        f"two programs seem to share session {session!r}: give one of them, and its analytics, another name "
-        "(Bridge(session=...) and Deisa(session=...), or DEISA_RAY_SESSION), or end the other one"
-    )
-
-
-def name_bridges(ids: Iterable[int]) -> str:
-    """Write bridge ids for a message: ``bridge 2``, ``bridges 2 and 3``, ``bridges 2, 3, 4 ...``."""
-    listed = sorted(set(ids))
-    return _name_some(listed, len(listed))
-
-
-def _name_some(listed: Sequence[int], count: int) -> str:
-    """Name the first of so many bridges."""
-    shown = [str(i) for i in listed[:SHOWN_BRIDGES]]
-    if count > len(shown):
-        return f"bridges {', '.join(shown)} ... ({count} in all)"
-    if len(shown) == 1:
-        return f"bridge {shown[0]}"
-    return f"bridges {', '.join(shown[:-1])} and {shown[-1]}"
 
 
 def check_bridge_ids(bridges: Sequence[tuple[int, int]]) -> None:
@@ -371,8 +359,15 @@ def _resolve_array(name: str, described: Sequence[tuple[int, ArrayDescription]])
     )
     owned = [(b, i, c) for b, d in described for i, c in enumerate(d.chunks)]
     if owned[0][2].position is not None:
-        return _from_positions(name, dtype, global_shape, grid, owned)
-    return _from_offsets(name, dtype, global_shape, owned)
+        layout = _from_positions(name, dtype, global_shape, grid, owned)
+    else:
+        layout = _from_offsets(name, dtype, global_shape, owned)
+    by_bridge = dict(described)
+    said = [
+        SaidOfChunk(b, by_bridge[b].dims, by_bridge[b].attrs, chunk.offset, chunk.shape, c.coords)
+        for (b, _, c), chunk in zip(owned, layout.chunks, strict=True)
+    ]
+    return replace(layout, labels=resolve_labels(name, said, layout.shape))
 
 
 def _agreed(name: str, what: str, said: Sequence[tuple[int, Any]]) -> Any:

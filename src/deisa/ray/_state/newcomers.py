@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from deisa.ray._state.layout import two_programs
+from deisa.ray._state.naming import two_programs
 from deisa.ray._state.presence import HOLD_S, QUIET_HOLD_S, State
 
 Answer = Literal["join", "hold", "later", "refuse"]

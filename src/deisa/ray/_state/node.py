@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deisa.ray._state.arrivals import FINISHED, NodeArrivals
+from deisa.ray._state.arrivals import FINISHED, Entry, NodeArrivals
 from deisa.ray._state.blocked import BlockedBridges
 from deisa.ray._state.effects import (
     CreateMemory,
@@ -207,7 +207,7 @@ class Node:
     def submitted(
         self,
         bridge_id: int,
-        entries: Sequence[tuple[int, int]],
+        entries: Sequence[Entry],
         passed: int | None,
         blocked: int | None,
         now: float,
@@ -219,8 +219,8 @@ class Node:
         ProtocolError
             When it breaks a rule; what came before counts.
         """
-        for region, timestep in entries:
-            self.arrivals.put(bridge_id, region, timestep)
+        for entry in entries:
+            self.arrivals.put(bridge_id, entry.region, entry.timestep, entry.time)
         if passed is not None:
             self.arrivals.advance(bridge_id, passed)
         waits = None

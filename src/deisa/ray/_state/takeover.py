@@ -15,11 +15,11 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from deisa.ray._state.events import BridgeJoined, BridgeLost, Event, OwnersPassed, StepComplete
 from deisa.ray._state.journal import NOTHING_HANDLED, Handled, merge_journals
-from deisa.ray._state.layout import missing_bridges
+from deisa.ray._state.naming import missing_bridges
 from deisa.ray._state.plan import StartPlan
 
 
@@ -35,11 +35,14 @@ class HeldArray:
         The last timestep that was complete there, leased or not; minus infinity when none was.
     passed : float
         Nothing older than this timestep comes any more; infinity when nothing comes at all.
+    times : dict of int to float
+        The physical time of each timestep in `held` that has one.
     """
 
     held: dict[int, int]
     newest: float
     passed: float
+    times: dict[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,9 @@ def resume(nodes: Mapping[str, Mapping[str, HeldArray]]) -> Resumption:
                 for node in holders:
                     releases[node].append((array, timestep))
             else:
-                events += [(n, StepComplete(array, timestep, owners[n].held[timestep])) for n in holders]
+                for node in holders:
+                    slot, time = owners[node].held[timestep], owners[node].times.get(timestep)
+                    events.append((node, StepComplete(array, timestep, slot, time)))
         for node, owner in owners.items():
             if owner.passed != -math.inf:
                 passed = None if owner.passed == math.inf else int(owner.passed)

@@ -22,7 +22,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from deisa.ray._state.events import OwnersPassed, StepComplete, StepTorn
-from deisa.ray._state.layout import name_bridges
+from deisa.ray._state.naming import name_bridges
+from deisa.ray._state.times import times_differ
 from deisa.ray.errors import IncompleteTimestepError
 
 When = Literal["AND", "OR"]
@@ -49,11 +50,12 @@ class Firing:
 
 @dataclass(frozen=True, slots=True)
 class CompleteStep:
-    """A whole array at a timestep, and the slot of each node that holds it."""
+    """A whole array at a timestep, the slot of each node that holds it, and the physical time where there is one."""
 
     array: str
     timestep: int
     slots: Mapping[str, int]
+    time: float | None = None
 
 
 @dataclass(slots=True)
@@ -61,6 +63,9 @@ class _Array:
     owners: Mapping[str, tuple[int, ...]]  # node -> bridges on it that own chunks of this array
     passed: dict[str, float]  # node -> nothing older comes from it
     arrived: dict[int, dict[str, int]] = field(default_factory=dict)  # not complete yet
+    times: dict[int, tuple[str, float | None]] = field(
+        default_factory=dict
+    )  # of those; the node that was first
     complete: list[int] = field(default_factory=list)  # those that a window may still need
     first: float = math.inf
     resolved: float = NEVER  # the last timestep at which nothing more can become complete
@@ -108,6 +113,8 @@ class Timeline:
         ------
         IncompleteTimestepError
             When another node has skipped the timestep, or this one an older timestep.
+        PhysicalTimeError
+            When another node has another physical time for it.
         """
         array = self._arrays[event.array]
         if event.timestep > array.passed[node]:
@@ -117,9 +124,13 @@ class Timeline:
         skipped = [n for n in array.owners if n not in by_node and array.passed[n] > event.timestep]
         if skipped:
             raise self._torn(event.array, event.timestep, (b for n in skipped for b in array.owners[n]))
+        first, time = array.times.setdefault(event.timestep, (node, event.time))
+        if time != event.time:
+            one, other = (array.owners[first], time), (array.owners[node], event.time)
+            raise times_differ(event.array, event.timestep, one, other)
         if len(by_node) < len(array.owners):
             return None
-        del array.arrived[event.timestep]
+        del array.arrived[event.timestep], array.times[event.timestep]
         array.complete.append(event.timestep)
         array.first = min(array.first, event.timestep)
         array.resolved = max(array.resolved, event.timestep)
@@ -129,7 +140,7 @@ class Timeline:
             if event.timestep > self._handled[number]:
                 self._candidates[number].add(event.timestep)
         self._decide(event.array)
-        return CompleteStep(event.array, event.timestep, by_node)
+        return CompleteStep(event.array, event.timestep, by_node, time)
 
     def owners_passed(self, node: str, event: OwnersPassed) -> None:
         """Nothing older than the event's timestep comes of an array from a node.

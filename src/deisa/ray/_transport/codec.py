@@ -6,12 +6,15 @@ type              bytes
 ``int``           64 bits, two's complement
 ``float``         64 bits, IEEE 754
 ``str``           a count of bytes (32 bits), and as many bytes of UTF-8
+``bytes``         a count (32 bits), and the bytes
 ``X | None``      0 (8 bits); or 1 (8 bits) and X
 ``tuple[X, ...]`` a count of items (32 bits), and the items
 ``dict[K, V]``    a count of pairs (32 bits), and the pairs
 dataclass         a count of bytes (32 bits), and the fields in as many bytes
 union             as a dataclass, with its number (16 bits) before the fields
 ``numpy.dtype``   a ``str``: what the header of a ``.npy`` file says of it (`dtype_text`)
+``Any``           a user's value, which says itself what it is (`values`)
+``Encoded``       the same, whose bytes are wanted
 ================  =======================================================================
 
 A field whose metadata say that it stays is left out. A reader skips bytes that follow the fields it knows, so that
@@ -31,6 +34,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 import numpy as np
 
 from deisa.ray._state.dtypes import dtype_of, dtype_text
+from deisa.ray._state.values import Encoded, read_value, write_value
 
 MAX_ITEMS = 100_000
 _U8, _U16, _U32, _I64, _F64 = map(struct.Struct, ("<B", "<H", "<I", "<q", "<d"))
@@ -83,6 +87,22 @@ class Reader:
         """Read a text."""
         return str(self._next(self.number(_U32)), "utf-8")
 
+    def raw(self) -> bytes:
+        """Read bytes behind their count."""
+        return bytes(self._next(self.number(_U32)))
+
+    def value(self) -> Any:
+        """Read a user's value."""
+        value, nbytes = read_value(self._data[self._at : self._end])
+        self._at += nbytes
+        return value
+
+    def encoded(self) -> Encoded:
+        """Read a user's value, and leave it as it is."""
+        start = self._at
+        self.value()
+        return Encoded(self._data[start : self._at])
+
     def part(self) -> Reader:
         """Read a part that says how long it is; what is not read of it is skipped."""
         return Reader(self._next(self.number(_U32)))
@@ -95,6 +115,11 @@ def _write_text(out: bytearray, value: str) -> None:
     encoded = value.encode("utf-8", "replace")
     out += _U32.pack(len(encoded))
     out += encoded
+
+
+def _write_bytes(out: bytearray, value: bytes) -> None:
+    out += _U32.pack(len(value))
+    out += value
 
 
 def _write_part(out: bytearray, fields: Callable[[bytearray], None]) -> None:
@@ -122,6 +147,12 @@ def _codec(kind: Any) -> tuple[Write, Read]:
         return lambda out, value: out.extend(_F64.pack(value)), lambda reader: reader.number(_F64)
     if kind is str:
         return _write_text, Reader.text
+    if kind is bytes:
+        return _write_bytes, Reader.raw
+    if kind is Any:
+        return write_value, Reader.value
+    if kind is Encoded:
+        return lambda out, value: out.extend(value), Reader.encoded
     if kind is np.dtype:
         return (
             lambda out, value: _write_text(out, dtype_text(value)),

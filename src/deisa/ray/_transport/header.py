@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from deisa.ray._state import values
 from deisa.ray._state.layout import MAX_DIMENSIONS
 from deisa.ray._transport import messages, pages
 from deisa.ray._transport.codec import MAX_ITEMS
@@ -28,6 +29,7 @@ def header_text() -> str:
         "PROTOCOL_MAX_LIMITS": messages.MAX_LIMITS,
         "PROTOCOL_MAX_DESCRIPTORS": MAX_DESCRIPTORS,
         "PAGE_LAYOUT_VERSION": pages.LAYOUT_VERSION,
+        "PAGE_NO_TIME": f"INT64_C(0x{pages.NO_TIME:X})",
         "PAGE_MAGIC_SLOT_TABLE": _quoted(pages.SLOT_TABLE_MAGIC),
         "PAGE_MAGIC_ARRIVAL_COUNTERS": _quoted(pages.ARRIVAL_COUNTERS_MAGIC),
         "PAGE_MAGIC_SUBMISSION_RING": _quoted(pages.SUBMISSION_RING_MAGIC),
@@ -48,17 +50,25 @@ def header_text() -> str:
         "PASSED": pages.PASSED,
         "BLOCKED": pages.BLOCKED,
         "ENTRIES": pages.HEADER_WORDS,
-        "ENTRY_WORDS": pages.ENTRY_WORDS,
+    }
+    ring_entry = {
+        "REGION": pages.ENTRY_REGION,
+        "TIMESTEP": pages.ENTRY_TIMESTEP,
+        "ROWS": pages.ENTRY_ROWS,
+        "TIME": pages.ENTRY_TIME,
+        "WORDS": pages.ENTRY_WORDS,
     }
     codes = {_constant(cls.__name__): code for code, cls in messages.MESSAGES.items()}
     lines = [_FIRST_LINE, "", "#ifndef DEISA_HANDOFF_PROTOCOL_H", "#define DEISA_HANDOFF_PROTOCOL_H", ""]
     lines += [f"#define {name} {value}" for name, value in numbers.items()]
     lines += _enum("Codes of messages.", "MESSAGE", codes)
+    lines += _enum("Tags of values.", "VALUE", dict(values.TAGS))
     lines += _enum("Words of the header of every page.", "PAGE", header)
     lines += _enum("Words of a row of the slot table.", "TABLE", row)
     lines += _enum("Words of the header of the arrival counters.", "COUNTERS", {"NOTIFIED": pages.NOTIFIED})
     lines += _enum("Words of an entry of the arrival counters.", "ENTRY", entry)
     lines += _enum("Words of the submission ring.", "RING", ring)
+    lines += _enum("Words of an entry of the submission ring.", "RING_ENTRY", ring_entry)
     return "\n".join([*lines, "", "#endif", ""])
 
 

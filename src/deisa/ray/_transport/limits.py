@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from deisa.ray._state.layout import name_bridges
+from deisa.ray._state.naming import name_bridges
 from deisa.ray.errors import MemoryBoundError
 
 

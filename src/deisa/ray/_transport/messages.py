@@ -36,6 +36,7 @@ import numpy as np
 
 from deisa.ray._state import events
 from deisa.ray._state.events import BridgeStats, Event
+from deisa.ray._state.labels import check_labels
 from deisa.ray._state.layout import MAX_DIMENSIONS, ArrayDescription, Shape, check_place
 from deisa.ray._transport.codec import (
     Natural,
@@ -48,7 +49,7 @@ from deisa.ray._transport.codec import (
 from deisa.ray._transport.limits import MemoryLimit
 from deisa.ray.errors import LayoutError, ProtocolError
 
-PROTOCOL_VERSION = 6
+PROTOCOL_VERSION = 7
 MAX_CALLBACKS = 100_000
 MAX_LIMITS = 64
 MAX_MESSAGE_BYTES = 16 * 2**20
@@ -322,6 +323,7 @@ NumberedEvent = Annotated[
             7: events.BridgeClosed,
             8: events.BridgeLost,
             9: events.AgentLost,
+            10: events.TimesDiffer,
         }
     ),
 ]
@@ -437,6 +439,7 @@ def _check_array(array: ArrayDescription) -> None:
         ):
             raise ValueError(f"array {array.name!r:.60}: a chunk's position does not fit its shape")
         check_place(array.name, chunk, array.global_shape, array.grid)
+        check_labels(array.dims, chunk.coords, array.attrs, chunk.shape)
 
 
 def _check_region(region: RegionSpec) -> None:

@@ -21,19 +21,22 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import struct
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from deisa.ray._handoff._native import exchange, load, store, wake
+from deisa.ray._state.arrivals import Entry
 from deisa.ray._transport.memory import WITHOUT_DESCRIPTOR, map_segment, whole_pages
 from deisa.ray.errors import ProtocolError
 
 RING_SCAN_S = 0.02
 DESCRIPTORS_PER_PAGE = 1 if WITHOUT_DESCRIPTOR else 2  # of a `Page`
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 SLOT_TABLE_MAGIC, ARRIVAL_COUNTERS_MAGIC, SUBMISSION_RING_MAGIC = b"deisaSLT", b"deisaCNT", b"deisaRNG"
 NO_TIMESTEP = -(2**63)  # in the place of one, before the first
+NO_TIME = 0x7FF8000000000000  # the bits of a NaN, in the place of a physical time
 
 MAGIC, VERSION, FIRST, IN_USE = range(4)  # words of every header
 HEADER_WORDS = 8
@@ -41,9 +44,10 @@ GRANTED, WAKE, FIRST_SLOT = range(3)  # of a row of the slot table
 NOTIFIED = 4  # of the arrival counters' header
 COUNTER_WHOLE, COUNTER_PASSED, COUNTER_WORDS = range(3)  # of an entry of the arrival counters
 CAPACITY, SUBMITTED, PASSED, BLOCKED = range(4, 8)  # of a ring's header
-ENTRY_WORDS = 2  # of a ring
+ENTRY_REGION, ENTRY_TIMESTEP, ENTRY_ROWS, ENTRY_TIME, ENTRY_WORDS = range(5)  # of an entry of a ring
 
 _WORD_BYTES = 8
+_WORD, _DOUBLE = struct.Struct("=q"), struct.Struct("=d")
 _F_SEAL_FUTURE_WRITE = 0x10  # fcntl has it from Python 3.13 on
 
 
@@ -184,17 +188,22 @@ class Submitted:
 
     Attributes
     ----------
-    entries : tuple of (int, int)
-        Regions with their timesteps, oldest first.
+    entries : tuple of Entry
+        Oldest first.
     passed : int or None
         The timestep that the bridge is at, or has been after the entries at least; None before the first.
     blocked : int or None
         The region for which it waits for a slot.
     """
 
-    entries: tuple[tuple[int, int], ...]
+    entries: tuple[Entry, ...]
     passed: int | None
     blocked: int | None
+
+
+def _time_of(word: int) -> float:
+    time: float = _DOUBLE.unpack(_WORD.pack(word))[0]
+    return time
 
 
 class RingReader:
@@ -237,7 +246,8 @@ class RingReader:
         entries = []
         for number in range(self._taken, submitted):
             at = HEADER_WORDS + ENTRY_WORDS * (number % self._capacity)
-            entries.append((words[at], words[at + 1]))
+            region, timestep, rows, time = words[at : at + ENTRY_WORDS]
+            entries.append(Entry(region, timestep, rows, None if time == NO_TIME else _time_of(time)))
         self._taken = submitted
         return Submitted(
             tuple(entries),
