@@ -1,4 +1,4 @@
-# make demo | test | check | sanitize | bench | chaos | fuzz | floors | wheel | docs | clean
+# make demo | test | check | sanitize | bench | chaos | fuzz | floors | wheel | gallery | docs | clean
 #
 # Each target sets up what it needs in .venv, and only when that has changed since.
 # Arguments for pytest: make test ARGS="-k window -x". Another interpreter: make test PYTHON=python3.13.
@@ -24,7 +24,7 @@ define make_venv
 	    $(PYTHON) -m pip --python $(1)/bin/python install --quiet pip; }
 endef
 
-.PHONY: demo test check sanitize bench chaos fuzz floors wheel docs clean
+.PHONY: demo test check sanitize bench chaos fuzz floors wheel gallery docs clean
 .NOTPARALLEL:
 
 demo: $(VENV)/.demo
@@ -69,6 +69,10 @@ floors: $(FLOORS)/.installed
 # (tools/wheels.py). Each serves one release of Python: make wheel ARGS="python3.11 python3.12 python3.13"
 wheel: $(VENV)/.wheel
 	$(BIN)/python tools/wheels.py $(ARGS)
+
+# The pictures of the gallery, docs/_static/gallery, drawn anew.
+gallery: $(VENV)/.dev
+	$(BIN)/python -m tests.docs.gallery
 
 docs: $(VENV)/.docs
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html

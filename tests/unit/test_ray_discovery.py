@@ -125,10 +125,10 @@ def test_a_cluster_of_ones_own_is_waited_for(
     proc.mkdir()
     monkeypatch.setattr(ray_cluster, "nodes_here", partial(nodes_here, proc))
     assert "no Ray of this user runs on this host, and RAY_ADDRESS is 'auto'" in refusal("auto")
-    caplog.clear()
+    monkeypatch.setattr(ray_cluster, "_join_own", lambda: bool(nodes_here(proc)))
     patient = Settings(connect_timeout_s=PATIENCE_S, warn_every_s=0.01)
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(ray_cluster._wait_own, "RAY_ADDRESS", patient)
+        waiting = pool.submit(ray_cluster._connect_to, "auto", "RAY_ADDRESS", patient)
         wait_until(lambda: "waiting for a Ray of this user" in caplog.text, "it says so", PATIENCE_S)
         assert not waiting.done()
         (proc / "1").mkdir()
