@@ -10,7 +10,8 @@ import pytest
 
 from deisa.ray import Bridge
 from tests.docs.pages import DOCS, Block, python_blocks, replaced
-from tests.docs.running import Communicator, output_of, ranks_in_threads, started
+from tests.docs.running import RANKS, Communicator, output_of, ranks_in_threads, started
+from tests.support.mpi import Mpi
 
 BLOCKS = python_blocks(DOCS / "neighbours.md")
 SIMULATIONS = {block.heading: block.code for block in BLOCKS if block.output is None}
@@ -46,9 +47,14 @@ def test_example(block: Block, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.mpi
 @pytest.mark.slow
-def test_a_script_of_the_earlier_release_on_ray(ray_cluster: str, tmp_path: Path) -> None:
+def test_a_pair_of_scripts_of_the_earlier_release(ray_cluster: str, mpi: Mpi, tmp_path: Path) -> None:
+    """The bridges are never closed: they close when the processes end."""
     (block,) = [block for block in ANALYTICS if "0.1.8" in block.heading]
+    (tmp_path / "simulation.py").write_text(SIMULATIONS[block.heading])
     (tmp_path / "analytics.py").write_text(block.code)
-    with started(tmp_path / "analytics.py") as analytics, ranks_in_threads(simulation_of(block)):
+    with started(tmp_path / "analytics.py") as analytics:
+        simulation = mpi.run(RANKS, str(tmp_path / "simulation.py"))
         assert output_of(analytics) == block.output
+    assert simulation.returncode == 0, simulation.stderr
