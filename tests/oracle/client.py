@@ -49,7 +49,7 @@ from tests.oracle.writer import ArrayState, ChunkWriter, HandOver, SendState
 logger = logging.getLogger("deisa.ray.bridge")
 
 MAX_REASON = 2_000  # characters
-REFUSAL_S = 2.0  # that a rank whose description is refused looks for somebody to tell
+REFUSAL_S = 2.0  # that the only rank looks for somebody to tell that its description is refused
 LONGEST_WAIT_S = 0.5  # for a slot, before the rank looks at its connection again
 ANALYTICS_BUSY = "the analytics (slower than the simulation, or keeping arrays alive)"
 PAGES = (SLOT_TABLE, COUNTERS, RING)  # that come along with a start
@@ -117,12 +117,30 @@ class RankChannel:
 
     def refuse(self, bridge_id: int, world_size: int, error: LayoutError) -> None:
         """Come only to say why this rank cannot: the analytics, and the other ranks, would wait for it."""
-        deadline = time.monotonic() + min(REFUSAL_S, self._settings.connect_timeout_s)
+        reason = f"{type(error).__name__}: {error}"
         with suppress(DeisaError, OSError):
-            self._connection.open(deadline, self._no_analytics)
+            self._connect_to_refuse(bridge_id, world_size, reason)
             self._send(self._hello(bridge_id, world_size, (), ()))
-            self._send(messages.Abort(f"{type(error).__name__}: {error}"[:MAX_REASON]))
+            self._send(messages.Abort(reason[:MAX_REASON]))
         self._drop_connection()
+
+    def _connect_to_refuse(self, bridge_id: int, world_size: int, reason: str) -> None:
+        started, timeout_s = time.monotonic(), self._settings.connect_timeout_s
+        with suppress(NoAnalyticsError):
+            self._connection.open(started, self._no_analytics)
+            return
+        if world_size <= 1:
+            timeout_s = min(REFUSAL_S, timeout_s)
+        elif timeout_s > 0:
+            logger.warning(
+                "bridge %d cannot join: %s; it waits up to %g s for the analytics of session %r, so that the other "
+                "ranks hear of it (DEISA_RAY_CONNECT_TIMEOUT_S sets how long)",
+                bridge_id,
+                reason,
+                timeout_s,
+                self._settings.session,
+            )
+        self._connection.open(started + timeout_s, self._no_analytics)
 
     def _hello(
         self,

@@ -453,7 +453,8 @@ def test_identity_from_a_communicator(agent: Agent, client: Client) -> None:
     ids=str,
 )
 def test_refused_before_anything_is_sent(
-    client: Client, arguments: Any, error: type[Exception], message: str
+    client: Client, arguments: Any, error: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("DEISA_RAY_CONNECT_TIMEOUT_S", "0.01")  # nobody is there to be told
     with pytest.raises(error, match=message):
         client(**{"arrays_metadata": {}, **arguments})

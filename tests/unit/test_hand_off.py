@@ -10,7 +10,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ from deisa.ray.bridge import Bridge
 from deisa.ray.errors import (
     AnalyticsLostError,
     BridgeIdError,
+    DescriptionError,
     HoleError,
     MemoryBoundError,
     NoAnalyticsError,
@@ -625,6 +626,28 @@ def test_an_agent_that_is_being_asked_does_not_end() -> None:
         asking.result(PATIENCE_S)
         assert agent.server.closed.wait(PATIENCE_S)
         assert isinstance(opening.exception(PATIENCE_S), AnalyticsLostError)
+
+
+def test_a_rank_that_cannot_join_waits_until_it_has_told_so(
+    client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else the others wait for it, for much longer."""
+    settings = new_settings()
+    with ThreadPoolExecutor() as pool:
+        opening = pool.submit(
+            client,
+            bridge_id=1,
+            arrays_metadata={"a": {"chunk_shape": (4,)}},
+            system_metadata={"world_size": 2},
+            settings=settings,
+        )
+        why = "DescriptionError: array 'a': say where the chunk lies"
+        wait_until(lambda: f"bridge 1 cannot join: {why}" in caplog.text, "the rank says that it waits")
+        with running(settings) as agent:
+            lost = agent.wait(BridgeLost)
+            assert lost.bridge_id == 1 and lost.reason.startswith(why)
+            assert isinstance(opening.exception(PATIENCE_S), DescriptionError)
+    assert caplog.text.count("cannot join") == 1
 
 
 # Peers that do not behave.

@@ -6,7 +6,7 @@
 
 static int open_client(ClientObject *self, PyObject *args, PyObject *kwargs)
 {
-    handoff_options options = {.context = self, .say = say_hook, .interrupted = interrupted_hook};
+    handoff_options options = {.say = say_hook, .interrupted = interrupted_hook};
     handoff_error error;
     storage kept = {0};
     PyObject *say, *arrays;
@@ -279,7 +279,7 @@ PyDoc_STRVAR(refuse_doc, "refuse(reason, /, **options)\n--\n\n"
 static PyObject *native_refuse(PyObject *module, PyObject *args, PyObject *kwargs)
 {
     (void)module;
-    handoff_options options = {.interrupted = interrupted_hook};
+    handoff_options options = {.say = say_hook, .interrupted = interrupted_hook};
     PyObject *say, *arrays, *nothing = PyTuple_New(0);
     const char *reason;
     int parsed = nothing != NULL && PyArg_ParseTuple(args, "s", &reason) &&

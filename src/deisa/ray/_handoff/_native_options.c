@@ -7,11 +7,11 @@
 void say_hook(void *context, handoff_level level, const char *text)
 {
     PyGILState_STATE held = PyGILState_Ensure();
-    ClientObject *self = context;
+    PyObject *say = context;
     PyObject *said = PyUnicode_DecodeUTF8(text, (Py_ssize_t)strlen(text), "replace");
-    PyObject *result = said != NULL ? PyObject_CallFunction(self->say, "iO", (int)level, said) : NULL;
+    PyObject *result = said != NULL ? PyObject_CallFunction(say, "iO", (int)level, said) : NULL;
     if (result == NULL)
-        PyErr_WriteUnraisable(self->say);
+        PyErr_WriteUnraisable(say);
     Py_XDECREF(result);
     Py_XDECREF(said);
     PyGILState_Release(held);
@@ -187,6 +187,7 @@ int parse_options(PyObject *args, PyObject *kwargs, handoff_options *options, Py
                                      &options->send_timeout_s, &options->warn_every_s, &on_lost, &options->disabled, say,
                                      &PyTuple_Type, arrays))
         return -1;
+    options->context = *say;
     options->bridge_id = bridge_id;
     options->world_size = world_size;
     for (int i = 0; i < 3; i++)

@@ -120,7 +120,8 @@ typedef struct {
 handoff_client *handoff_open(const handoff_options *options, const handoff_array_description *arrays,
                              size_t array_count, handoff_error *error);
 
-/* Connect only to say why this rank cannot join, so that nobody waits for it. Never fails. */
+/* Connect only to say why this rank cannot join, so that nobody waits for it. Where there are other ranks, this waits for the
+   agent as `handoff_open` does. Never fails. */
 void handoff_refuse(const handoff_options *options, const char *reason);
 
 /* Find a chunk by its array's name and its index, or HANDOFF_ONLY_CHUNK. */

@@ -16,7 +16,7 @@
 
 #define FIRST_RETRY_S 0.01
 #define LAST_RETRY_S 0.25
-#define REFUSAL_S 2.0 /* that a rank whose description is refused looks for somebody to tell */
+#define REFUSAL_S 2.0 /* that the only rank looks for somebody to tell that its description is refused */
 #ifndef MADV_WIPEONFORK
 #define MADV_WIPEONFORK 18
 #endif
@@ -331,15 +331,32 @@ handoff_client *handoff_open(const handoff_options *options, const handoff_array
     return client;
 }
 
+/* Find somebody to tell why this rank cannot join. Where it is not the only one, the others are told so, too. */
+static int connect_to_refuse(handoff_client *client, const char *reason, handoff_error *error)
+{
+    double started = seconds_now(), timeout_s = client->options.connect_timeout_s;
+    int is_alone = client->options.world_size <= 1;
+    if (connect_until(client, started, error) == 0)
+        return 0;
+    if (!is_kind(error, "NoAnalyticsError"))
+        return -1;
+    if (!is_alone && timeout_s > 0)
+        client_say(client, HANDOFF_WARNING,
+                   "bridge %lld cannot join: %s; it waits up to %g s for the analytics of session '%s', so that the other ranks "
+                   "hear of it (DEISA_RAY_CONNECT_TIMEOUT_S sets how long)",
+                   (long long)client->options.bridge_id, reason, timeout_s, client->session);
+    client->options.say = NULL; /* once is enough */
+    return connect_until(client, started + (is_alone ? fmin(REFUSAL_S, timeout_s) : timeout_s), error);
+}
+
 void handoff_refuse(const handoff_options *options, const char *reason)
 {
     handoff_error error;
     handoff_client *client = new_client(options, NULL, 0, &error);
     if (client == NULL)
         return;
-    client->options.say = NULL;
     client_enter(client, &error);
-    if (connect_until(client, seconds_now() + fmin(REFUSAL_S, options->connect_timeout_s), &error) == 0) {
+    if (connect_to_refuse(client, reason, &error) == 0) {
         wire_out hello;
         put_hello(&hello, client, 0);
         client_transmit(client, &hello, &error);
