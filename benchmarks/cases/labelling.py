@@ -20,19 +20,17 @@ def _mean(window: Any) -> float:
 
 
 def _labelled_mean(window: Any) -> float:
-    return float(window[-1].xarray.mean().compute())
+    return float(window[-1].xarray.mean(skipna=False).compute())
 
 
 def _profile(window: Any) -> np.ndarray:
-    """The mean of a third of the rows, along one dimension."""
-    x = window[-1].dask
-    profile: np.ndarray = x[: x.shape[0] // 3].mean(axis=0).compute()
+    """The mean along one dimension."""
+    profile: np.ndarray = window[-1].dask.mean(axis=0).compute()
     return profile
 
 
 def _labelled_profile(window: Any) -> np.ndarray:
-    x = window[-1].xarray
-    profile: np.ndarray = x.isel(y=slice(x.sizes["y"] // 3)).mean("y").compute().values
+    profile: np.ndarray = window[-1].xarray.mean("y", skipna=False).compute().values
     return profile
 
 
@@ -45,12 +43,12 @@ def _rate(window: Any) -> float:
 
 
 def _labelled_rate(window: Any) -> float:
-    return float(window.xarray.diff("time").mean().compute())
+    return float(window.xarray.diff("time").mean(skipna=False).compute())
 
 
 PAIRS: dict[str, tuple[Compute, Compute]] = {
     "mean": (_mean, _labelled_mean),
-    "mean of a part along a dimension": (_profile, _labelled_profile),
+    "mean along a dimension": (_profile, _labelled_profile),
     "change over a window of 3": (_rate, _labelled_rate),
 }
 
@@ -59,13 +57,11 @@ PAIRS: dict[str, tuple[Compute, Compute]] = {
 def labels(setting: Setting) -> Outcome:
     """The same result in both ways at each timestep, each way first in every other one."""
     outcome = Outcome()
-    grids = setting.pick(
-        {"4 chunks of 2 MiB": Grid((2, 2), (512, 512)), "64 chunks of 8 KiB": Grid((8, 8))},
-        {"4 chunks of 8 KiB": Grid((2, 2))},
-    )
+    small = {"4 chunks of 8 KiB": (Grid((2, 2)), None)}
+    sizes = setting.pick({"4 chunks of 32 MiB": (Grid((2, 2), (2048, 2048)), 1.2), **small}, small)
     steps = setting.pick(60, 8)
     with ray_cluster():
-        for size, grid in grids.items():
+        for size, (grid, target) in sizes.items():
             taken: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in PAIRS}
 
             def in_both_ways(window: Any, taken: Any = taken) -> None:
@@ -84,7 +80,7 @@ def labels(setting: Setting) -> Outcome:
                 plain, labelled = (float(np.median(seconds[len(seconds) // 2 :])) for seconds in both)
                 outcome.figure(f"{name}, {size}, median", "Dask array", plain, "s")
                 outcome.figure(f"{name}, {size}, median", f"{THIS}, xarray", labelled, "s")
-                outcome.compare(f"{name}, {size}: with labels / without", labelled / plain, "<=", 1.2)
+                outcome.compare(f"{name}, {size}: with labels / without", labelled / plain, "<=", target)
             without, with_labels = (
                 run(grid, steps, compute, pause_s=0.05, labels=given)
                 for given, compute in ((False, lambda window: window[0].mean().compute()), (True, _mean))
@@ -96,6 +92,8 @@ def labels(setting: Setting) -> Outcome:
                 1.2,
             )
     outcome.notes.append(
-        "The first comparisons are of the same timesteps in one run; the last one is of two runs, one after the other."
+        "Ways of one result are compared at the same timesteps of one run; ranks with and without labels in two runs, "
+        "one after the other. xarray's own work is about the same for every computation, however large the array is: "
+        "the small one has no target. `skipna=False` has xarray compute what Dask does; by default it looks for NaN."
     )
     return outcome

@@ -159,7 +159,7 @@ OPERATIONS: dict[str, Callable[[Field, Field], Any]] = {
     "rolling, constructed": lambda f, w: f.rolling(day=4).construct("lag").max("lag"),
     "coarsen": lambda f, w: f.drop_vars("season").coarsen(x=4, day=3).mean(),
     "differentiate": lambda f, w: f.differentiate("x"),
-    "differentiate in time": lambda f, w: w.differentiate("time"),
+    "differentiate in time": lambda f, w: w.chunk(time=-1).differentiate("time"),
     "differentiate along dates": lambda f, w: f.differentiate("day", datetime_unit="h"),
     "integrate": lambda f, w: f.integrate("x"),
     "cumulative_integrate": lambda f, w: f.cumulative_integrate("x"),

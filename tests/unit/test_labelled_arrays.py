@@ -105,7 +105,7 @@ def test_a_window_is_stacked(shape: tuple[int, ...]) -> None:
     arrays = [array_at(t, About("T", t / 4, of.labels), shape, -1 if shape == () else 2) for t in (3, 5, 9)]
     found = Timesteps(arrays, "T").xarray
     assert found.dims[0] == "time" and found.shape == (3, *shape)
-    assert found.chunks[0] == (3,)  # type: ignore[index]
+    assert found.chunks[0] == (1, 1, 1)  # type: ignore[index]
     assert found.timestep.values.tolist() == [3, 5, 9] and found.time.values.tolist() == [0.75, 1.25, 2.25]
     with dask.config.set(scheduler="sync"):
         for n, array in enumerate(arrays):
@@ -116,7 +116,7 @@ def test_chunks_that_differ_between_timesteps_are_stacked_as_well() -> None:
     arrays = Timesteps([array_at(0, about()), array_at(1, about(), chunks=(4, 2))], "T")
     with dask.config.set(scheduler="sync"):
         np.testing.assert_array_equal(arrays.xarray[1].values, arrays[1].compute())
-    assert arrays.xarray.chunks[0] == (2,)  # type: ignore[index]
+    assert arrays.xarray.chunks[0] == (1, 1)  # type: ignore[index]
 
 
 def test_a_window_has_times_if_every_timestep_has_one() -> None:

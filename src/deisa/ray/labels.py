@@ -62,14 +62,14 @@ def import_xarray() -> Any:
 _coords_of: weakref.WeakKeyDictionary[Labels, Any] = weakref.WeakKeyDictionary()  # the same at every timestep
 
 
-def _coords(labels: Labels) -> Any:
-    """Return the coordinates of an array; their indexes are made once in a run."""
-    coords = _coords_of.get(labels)
-    if coords is None:
-        xr = import_xarray()
+def _coords(labels: Labels, more: Mapping[str, Any]) -> Any:
+    """Return the coordinates of an array, and more that have no index; those with one are made once in a run."""
+    xr = import_xarray()
+    own = _coords_of.get(labels)
+    if own is None:
         given = {c.name: (c.dim, _indexable(c.values), dict(c.attrs)) for c in labels.coords}
-        coords = _coords_of[labels] = xr.Coordinates(given)
-    return coords
+        own = _coords_of[labels] = xr.Coordinates(given)
+    return xr.Coordinates({**own.variables, **more}, indexes=own.xindexes)
 
 
 def _indexable(values: np.ndarray) -> np.ndarray:
@@ -87,15 +87,17 @@ def data_array(array: DeisaArray) -> xarray.DataArray:
     """Return an array as a lazy `xarray.DataArray`, with its labels and its timestep."""
     xr = import_xarray()
     about = array.about
+    times = {"timestep": xr.Variable((), array.t)}
+    if about.time is not None:
+        times["time"] = xr.Variable((), about.time)
     made = xr.DataArray(
         array.dask,
-        coords=_coords(about.labels),
+        coords=_coords(about.labels, times),
         dims=_dims(about.labels, array.ndim),
         attrs=dict(about.labels.attrs),
     )
     made.name = about.array  # given as None, it would be that of the Dask array
-    times = {"timestep": array.t} | ({"time": about.time} if about.time is not None else {})
-    return made.assign_coords(times)
+    return made
 
 
 def stacked(window: Sequence[DeisaArray]) -> xarray.DataArray:
@@ -116,38 +118,16 @@ def stacked(window: Sequence[DeisaArray]) -> xarray.DataArray:
             f"array {newest.array!r} has another shape at each timestep ({', '.join(map(str, shapes))}); take one "
             "timestep's .xarray"
         )
+    along = {"timestep": xr.Variable("time", np.array([array.t for array in window]))}
     made = xr.DataArray(
-        _stack([array.dask for array in window]),
-        coords=_coords(newest.labels),
+        da.stack([array.dask for array in window]),
+        coords=_coords(newest.labels, along),
         dims=("time", *_dims(newest.labels, window[-1].ndim)),
         attrs=dict(newest.labels.attrs),
     )
     made.name = newest.array
-    coords: dict[str, Any] = {"timestep": ("time", np.array([array.t for array in window]))}
     times = [array.about.time for array in window]
-    if None not in times:
-        coords["time"] = ("time", np.array(times))
-    return made.assign_coords(coords)
-
-
-def _stack(arrays: Sequence[da.Array]) -> da.Array:
-    """Stack arrays along a new first dimension, in one chunk: derivatives and windows along it need that."""
-    first = arrays[0]
-    if any(array.chunks != first.chunks for array in arrays):
-        return da.stack(arrays).rechunk({0: -1})
-    return da.map_blocks(
-        stack_blocks,
-        *arrays,
-        new_axis=0,
-        chunks=((len(arrays),), *first.chunks),
-        dtype=first.dtype,
-        meta=np.empty((0,) * (first.ndim + 1), first.dtype),
-    )
-
-
-def stack_blocks(*blocks: np.ndarray) -> np.ndarray:
-    """Stack the blocks of several timesteps at one place."""
-    return np.stack(blocks)
+    return made if None in times else made.assign_coords(time=("time", np.array(times)))
 
 
 def to_dataset(*items: Any) -> xarray.Dataset:
