@@ -101,7 +101,9 @@ def send_two(site: Site, rank: int, position: tuple[int, ...], box: tuple[slice,
 
 
 def test_the_cases_of_its_documentation(site: Site, tmp_path: Path) -> None:
-    d = site.deisa()
+    started: list[bool] = []
+    on_ray = {"ray_start": lambda: started.append(True)} if site.engine == "ray" else {}
+    d = site.deisa_with(max_simulation_ahead=1, **on_ray)
     seen: dict[str, list[Any]] = defaultdict(list)
 
     @d.register(Window("temperature"))
@@ -148,6 +150,7 @@ def test_the_cases_of_its_documentation(site: Site, tmp_path: Path) -> None:
     with ranks(*bodies):
         report = d.execute_callbacks()
     assert report.callbacks_failed == 0
+    assert len(started) == len(on_ray)
     assert seen == {
         "mean": [(t, values(SHAPE, t).mean()) for t in TIMESTEPS],
         "sum": [0.0, 0.0],
