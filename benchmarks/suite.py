@@ -25,6 +25,7 @@ MODULES = (
     "merging",
     "gradients",
     "labelling",
+    "saving",
     "traffic",
     "slowdown",
     "memory",

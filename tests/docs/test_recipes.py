@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -23,6 +24,11 @@ BEGIN, END = (block.code for block in RECIPES[:2])
 SIMULATIONS = {block.heading: block.code for block in RECIPES if "Bridge(" in block.code}
 ANALYTICS = [block for block in RECIPES[2:] if "Bridge(" not in block.code]
 GOOD_TO_KNOW = [block for block in python_blocks(DOCS / "good_to_know.md") if block.output is not None]
+FILES = python_blocks(DOCS / "files.md")
+FILES_BEGIN = next(block.code for block in FILES if "import Writer" in block.code)
+ON_FILES = [
+    dataclasses.replace(block, code=FILES_BEGIN + block.code) for block in FILES if block.output is not None
+]
 
 
 def send_temperature(comm: Communicator) -> None:
@@ -58,7 +64,7 @@ def run(block: Block, begin: str) -> None:
         exec(begin + block.code + ("" if END in block.code else END), {})
 
 
-@pytest.mark.parametrize("block", ANALYTICS + GOOD_TO_KNOW, ids=str)
+@pytest.mark.parametrize("block", ANALYTICS + GOOD_TO_KNOW + ON_FILES, ids=str)
 def test_recipe(
     block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -75,7 +81,9 @@ def test_recipes_on_ray(
 ) -> None:
     """All callbacks that look at the same simulation, in one run; then what recipes do after it."""
     monkeypatch.chdir(tmp_path)
-    together = [block for block in ANALYTICS + GOOD_TO_KNOW if simulation_of(block) is send_temperature]
+    together = [
+        block for block in ANALYTICS + GOOD_TO_KNOW + ON_FILES if simulation_of(block) is send_temperature
+    ]
     parts = [block.code.partition(END) for block in together]
     before, after = ("\n".join(part[n] for part in parts) for n in (0, 2))
     with ranks_in_threads(send_temperature):

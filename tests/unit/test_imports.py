@@ -52,9 +52,11 @@ ALLOWED = {
     "compliance": set(),
     "errors": set(),
     "config": {"errors"},
-    "types": {"_graph", "_state", "labels", "display", "errors", "numpy", "xarray"},
+    "types": {"_graph", "_state", "files", "labels", "display", "errors", "numpy", "xarray"},
     "labels": {"_state", "types", "errors", "numpy", "dask", "xarray"},
     "display": {"_state", "types"},
+    "files": {"_files", "errors", "dask"},
+    "_files": {"_files", "errors", "numpy", "dask"},
     "_graph": {"_graph", "_transport", "_state", "errors", "config", "types", "numpy", "dask", "cloudpickle"},
     "_session": {
         *(

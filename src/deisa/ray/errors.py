@@ -43,6 +43,11 @@
     │   ├── NoAnalyticsError (ConnectionError)     no agent answers on this host
     │   └── NoFreeCpusError                        others hold the CPUs that a computation needs
     ├── StoreFullError (MemoryError)           Ray has no room for results, in memory or on disk
+    ├── SaveError (OSError)                    a file cannot be written; the message names it
+    │   ├── SaveFormatError (ValueError)           the path holds something else, or says no format
+    │   ├── SaveMismatchError (ValueError)         what is appended is not what is stored, or has no name or timestep
+    │   ├── SaveOrderError (ValueError)            the same run has saved a later timestep
+    │   └── SaveConflictError                      another process writes to the same path
     ├── SessionError (RuntimeError)
     │   ├── SessionInUseError                      another analytics has this session
     │   └── SessionEndedError                      the memory of the chunk is gone with its session
@@ -239,6 +244,26 @@ class NoFreeCpusError(WaitTimeoutError):
 
 class StoreFullError(DeisaError, MemoryError):
     """Ray's object store, or the disk that it writes to when it is full, has no room for a result."""
+
+
+class SaveError(DeisaError, OSError):
+    """A file could not be written: the disk is full, or the path cannot be used."""
+
+
+class SaveFormatError(SaveError, ValueError):
+    """A path to save to holds something else, or says no format that is known."""
+
+
+class SaveMismatchError(SaveError, ValueError):
+    """What is to be saved is not what is stored at the path, or lacks a name or a timestep."""
+
+
+class SaveOrderError(SaveError, ValueError):
+    """A timestep is older than one that the same run has saved."""
+
+
+class SaveConflictError(SaveError):
+    """Another process writes to the path."""
 
 
 class SessionError(DeisaError, RuntimeError):

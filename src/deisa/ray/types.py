@@ -14,6 +14,7 @@ from deisa.ray._graph._dask import Array, ArrayView, array_at
 from deisa.ray._state.agreement import Labels
 from deisa.ray.display import array_html, array_text, window_html, window_text
 from deisa.ray.errors import WindowError
+from deisa.ray.files import to_hdf5
 from deisa.ray.labels import About, data_array, stacked
 
 if TYPE_CHECKING:
@@ -201,6 +202,10 @@ class DeisaArray(FormattedArray, ArrayView):
     def shuffle(self, *args: Any, **kwargs: Any) -> Array:
         """Reorder elements along one dimension, as `dask.array.shuffle` does."""
         return self._held.shuffle(*args, **kwargs)
+
+    def to_hdf5(self, filename: Any, datapath: str, **encoding: Any) -> None:
+        """Save it as a data set of an HDF5 file, each block by a task where it is: `deisa.ray.files.to_hdf5`."""
+        to_hdf5(filename, {datapath: self}, **encoding)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:

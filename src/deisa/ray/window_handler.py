@@ -8,11 +8,13 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Literal, NoReturn, cast
 
+from deisa.ray._files.callback import Save, check_request
+from deisa.ray._files.formats import Format
 from deisa.ray._graph._dask import check_kind_of_arrays
 from deisa.ray._graph.running import dask_computes_with
 from deisa.ray._graph.scheduler import BundleScheduler
@@ -45,6 +47,7 @@ from deisa.ray.errors import (
     SessionInUseError,
     WindowError,
 )
+from deisa.ray.files import Writer
 from deisa.ray.functions import name_of
 from deisa.ray.report import ComputationFigures, Report, failures_of
 
@@ -287,6 +290,63 @@ class Deisa:
         self._process.check(repr(self))
         self._registrations.remove(callback)
 
+    def save(
+        self,
+        windows: Any,
+        path: Any,
+        *,
+        every: int = 1,
+        format: Format | None = None,
+        virtual: bool = False,
+        encoding: Mapping[str, Mapping[str, Any]] | None = None,
+        exception_handler: ExceptionHandler | None = None,
+        when: When = "AND",
+    ) -> Writer:
+        """Have arrays saved at each timestep, without a callback of your own.
+
+        Parameters
+        ----------
+        windows : str, WindowSpec, or a list of these
+            What to save.
+        path : str, path, or Zarr store
+            With ``{timestep}`` in it a file for each timestep, otherwise one that grows. `Writer` says more.
+        every : int
+            Only timesteps that are multiples of it.
+        format, virtual, encoding
+            As `Writer` has them.
+        exception_handler, when
+            As `register_callback` has them.
+
+        Returns
+        -------
+        Writer
+
+        Raises
+        ------
+        RegistrationError, WindowError
+        SaveError
+            When nothing can be saved there.
+
+        Examples
+        --------
+        >>> deisa.save("temperature", "out.zarr", every=10)  # doctest: +SKIP
+        """
+        specs = window_specs([windows], "save()")
+        names = [spec.name for spec in specs]
+        every = check_request(names, [spec.window_size for spec in specs], every)
+        writer = Writer(path, format=format, virtual=virtual, encoding=encoding)
+        save = Save(writer, (specs, every, format, virtual, encoding, when), every)
+        for other in self._registrations:
+            if isinstance(other.callback, Save) and other.callback.writer.path == writer.path:
+                if other.callback.request != save.request:
+                    raise RegistrationError(
+                        f"another save() to {writer.path} is registered: save all arrays of a path by one call, as in "
+                        f"deisa.save({names!r}, ...)"
+                    )
+                return other.callback.writer
+        self.register_callback(save, *specs, exception_handler=exception_handler, when=when)
+        return writer
+
     def execute_callbacks(self) -> Report:
         """Let the simulation start, run the callbacks until every bridge has closed, and say what happened.
 
@@ -314,6 +374,9 @@ class Deisa:
         try:
             return self._execute(run)
         finally:
+            for registration in self._registrations:
+                if isinstance(registration.callback, Save):
+                    registration.callback.writer.close()
             failures = failures_of(calls.figures for calls in run.callbacks)
             if failures:
                 logger.error("%s", failures)

@@ -53,6 +53,7 @@ _EFFECTS = (  # modules of these libraries that draw random numbers, or read and
     "dask.bytes",
     "dask.dataframe",
     "dask.diagnostics",
+    "deisa.ray._files",
 )
 _EFFECT_NAMES = {  # functions and classes elsewhere in them that do
     "numpy": {
