@@ -71,6 +71,11 @@ def test_saving_without_a_callback(site: Site, tmp_path: Path) -> None:
         assert deisa.save("x", paths["zarr"]) is writer
         deisa.save("x", paths["h5"], every=2)
         deisa.save(["x", "n"], str(paths["nc"]), every=3)
+        deisa.save(
+            WindowSpec("x", 2),
+            tmp_path / "event.zarr",
+            trigger=lambda x: x[-1].t in (1, 4),  # type: ignore[index]
+        )
         deisa.save("x", tmp_path / "one-{timestep:02d}.nc", every=2)
         deisa.save("x", tmp_path / "parts-{timestep:02d}.h5", every=2, virtual=True)
         run(site, deisa, timesteps, number=True)
@@ -79,6 +84,7 @@ def test_saving_without_a_callback(site: Site, tmp_path: Path) -> None:
     save_all(range(3))
     save_all(range(2, 5))
     check(zarr.open_group(paths["zarr"], mode="r"), [0, 1, 2, 3, 4])
+    check(zarr.open_group(tmp_path / "event.zarr", mode="r"), [0, 1, 3, 4])
     with h5py.File(paths["h5"]) as file:
         check(file, [0, 2, 4])
     with xr.open_dataset(paths["nc"]) as found:
@@ -168,8 +174,8 @@ def test_saves_that_make_no_sense(site: Site, tmp_path: Path) -> None:
         deisa.save("x", tmp_path / "every.zarr", every=0)
     with pytest.raises(WindowError, match=r"every must be an integer, got 0.5"):
         deisa.save("x", tmp_path / "every.zarr", every=0.5)  # type: ignore[arg-type]
-    with pytest.raises(WindowError, match="windows of one timestep"):
-        deisa.save(WindowSpec("x", 3), tmp_path / "window.zarr")
+    with pytest.raises(WindowError, match=r"the same size, got 3 of 'x' and 1 of 'y'"):
+        deisa.save([WindowSpec("x", 3), "y"], tmp_path / "window.zarr")
     with pytest.raises(SaveFormatError, match="says no format"):
         deisa.save("x", tmp_path / "out.txt")
     with pytest.raises(SaveError, match="could not be saved"):

@@ -56,7 +56,7 @@ ALLOWED = {
     "labels": {"_state", "types", "errors", "numpy", "dask", "xarray"},
     "display": {"_state", "types"},
     "files": {"_files", "errors", "dask"},
-    "_files": {"_files", "errors", "numpy", "dask"},
+    "_files": {"_files", "files", "errors", "numpy", "dask"},
     "_graph": {"_graph", "_transport", "_state", "errors", "config", "types", "numpy", "dask", "cloudpickle"},
     "_session": {
         *(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Literal, NoReturn, cast
 
-from deisa.ray._files.callback import Save, check_request
+from deisa.ray._files.callback import Save, save_of
 from deisa.ray._files.formats import Format
 from deisa.ray._graph._dask import check_kind_of_arrays
 from deisa.ray._graph.running import dask_computes_with
@@ -301,20 +301,22 @@ class Deisa:
         encoding: Mapping[str, Mapping[str, Any]] | None = None,
         exception_handler: ExceptionHandler | None = None,
         when: When = "AND",
+        trigger: Condition | None = None,
+        following: int = 0,
     ) -> Writer:
         """Have arrays saved at each timestep, without a callback of your own.
 
         Parameters
         ----------
         windows : str, WindowSpec, or a list of these
-            What to save.
+            What to save. Of a larger window, all that is not saved yet: with a trigger, what came before it.
         path : str, path, or Zarr store
             With ``{timestep}`` in it a file for each timestep, otherwise one that grows. `Writer` says more.
         every : int
             Only timesteps that are multiples of it.
         format, virtual, encoding
             As `Writer` has them.
-        exception_handler, when
+        exception_handler, when, trigger, following
             As `register_callback` has them.
 
         Returns
@@ -332,20 +334,25 @@ class Deisa:
         >>> deisa.save("temperature", "out.zarr", every=10)  # doctest: +SKIP
         """
         specs = window_specs([windows], "save()")
-        names = [spec.name for spec in specs]
-        every = check_request(names, [spec.window_size for spec in specs], every)
-        writer = Writer(path, format=format, virtual=virtual, encoding=encoding)
-        save = Save(writer, (specs, every, format, virtual, encoding, when), every)
-        for other in self._registrations:
-            if isinstance(other.callback, Save) and other.callback.writer.path == writer.path:
-                if other.callback.request != save.request:
-                    raise RegistrationError(
-                        f"another save() to {writer.path} is registered: save all arrays of a path by one call, as in "
-                        f"deisa.save({names!r}, ...)"
-                    )
-                return other.callback.writer
-        self.register_callback(save, *specs, exception_handler=exception_handler, when=when)
-        return writer
+        given = [registration.callback for registration in self._registrations]
+        save = save_of(
+            [(spec.name, spec.window_size) for spec in specs],
+            path,
+            every,
+            {"format": format, "virtual": virtual, "encoding": encoding},
+            given,
+            (when, trigger, following),
+        )
+        if save not in given:
+            self.register_callback(
+                save,
+                *specs,
+                exception_handler=exception_handler,
+                when=when,
+                trigger=trigger,
+                following=following,
+            )
+        return save.writer
 
     def execute_callbacks(self) -> Report:
         """Let the simulation start, run the callbacks until every bridge has closed, and say what happened.

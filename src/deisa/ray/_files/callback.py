@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from deisa.ray._files.fields import TIME, TIMESTEP
 from deisa.ray.errors import RegistrationError, WindowError
+from deisa.ray.files import Writer
 
 
 class Save:
-    """Appends the newest timestep of each of its windows.
+    """Appends its windows, as far as they are not saved.
 
     Parameters
     ----------
@@ -22,35 +23,77 @@ class Save:
         Only timesteps that are multiples of it.
     """
 
-    def __init__(self, writer: Any, request: tuple[Any, ...], every: int) -> None:
+    def __init__(self, writer: Writer, request: tuple[Any, ...], every: int) -> None:
         self.writer = writer
         self.request = request
         self._every = every
         self.__name__ = f"save to {writer.path}"
 
     def __call__(self, /, **windows: Sequence[Any]) -> None:
-        """Save what is newest."""
-        newest = {name: window[-1] for name, window in windows.items()}
-        timestep = max(array.timestep for array in newest.values())
-        if timestep % self._every == 0:
-            self.writer.append(timestep=timestep, **newest)
+        """Save what is new."""
+        timestep = max(window[-1].timestep for window in windows.values())
+        if timestep % self._every:
+            return
+        if any(len(window) > 1 for window in windows.values()):
+            whole: dict[str, Any] = dict(windows)
+            self.writer.append(**whole)
+        else:
+            newest: dict[str, Any] = {name: window[-1] for name, window in windows.items()}
+            self.writer.append(**newest, timestep=timestep)
 
 
-def check_request(names: Sequence[str], sizes: Sequence[int], every: Any) -> int:
-    """Check what is to be saved, and how often; returns the latter.
+def save_of(
+    windows: Sequence[tuple[str, int]],
+    path: Any,
+    every: Any,
+    options: Mapping[str, Any],
+    others: Iterable[Any],
+    request: tuple[Any, ...],
+) -> Save:
+    """Make the callback that saves windows.
+
+    Parameters
+    ----------
+    windows : sequence of (str, int)
+        Their arrays and sizes.
+    path, every
+    options : mapping
+        As `Writer` takes them.
+    others : iterable of callable
+        The callbacks that there are: one that does the same is returned.
+    request : tuple
+        The rest of what was asked for.
 
     Raises
     ------
-    RegistrationError, WindowError
+    RegistrationError, WindowError, SaveError
     """
-    for name in names:
+    number = _every(every)
+    for name, size in windows:
         if name in (TIME, TIMESTEP):
             raise RegistrationError(
                 f"save(): {name!r} is the name of a coordinate in what is saved; save that array in a callback, under "
                 "another name"
             )
-    if set(sizes) - {1}:
-        raise WindowError("save() takes windows of one timestep: it saves each timestep when it comes")
+        if size != windows[0][1]:
+            raise WindowError(
+                f"save(): windows of one path have the same size, got {windows[0][1]} of {windows[0][0]!r} and {size} "
+                f"of {name!r}"
+            )
+    writer = Writer(path, **options)
+    save = Save(writer, (tuple(windows), number, dict(options), *request), number)
+    for other in others:
+        if isinstance(other, Save) and other.writer.path == writer.path:
+            if other.request != save.request:
+                raise RegistrationError(
+                    f"another save() to {writer.path} is registered: save all arrays of a path by one call, as in "
+                    f"deisa.save({[name for name, _ in windows]!r}, ...)"
+                )
+            return other
+    return save
+
+
+def _every(every: Any) -> int:
     try:
         number = operator.index(every)
     except TypeError as exc:

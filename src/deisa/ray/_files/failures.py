@@ -52,7 +52,7 @@ def _reason(where: str, number: int, error: Exception) -> str:
     if number in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
         return f"{os.strerror(number)}: a file is where a folder should be, or the other way round; give another path"
     if number in (errno.ENOENT, errno.ESTALE):
-        return f"{os.strerror(number)}: a folder has gone, or is not there on every node; give a path that all nodes share"
+        return f"{os.strerror(number)}: a folder has gone, or is not on every node; give a path that all nodes share"
     return f"{error}"
 
 
