@@ -38,13 +38,19 @@ def send(site: Site, rank: int, timesteps: range, number: bool = False) -> None:
             "chunk_shape": (mine.stop - mine.start, SHAPE[1]),
             "offset": (mine.start, 0),
             "dtype": float,
+            "dims": ("row", "column"),
+            "coords": {
+                "row": {"start": 0.0, "step": 0.5},
+                "site": ("row", [f"row {i}" for i in range(SHAPE[0])]),
+            },
+            "attrs": {"units": "K", "valid_range": [0, 1e9]},
         }
     }
     if number:
         arrays["n"] = rows(rank, 2)
     with site.bridge(rank, 2, arrays) as bridge:
         for timestep in timesteps:
-            bridge.send("x", values(SHAPE, timestep)[mine], timestep)
+            bridge.send("x", values(SHAPE, timestep)[mine], timestep, time=timestep / 4)
             if number:
                 bridge.send("n", np.full(4, float(rank)), timestep)
 
@@ -59,6 +65,14 @@ def check(found: Any, timesteps: list[int], by: float = 1) -> None:
     assert np.asarray(found["timestep"]).tolist() == timesteps
     for index, timestep in enumerate(timesteps):
         np.testing.assert_array_equal(np.asarray(found["x"][index]), by * values(SHAPE, timestep))
+
+
+def check_labels(found: xr.Dataset) -> None:
+    assert found.x.dims == ("time", "row", "column")
+    assert found.x.units == "K"
+    assert list(found.x.valid_range) == [0, 1e9]
+    np.testing.assert_array_equal(found.row, np.arange(SHAPE[0]) / 2)
+    assert found.site.values[7] == "row 7"
 
 
 def test_saving_without_a_callback(site: Site, tmp_path: Path) -> None:
@@ -89,12 +103,16 @@ def test_saving_without_a_callback(site: Site, tmp_path: Path) -> None:
         check(file, [0, 2, 4])
     with xr.open_dataset(paths["nc"]) as found:
         check(found, [0, 3])
+        check_labels(found)
+        assert found.time.values.tolist() == [0, 0.75]
         assert found.n.values.tolist() == [[0.0] * 4 + [1.0] * 4] * 2
     for timestep in (0, 2, 4):
         for kind in ("one", "parts"):
             (path,) = tmp_path.glob(f"{kind}-{timestep:02d}.??")  # .nc and .h5
             with xr.open_dataset(path, engine="h5netcdf") as found:
                 check(found, [timestep])
+                check_labels(found)
+    check_labels(xr.open_zarr(paths["zarr"]))
     assert not list(tmp_path.glob(".*"))
 
 
@@ -132,13 +150,13 @@ def test_saving_in_a_callback(site: Site, tmp_path: Path) -> None:
 def test_a_save_that_fails_ends_as_callbacks_do(site: Site, tmp_path: Path) -> None:
     path = tmp_path / "out.zarr"
     with Writer(path) as writer:
-        writer.append(x=np.zeros(3), timestep=-1)
+        writer.append(x=np.zeros(3), timestep=-1, time=0)
     failed: list[Exception] = []
     deisa = site.deisa()
     deisa.save("x", path, exception_handler=failed.append)
     run_failing(site, deisa, 2)
     assert [type(error) for error in failed] == [SaveMismatchError] * 2
-    assert f"in callback 'save to {path}' at timestep 1" in failed[1].__notes__
+    assert f"in callback 'save to {path.name}' at timestep 1" in failed[1].__notes__
     deisa = site.deisa(on_error="raise")
     deisa.save("x", path)
     with (

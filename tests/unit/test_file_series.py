@@ -109,6 +109,37 @@ def test_a_series_has_labels_coordinates_and_times(tmp_path: Path, name: str) ->
     np.testing.assert_allclose(found.total, [at(t).sum() for t in (0, 10, 20)])
 
 
+@pytest.mark.parametrize("name", SERIES)
+def test_dates_and_texts_are_coordinates_too(tmp_path: Path, name: str) -> None:
+    rows = 3
+    coords: dict[str, Any] = {
+        "day": np.array(["2001-01-01", "2199-12-31", "NaT"], "M8[D]"),
+        "moment": np.array(["2001-01-01T00:00:00.000000001"] * rows, "M8[ns]"),
+        "wait": np.array([1, 90, 3], "m8[s]"),
+        "site": np.array(["A", "Zürich", ""]),
+    }
+    for run in range(2):
+        with Writer(tmp_path / name) as writer:
+            for timestep in range(2 * run, 2 * run + 2):
+                array = xr.DataArray(np.arange(rows) + timestep, dims="y")
+                writer.append(
+                    n=array.assign_coords({k: ("y", v) for k, v in coords.items()}), timestep=timestep
+                )
+    found = opened(tmp_path / name)
+    for key, values in coords.items():
+        np.testing.assert_array_equal(found[key].values.astype(values.dtype), values)
+        assert found[key].dims == ("y",)
+    assert found.timestep.values.tolist() == [0, 1, 2, 3]
+    with (
+        Writer(tmp_path / name) as writer,
+        pytest.raises(SaveMismatchError, match="'site' of 3 values from A to "),
+    ):
+        writer.append(
+            n=array.assign_coords({**{k: ("y", v) for k, v in coords.items()}, "site": ("y", ["A"] * 3)}),
+            timestep=9,
+        )
+
+
 def test_zarr_as_zarr_has_it(tmp_path: Path) -> None:
     writer = Writer(tmp_path / "out.zarr")
     for timestep in range(3):
@@ -318,6 +349,7 @@ def test_what_does_not_fit_is_refused_and_harms_nothing(tmp_path: Path, name: st
             ),
             r"dimension 'x' has 2 elements in 'a' and 1 in 'b'",
         ),
+        (lambda w: w.append(y=labelled(1)), r"'y' is the name of an array and of a coordinate or dimension"),
         (
             lambda w: w.append(a=labelled(1), b=labelled(2)),
             r"timestep 1 has a, and timestep 2 has b: what is appended together must be of the same timesteps",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ class Save:
         self.writer = writer
         self.request = request
         self._every = every
-        self.__name__ = f"save to {writer.path}"
+        self.__name__ = f"save to {os.path.basename(writer.path)}"
 
     def __call__(self, /, **windows: Sequence[Any]) -> None:
         """Save what is new."""

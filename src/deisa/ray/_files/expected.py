@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from deisa.ray._files.fields import Field, Step, same_values
+from deisa.ray._files.coordinates import encoded
+from deisa.ray._files.fields import Field, Step, plain, same_values
 from deisa.ray.errors import SaveMismatchError
 
 
@@ -56,13 +57,22 @@ def check_step(where: str, known: Mapping[str, Known], step: Step) -> None:
             ("shape", found.shape, stored.shape),
             ("dtype", found.dtype, stored.dtype),
             ("dimensions", found.dims, stored.dims),
-            ("attributes", dict(found.attrs), dict(stored.attrs)),
+            ("attributes", comparable(found.attrs), comparable(stored.attrs)),
         ):
             if here != there:
                 raise SaveMismatchError(
                     f"{where} holds {name!r} with {what} {there}, and at timestep {step.timestep} it has {what} "
                     f"{here}; give another path{_ONE_FILE_EACH if what == 'shape' else ''}"
                 )
+
+
+def comparable(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes as two formats may give them back, without those that are not the user's alone."""
+    given = plain({name: value for name, value in attrs.items() if name not in ("coordinates", "_FillValue")})
+    return {
+        name: value[0] if isinstance(value, list) and len(value) == 1 else value
+        for name, value in given.items()
+    }
 
 
 _ONE_FILE_EACH = ", or one file for each timestep ('...{timestep}...') where shapes change"
@@ -75,7 +85,7 @@ def check_coords(where: str, known: Mapping[str, np.ndarray], coords: Sequence[F
     ------
     SaveMismatchError
     """
-    given = {coord.name: np.asarray(coord.data) for coord in coords}
+    given = {coord.name: encoded(coord).data for coord in coords}
     if given.keys() != known.keys():
         raise SaveMismatchError(
             f"{where} holds coordinates {_list(known)}, and what is appended has {_list(given)}; give another path"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -252,12 +252,22 @@ class _Reader:
             raise SaveMismatchError(f"the time of timestep {timestep} is no number: {known.data!r}")
         if known is not None:
             known = replace(known, data=np.asarray(known.data, np.float64))
+        self._check_names(fields.values())
         self._check_sizes(fields.values())
         used = {dim for found in fields.values() for dim in found.dims}
         coords = tuple(coord for coord in self._coords.values() if used.issuperset(coord.dims))
         return Step(timestep, known, tuple(fields.values()), coords, self._attrs)
 
-    def _check_sizes(self, fields: Any) -> None:
+    def _check_names(self, fields: Collection[Field]) -> None:
+        dims = {dim for found in fields for dim in found.dims}
+        for found in fields:
+            if found.name in self._coords or found.name in dims:
+                raise SaveMismatchError(
+                    f"{found.name!r} is the name of an array and of a coordinate or dimension: save the array under "
+                    "another name, as in append(temperature=x)"
+                )
+
+    def _check_sizes(self, fields: Collection[Field]) -> None:
         sizes: dict[str, tuple[str, int]] = {}
         for found in (*fields, *self._coords.values()):
             for dim, size in zip(found.dims, found.shape, strict=True):
@@ -276,7 +286,7 @@ def default_dims(name: str, ndim: int) -> tuple[str, ...]:
 
 def same_values(one: Any, other: Any) -> bool:
     """Whether two arrays are equal, element by element; NaN equals NaN."""
-    if one.shape != other.shape:
+    if one.shape != other.shape or one.dtype.kind != other.dtype.kind:
         return False
     return bool(np.array_equal(one, other, equal_nan=one.dtype.kind in "fc"))
 
@@ -291,6 +301,8 @@ def _plain(value: Any) -> Any:
         value = value.tolist()
     if isinstance(value, bool):
         return int(value)
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value if isinstance(value, int | float | str) else str(value)

@@ -19,6 +19,7 @@ import numpy as np
 
 from deisa.ray._files.chunking import chunk_shape
 from deisa.ray._files.continuing import Progress
+from deisa.ray._files.coordinates import as_read, encoded, is_text
 from deisa.ray._files.expected import Known, check_coords, check_step, growing
 from deisa.ray._files.fields import TIME, TIMESTEP, Field, Step, plain
 from deisa.ray._files.journal import GrowingFile, NewFile, recover
@@ -27,8 +28,6 @@ from deisa.ray.errors import SaveFormatError, SaveMismatchError
 
 SMALL_BYTES = 4096  # of an array at a timestep: several timesteps share a chunk
 SMALL_CHUNK_BYTES = 32768
-_OWN_ATTRS = ("coordinates", "_FillValue")  # which are not the user's
-
 Encoding = Mapping[str, Mapping[str, Any]]
 
 
@@ -73,11 +72,10 @@ class Hdf5Series:
     def _note(self, file: Any) -> None:
         for name, variable in file.variables.items():
             if variable.dimensions[:1] == (TIME,):
-                attrs = {key: value for key, value in variable.attrs.items() if key not in _OWN_ATTRS}
-                shape = tuple(variable.shape[1:])
-                self._known[name] = Known(variable.dimensions[1:], shape, variable.dtype, plain(attrs))
+                attrs, shape = plain(variable.attrs), tuple(variable.shape[1:])
+                self._known[name] = Known(variable.dimensions[1:], shape, variable.dtype, attrs)
             else:
-                self._coords[name] = np.asarray(variable[...])
+                self._coords[name] = as_read(variable[...])
 
     def append(self, step: Step) -> None:
         """Add a timestep; those of earlier runs from there on go.
@@ -140,8 +138,11 @@ def describe(
     sizes = {dim: n for found in step.fields for dim, n in zip(found.dims, found.shape, strict=True)}
     file.dimensions = {TIME: None, **sizes}
     file.attrs.update(step.attrs)
-    for coord in step.coords:
-        variable = file.create_variable(coord.name, coord.dims, coord.dtype, data=coord.data)
+    for coord in map(encoded, step.coords):
+        text = is_text(coord.data)
+        dtype = package("h5py", "an HDF5 file").string_dtype() if text else coord.dtype
+        data = coord.data.astype(object) if text else coord.data
+        variable = file.create_variable(coord.name, coord.dims, dtype, data=data)
         variable.attrs.update(coord.attrs)
     for found in growing(step):
         if netcdf and (found.dtype.kind in "bc" or found.dtype == np.float16):
@@ -154,10 +155,12 @@ def describe(
             found.name,
             (TIME, *found.dims),
             found.dtype,
-            fillvalue=np.nan if found.dtype.kind == "f" and found.name != TIME else None,
+            fillvalue=found.attrs.get("_FillValue", np.nan if found.dtype.kind == "f" else None),
             **({"chunks": _chunks(found)} | dict(encoding.get(found.name, {}))),
         )
-        variable.attrs.update(step.attributes(found))
+        attrs = step.attributes(found)
+        attrs.pop("_FillValue", None)
+        variable.attrs.update(attrs)
     file.resize_dimension(TIME, 1)
 
 

@@ -73,7 +73,8 @@ def _label(file: Any, joined: Any, step: Step, found: Field) -> None:
     for axis, dim in enumerate((TIME, *found.dims)):
         joined.dims[axis].attach_scale(file[dim])
     for key, value in step.attributes(found).items():
-        joined.attrs[key] = value
+        if key != "_FillValue":
+            joined.attrs[key] = value
 
 
 def _write_parts(

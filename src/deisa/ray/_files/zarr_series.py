@@ -24,6 +24,7 @@ import numpy as np
 
 from deisa.ray._files.chunking import chunk_shape, fits
 from deisa.ray._files.continuing import Progress
+from deisa.ray._files.coordinates import as_read, encoded, is_text
 from deisa.ray._files.expected import Known, check_coords, check_step, growing
 from deisa.ray._files.fields import TIME, TIMESTEP, Field, Step
 from deisa.ray._files.packages import package
@@ -85,7 +86,7 @@ class ZarrSeries:
             raise SaveFormatError(f"{self._where} holds a Zarr group without {TIMESTEP!r}; give another path")
         self.progress = Progress(self._where, self._store.array(TIMESTEP, self._arrays[TIMESTEP])[:].tolist())
         self._coords = {
-            name: self._store.array(name, document)[...]
+            name: as_read(self._store.array(name, document)[...])
             for name, document in self._arrays.items()
             if not _grows(document)
         }
@@ -97,9 +98,8 @@ class ZarrSeries:
         for name, document in self._arrays.items():
             if _grows(document):
                 array = self._store.array(name, document)
-                attrs = {key: value for key, value in document["attributes"].items() if key != "coordinates"}
                 dims = tuple(document["dimension_names"][1:])
-                self._known[name] = Known(dims, array.shape[1:], array.dtype, attrs)
+                self._known[name] = Known(dims, array.shape[1:], array.dtype, document["attributes"])
 
     def _repair(self) -> None:
         """Have the arrays' own documents say what the group's does: a process may have been killed in between."""
@@ -131,18 +131,19 @@ class ZarrSeries:
     def _create(self, step: Step) -> None:
         for found in growing(step):
             self._arrays[found.name] = self._new_document(found, step.attributes(found))
-        for coord in step.coords:
+        coords = [encoded(coord) for coord in step.coords]
+        for coord in coords:
             self._arrays[coord.name] = new_document(
                 shape=coord.shape,
                 chunks=tuple(max(1, n) for n in coord.shape),
-                dtype=coord.dtype,
+                dtype=str if is_text(coord.data) else coord.dtype,
                 dimension_names=coord.dims,
                 attributes=dict(coord.attrs),
             )
         self._attributes = dict(step.attrs)
-        for coord in step.coords:
+        for coord in coords:
             self._store.array(coord.name, self._arrays[coord.name])[...] = coord.data
-            self._coords[coord.name] = np.asarray(coord.data)
+            self._coords[coord.name] = coord.data
         self._root = self._store.put(NAME, group_document(self._attributes, self._arrays))
         for name, document in self._arrays.items():
             self._store.put(f"{name}/{NAME}", document)
