@@ -204,7 +204,9 @@ def test_html_has_the_labels_and_nothing_of_theirs_is_taken_for_html() -> None:
         ">7<",
         ">3.5<",
         "(y: 4, x: 6) float64",
+        "coordinate x<",
         "0.0 ... 2.5 m",
+        "coordinate name along y",
         "a ... d",
         "<svg",
     ):

@@ -42,7 +42,7 @@ def array_html(array: DeisaArray) -> str:
     """Describe an array in HTML: a table, and Dask's own picture of the chunks."""
     rows = [("timestep", str(array.t))]
     if array.about.time is not None:
-        rows.append(("time", f"{array.about.time:g}"))
+        rows.append(("time", f"{array.about.time:.12g}"))
     rows += _rows(array)
     return _page(f"DeisaArray {array.about.array or ''}".strip(), _table(rows), array.dask._repr_html_())
 
@@ -74,11 +74,11 @@ def _named(array: DeisaArray) -> str:
 
 
 def _at(array: DeisaArray) -> str:
-    return f" time={array.about.time:g}" if array.about.time is not None else ""
+    return f" time={array.about.time:.12g}" if array.about.time is not None else ""
 
 
 def _time(array: DeisaArray) -> str:
-    return f"{array.about.time:g}" if array.about.time is not None else "none"
+    return f"{array.about.time:.12g}" if array.about.time is not None else "none"
 
 
 def _shape(array: DeisaArray) -> str:
@@ -104,7 +104,8 @@ def _rows(array: DeisaArray) -> Iterator[tuple[str, str]]:
     yield "shape", f"{_shape(array)} {array.dtype}"
     yield "chunks", _chunks(array)
     for coordinate in labels.coords:
-        yield f"{coordinate.name} ({coordinate.dim})", _range(coordinate)
+        along = f" along {coordinate.dim}" if coordinate.dim != coordinate.name else ""
+        yield f"coordinate {coordinate.name}{along}", _range(coordinate)
     for name, value in labels.attrs.items():
         yield name, _short(value)
 
