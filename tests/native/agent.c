@@ -155,6 +155,7 @@ static void send_start(agent *agent, int rank, int table, int counters)
         wire_int(&out, PAGE_HEADER_WORDS + ENTRY_WORDS * rank);
         wire_close_part(&out, part);
     }
+    wire_text(&out, agent->if_lost != NULL ? agent->if_lost : "");
     send_with(agent->connections[rank], &out, pages, agent->wanted ? PAGES : 0);
 }
 

@@ -14,6 +14,7 @@ typedef struct {
     int ranks, wanted; /* how many will come; whether a callback asks for their array */
     int64_t rows, columns, slots;
     const int64_t *halo; /* of their chunks, or NULL */
+    const char *if_lost; /* what may have happened if it goes, or NULL */
     int listener;
     int connections[MOST_RANKS];
     pthread_t thread;

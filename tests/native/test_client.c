@@ -343,9 +343,11 @@ static void test_a_wait_ends_with_the_agent(void)
 {
     handoff_error error;
     agent agent = agent_of(1, 1);
+    agent.if_lost = "there was a flood";
     pthread_t rank = held_up(&agent, HANDOFF_WAIT, &error);
     agent_end(&agent);
     CHECK(finished(rank) != NULL && is_kind(&error, "AnalyticsLostError"));
+    CHECK(strstr(error.text, " has gone; the analytics has ended or died, or there was a flood") != NULL);
     CHECK(handoff_close(node.clients[0], &error) == 0);
     handoff_free(node.clients[0]);
 }

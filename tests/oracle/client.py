@@ -21,7 +21,6 @@ from deisa.ray._transport.memory import map_segments, slot_view
 from deisa.ray._transport.messages import Message
 from deisa.ray.config import Settings
 from deisa.ray.errors import (
-    MEMORY_MONITOR,
     AnalyticsLostError,
     ClosedError,
     DeisaError,
@@ -78,6 +77,7 @@ class RankChannel:
         self._sent_away = False
         self._progress = ""  # whom the analytics waits for
         self._later = ""  # why this rank has to look again
+        self._if_lost = ""  # what may have happened if the agent goes
         self._analytics_down = ""  # why, while it is
         self._failure: DeisaError | None = None
 
@@ -211,8 +211,8 @@ class RankChannel:
 
     def _lost(self) -> DeisaError:
         error = AnalyticsLostError(
-            f"the agent of session {self._settings.session!r} on this host has gone; the analytics has ended or died, "
-            f"or the node's memory is nearly full ({MEMORY_MONITOR})"
+            f"the agent of session {self._settings.session!r} on this host has gone; the analytics has ended or died"
+            f"{', or ' if self._if_lost else ''}{self._if_lost}"
         )
         if self._analytics_down:
             error = AnalyticsLostError(
@@ -274,6 +274,7 @@ class RankChannel:
     def _begin(self, start: messages.Start) -> None:
         self._started = True
         self._progress = ""
+        self._if_lost = start.if_lost
         if not start.pages:
             return
         table, self._counters, ring = self._map_pages(start.pages)

@@ -55,10 +55,12 @@ def use_client(name: str) -> Iterator[Client]:
 class Agent:
     """An `AgentServer`, with what the analytics would do with it."""
 
-    def __init__(self, settings: Settings | None = None) -> None:
+    def __init__(self, settings: Settings | None = None, if_lost: str = "") -> None:
         self.settings = settings or new_settings()
         self.run_id = os.urandom(8).hex()
-        self.server = AgentServer(self.settings, self.run_id, "node", ANALYTICS, "pid 1 on host h")
+        self.server = AgentServer(
+            self.settings, self.run_id, "node", ANALYTICS, "pid 1 on host h", if_lost=if_lost
+        )
         self.regions: dict[str, list[int]] = {}
         self._pending: list[Event] = []
         self._threads = ThreadPoolExecutor(16)
@@ -158,8 +160,8 @@ class Agent:
 
 
 @contextmanager
-def running(settings: Settings | None = None, **change: Any) -> Iterator[Agent]:
-    agent = Agent(settings or new_settings(**change))
+def running(settings: Settings | None = None, *, if_lost: str = "", **change: Any) -> Iterator[Agent]:
+    agent = Agent(settings or new_settings(**change), if_lost)
     try:
         yield agent
     finally:

@@ -603,11 +603,18 @@ def test_an_agent_that_ends_tells_its_ranks_why(agent: Agent, action: str) -> No
     bridge.close()
 
 
-def test_an_agent_that_dies_is_noticed(agent: Agent) -> None:
-    (bridge,) = agent.bridges({"a": whole((4,))}, slots={"a": 1})
-    agent.server.close()
-    with pytest.raises(AnalyticsLostError, match=r"the agent of session .* on this host has gone"):
-        bridge.send("a", np.zeros(4), 0)
+@pytest.mark.parametrize(
+    ("if_lost", "end"), [("", ""), ("memory is low", ", or memory is low")], ids=["alone", "with a hint"]
+)
+@pytest.mark.parametrize("wanted", [True, False], ids=["wanted", "unwanted"])
+def test_an_agent_that_dies_is_noticed(if_lost: str, end: str, wanted: bool) -> None:
+    """The engine knows what else may have happened: Ray ends processes where memory is low."""
+    with running(if_lost=if_lost) as agent:
+        (bridge,) = agent.bridges({"a": whole((4,))}, slots={"a": 1} if wanted else {})
+        agent.server.close()
+        gone = r"^the agent of session .* on this host has gone; the analytics has ended or died"
+        with pytest.raises(AnalyticsLostError, match=f"{gone}{end}$"):
+            bridge.send("a", np.zeros(4), 0)
 
 
 def test_an_agent_without_its_analytics_ends_by_itself() -> None:

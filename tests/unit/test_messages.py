@@ -154,6 +154,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "bridge_id": INTEGER,
     "world_size": INTEGER,
     "timestep": INTEGER,
+    "if_lost": TEXT,
     "text": TEXT,
     "kind": TEXT,
     "reason": TEXT,

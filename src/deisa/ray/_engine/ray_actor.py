@@ -20,13 +20,14 @@ from deisa.ray._state.takeover import NodeSnapshot
 from deisa.ray._transport.descriptor_limit import raise_descriptor_limit
 from deisa.ray._transport.server import AgentServer
 from deisa.ray.config import Settings
-from deisa.ray.errors import DeisaError, SessionError
+from deisa.ray.errors import MEMORY_MONITOR, DeisaError, SessionError
 
 logger = logging.getLogger("deisa.ray")
 
 NAMESPACE = "deisa-ray"
 AGENT_CALLS = 8  # calls an agent serves at once: a long poll, and the short ones beside it
 OPEN_TIMEOUT_S = 120.0
+_IF_LOST = f"the node's memory is nearly full ({MEMORY_MONITOR})"
 LINGER_S = 2.0  # that an agent which has ended stays for a last answer, if anyone asked
 
 
@@ -49,7 +50,7 @@ class NodeAgent:
         """Start serving; returns the agent's id, and whether ranks of this host come to it."""
         self._opening.set()
         raise_descriptor_limit()
-        self._server = AgentServer(*self._identity)
+        self._server = AgentServer(*self._identity, if_lost=_IF_LOST)
         threading.Thread(target=self._end_with_server, args=(self._server,), daemon=True).start()
         return self._server.agent_id, self._server.serving
 

@@ -92,6 +92,7 @@ struct handoff_client {
     pid_t pid;
     int welcomed, sent_away, started;
     char progress[HANDOFF_TEXT_BYTES], later[HANDOFF_TEXT_BYTES], down[HANDOFF_TEXT_BYTES];
+    char if_lost[HANDOFF_TEXT_BYTES]; /* what may have happened if the agent goes */
     handoff_error failure;
     _Atomic int ended_by_thread;
     char ended_why[HANDOFF_TEXT_BYTES];

@@ -15,7 +15,6 @@
 #define PAGE_MAGIC_SLOT_TABLE "deisaSLT"
 #define PAGE_MAGIC_ARRIVAL_COUNTERS "deisaCNT"
 #define PAGE_MAGIC_SUBMISSION_RING "deisaRNG"
-#define TEXT_MEMORY_MONITOR "Ray's memory monitor ends processes of a node whose memory is nearly full, whoever fills it: the simulation and its chunk memory count, too. RAY_memory_usage_threshold (0.95) says from which part on, and RAY_memory_monitor_refresh_ms=0 switches it off; `ray start` reads both"
 
 /* Codes of messages. */
 enum {

@@ -19,10 +19,8 @@ int client_lost(handoff_client *client, handoff_error *error)
     if (*client->down)
         fail(error, "AnalyticsLostError", "%s; then its agent on this host has ended as well", client->down);
     else
-        fail(error, "AnalyticsLostError",
-             "the agent of session '%s' on this host has gone; the analytics has ended or died, or the node's memory is "
-             "nearly full (%s)",
-             client->session, TEXT_MEMORY_MONITOR);
+        fail(error, "AnalyticsLostError", "the agent of session '%s' on this host has gone; the analytics has ended or died%s%s",
+             client->session, *client->if_lost ? ", or " : "", client->if_lost);
     if (client->welcomed) {
         client->failure = *error;
         client->failed = 1;
@@ -178,6 +176,8 @@ static int on_start(handoff_client *client, wire_in *in, handoff_error *error)
     for (size_t i = 0; i < wanted; i++)
         if (get_wanted(client, in) < 0)
             return client_malformed("Start", error);
+    if (get_text(in, client->if_lost, sizeof client->if_lost) < 0)
+        return client_malformed("Start", error);
     client->started = 1;
     *client->progress = '\0';
     client_provide(client);

@@ -10,7 +10,6 @@ from deisa.ray._state.layout import MAX_DIMENSIONS
 from deisa.ray._transport import messages, pages
 from deisa.ray._transport.codec import MAX_ITEMS
 from deisa.ray._transport.descriptors import MAX_DESCRIPTORS
-from deisa.ray.errors import MEMORY_MONITOR
 
 HEADER = Path(__file__).parent.parent / "_handoff" / "protocol.h"
 _FIRST_LINE = (
@@ -33,7 +32,6 @@ def header_text() -> str:
         "PAGE_MAGIC_SLOT_TABLE": _quoted(pages.SLOT_TABLE_MAGIC),
         "PAGE_MAGIC_ARRIVAL_COUNTERS": _quoted(pages.ARRIVAL_COUNTERS_MAGIC),
         "PAGE_MAGIC_SUBMISSION_RING": _quoted(pages.SUBMISSION_RING_MAGIC),
-        "TEXT_MEMORY_MONITOR": _quoted(MEMORY_MONITOR),
     }
     header = {
         "MAGIC": pages.MAGIC,

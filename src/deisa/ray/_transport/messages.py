@@ -240,12 +240,15 @@ class Start(Message):
     capacity : int
         Entries of the ring.
     arrays : tuple of WantedArray
+    if_lost : str
+        What may have happened, besides the end of the analytics, if the agent goes without a word; empty for nothing.
     """
 
     code: ClassVar[int] = 18
     pages: tuple[Natural, ...]
     capacity: Natural
     arrays: tuple[WantedArray, ...]
+    if_lost: str = ""
 
 
 @dataclass(frozen=True, slots=True)

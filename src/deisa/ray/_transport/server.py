@@ -65,6 +65,8 @@ class AgentServer:
         The process of that analytics, in words.
     ends_alone : bool
         Whether it ends when it no longer hears from its analytics; not where both are one process.
+    if_lost : str
+        What ranks are told that may have happened if it goes without a word.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class AgentServer:
         holder: str = "another analytics",
         *,
         ends_alone: bool = True,
+        if_lost: str = "",
     ) -> None:
         self._settings = settings
         self.agent_id = f"{run_id}:{node_id}"
@@ -86,7 +89,7 @@ class AgentServer:
         self._node = Node(
             settings.session, socket.gethostname(), [self._subscriber], settings.driver_timeout_s
         )
-        self._store = Store(settings.session, settings.memory_fraction)
+        self._store = Store(settings.session, settings.memory_fraction, if_lost)
         self._calls: Mapping[str, Callable[..., Any]] = {
             "poll": self.poll,
             "abandon": self.abandon,

@@ -73,6 +73,8 @@ class Store:
     session : str
     memory_fraction : float
         The part of what is available that chunks may take.
+    if_lost : str
+        What ranks are told that may have happened if the agent goes without a word.
 
     Attributes
     ----------
@@ -82,10 +84,11 @@ class Store:
         By bridge.
     """
 
-    def __init__(self, session: str, memory_fraction: float) -> None:
+    def __init__(self, session: str, memory_fraction: float, if_lost: str = "") -> None:
         self._session = session
         self._prefix = f"deisa-{session}"
         self._fraction = memory_fraction
+        self._if_lost = if_lost
         self.segments: list[Segment] = []
         self.table: SlotTable | None = None
         self.counters: ArrivalCounters | None = None
@@ -226,12 +229,13 @@ class Store:
                 for name, regions in wanted[bridge_id].items()
             )
             if not arrays:
-                yield bridge_id, (messages.Start((), 0, ()), [])
+                yield bridge_id, (messages.Start((), 0, (), self._if_lost), [])
                 continue
             capacity = sum(len(array.regions) * array.slots for array in arrays)
             ring = self.rings[bridge_id] = RingReader(f"{self._prefix}-ring", capacity)
             pages = (table.page, counters.page, ring.page)
-            start = messages.Start(tuple(page.nbytes for page in pages), capacity, arrays)
+            sizes = tuple(page.nbytes for page in pages)
+            start = messages.Start(sizes, capacity, arrays, self._if_lost)
             yield bridge_id, (start, [page.descriptor for page in pages])
 
     def wake_if_blocked(self, bridge_id: int) -> None:
