@@ -103,7 +103,7 @@ def test_false(what: str) -> None:
         ({"T": False}, "a dict, which is true unless"),
         ("False", "a str, which is true unless"),
         (LAZY.compute, "the function 'compute', which is always true; .* parentheses of a call missing"),
-        (object(), "a object, which is always true; return a bool"),
+        pytest.param(object(), "a object, which is always true; return a bool", id="an object"),
         (np.nan, "returned NaN, which is neither true nor false; compare it"),
         (LAZY.max() * np.nan, "returned NaN"),
         (pd.NA, "a NAType, of which Python cannot say"),
