@@ -17,6 +17,7 @@ import xarray as xr
 from deisa.core import IDeisa
 from deisa.ray import Bridge, DeisaArray, Window
 from deisa.ray.errors import AnalyticsLostError, RegistrationError
+from deisa.ray.types import to_hdf5
 from tests.e2e.simulation import Comm, Ranks, Site, grid_boxes, ranks, values
 
 
@@ -138,6 +139,7 @@ def test_the_cases_of_its_documentation(site: Site, tmp_path: Path) -> None:
         latest = windows["temperature"][0]
         if latest.t == 3:
             latest.to_hdf5(str(tmp_path / "one.h5"), "temperature")
+            to_hdf5(str(tmp_path / "both.h5"), {name: window[0] for name, window in windows.items()})
             latest.to_zarr(str(tmp_path / "one.zarr"))
             field = xr.DataArray(latest, dims=["x", "y"], name="temperature")
             field.compute().to_netcdf(tmp_path / "one.nc")
@@ -160,6 +162,8 @@ def test_the_cases_of_its_documentation(site: Site, tmp_path: Path) -> None:
         "persisted": [-values(SHAPE, t).sum() for t in (0, 3)],
         "drawn": [values(SHAPE, t)[1, 2] for t in TIMESTEPS],
     }
+    with h5py.File(tmp_path / "both.h5") as file:
+        np.testing.assert_array_equal(file["pressure"][...], -file["temperature"][...])
     with h5py.File(tmp_path / "one.h5") as file, xr.open_dataset(tmp_path / "one.nc") as dataset:
         for stored in (
             file["temperature"][...],
