@@ -21,6 +21,7 @@ MODULES = (
     "earlier",
     "starting",
     "answering",
+    "steering",
     "many_chunks",
     "merging",
     "gradients",

@@ -205,10 +205,10 @@ def _hand_over(
         *(f"--engine={engine}", f"--session={session}", f"--steps={work.steps}"),
     ]
     with started(analytics, variables) as running:
-        _wait_ready(running)
+        wait_ready(running)
         arguments = [f"--system={system}", f"--session={session}"]
         ranks = _ranks(python, work, arguments, variables, ranks_under)
-        return _measured(ranks, _last_line(output_of(running, TIMEOUT_S)))
+        return _measured(ranks, last_line(output_of(running, TIMEOUT_S)))
 
 
 def measure_018(work: Work, peers: Peers) -> Measured:
@@ -221,9 +221,9 @@ def measure_018(work: Work, peers: Peers) -> Measured:
             *(f"--steps={work.steps}", f"--done={done}"),
         ]
         with started(analytics, variables) as running:
-            _wait_ready(running)
+            wait_ready(running)
             ranks = _ranks(python, work, ["--system=deisa-ray-0.1.8", f"--linger={done}"], variables)
-            return _measured(ranks, _last_line(output_of(running, TIMEOUT_S)))
+            return _measured(ranks, last_line(output_of(running, TIMEOUT_S)))
 
 
 def measure_sst(work: Work, peers: Peers) -> Measured:
@@ -236,7 +236,7 @@ def measure_sst(work: Work, peers: Peers) -> Measured:
         ]
         with started(reader) as running:
             ranks = _ranks(python, work, ["--system=adios2-sst", f"--folder={folder}"], {})
-            return _measured(ranks, _last_line(output_of(running, TIMEOUT_S)))
+            return _measured(ranks, last_line(output_of(running, TIMEOUT_S)))
 
 
 def measure_inline(work: Work, peers: Peers) -> Measured:
@@ -244,7 +244,8 @@ def measure_inline(work: Work, peers: Peers) -> Measured:
     return _measured(_ranks(Path(sys.executable), work, ["--system=inline-mpi"], {}), {"there_at": []})
 
 
-def _wait_ready(analytics: Any) -> None:
+def wait_ready(analytics: Any) -> None:
+    """Wait until an analytics says on its standard error that it is ready."""
     for line in analytics.stderr:
         if line.strip() == "ready":
             return
@@ -258,10 +259,10 @@ def _ranks(
     mpiexec = [*under, python.parent / "mpiexec", "-n", str(work.ranks)]
     program = [python, "-m", "benchmarks.programs.ranks", *work.arguments(), *system]
     with started([*mpiexec, *program], variables) as simulation:
-        return _last_line(output_of(simulation, TIMEOUT_S))
+        return last_line(output_of(simulation, TIMEOUT_S))
 
 
-def _last_line(output: str) -> dict[str, Any]:
+def last_line(output: str) -> dict[str, Any]:
     """Read the line of JSON that a program prints; Ray and the existing deisa-ray print lines of their own."""
     return json.loads(next(line for line in reversed(output.splitlines()) if line.startswith("{")))
 

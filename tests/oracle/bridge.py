@@ -10,6 +10,7 @@ import logging
 import operator
 import threading
 import weakref
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,9 +23,11 @@ from deisa.ray._handoff.ending import forget, is_orderly_end, program_has_left, 
 from deisa.ray._handoff.fork import OwnProcess
 from deisa.ray._state.dtypes import conversion, same_values, shareable
 from deisa.ray._state.events import BridgeStats
+from deisa.ray._state.feedback import check_key, check_timestep, check_wait
 from deisa.ray._state.halos import local_shape, wrong_shape
 from deisa.ray._state.layout import ArrayDescription, ChunkDescription
 from deisa.ray._state.times import physical_time
+from deisa.ray._state.values import decode_value
 from deisa.ray.bridge import Communicator, _describe, _identity, _on_host
 from deisa.ray.config import OnAnalyticsLost, Settings, disabled_by_environment
 from deisa.ray.errors import (
@@ -36,6 +39,7 @@ from deisa.ray.errors import (
     DeisaError,
     DescriptionError,
     DuplicateChunkError,
+    FeedbackDroppedError,
     ForkedProcessError,
     LayoutError,
     LostError,
@@ -288,6 +292,42 @@ class OracleBridge:
                 step = self._check_timestep(timestep, "advance()")
                 self._note_newest(step, "advance()")
                 self._channel.advance(step)
+
+    def get(
+        self, key: str, timestep: int | None = None, default: Any = None, *, wait: float | None = None
+    ) -> Any:
+        """Return what the analytics has set for a key and a timestep, else `default`."""
+        who = f"bridge {self._id}, get()"
+        check_key(key, who)
+        wait_s = check_wait(wait, timestep, who)
+        step = None if timestep is None else check_timestep(timestep, who)
+        with self._exclusively():
+            if not self._open:
+                raise ClosedError(f"bridge {self._id} is closed; nothing can be asked after close()")
+            if self._alone:
+                return default
+            answer = self._channel.ask(key, step, wait_s, self._question(key, step, waits=wait_s is not None))
+            if answer.dropped:
+                raise FeedbackDroppedError(
+                    f"bridge {self._id} asks for {key!r} at timestep {step}, but the values of that key are no longer "
+                    "kept for it: the analytics keeps the last ones only. Ask earlier, or have it keep more: "
+                    "Deisa(feedback_queue_size=...) counts the values of each key, DEISA_RAY_FEEDBACK_MEMORY_MIB is "
+                    "the memory for all"
+                )
+            values = deque(map(decode_value, answer.values))
+            if not values:
+                return default
+            return values if step is None else values[0]
+        return default  # it goes on alone
+
+    def _question(self, key: str, timestep: int | None, *, waits: bool) -> str:
+        if not waits:
+            return f"bridge {self._id} waits while the analytics sets {key!r} at timestep {timestep}"
+        return (
+            f"bridge {self._id} waits for {key!r} at timestep {timestep}, which the analytics has not set, and it has "
+            "not finished with that timestep: its callbacks take longer, or an array that they look at was not sent "
+            "for it yet (advance() says that nothing more comes)"
+        )
 
     def close(self, timestep: int | None = None) -> None:
         """Say that this rank sends nothing more. What it sent stays with the agent; closing twice is fine."""

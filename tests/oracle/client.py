@@ -31,6 +31,7 @@ from deisa.ray.errors import (
 )
 from tests.oracle.address import other_agents
 from tests.oracle.connection import LAST_RETRY_S, Connection, Patience
+from tests.oracle.feedback import FEEDBACK, QUESTIONS, Answer, FeedbackReader
 from tests.oracle.limits import own_limits
 from tests.oracle.memory import prefer_huge_pages, touch
 from tests.oracle.pages import (
@@ -52,6 +53,7 @@ REFUSAL_S = 2.0  # that the only rank looks for somebody to tell that its descri
 LONGEST_WAIT_S = 0.5  # for a slot, before the rank looks at its connection again
 ANALYTICS_BUSY = "the analytics (slower than the simulation, or keeping arrays alive)"
 PAGES = (SLOT_TABLE, COUNTERS, RING)  # that come along with a start
+FEEDBACK_PAGES = (FEEDBACK, QUESTIONS)  # likewise
 
 
 class RankChannel:
@@ -72,6 +74,7 @@ class RankChannel:
         self.state = SendState()
         self._counters = memoryview(b"")
         self._ring: RingWriter | None = None
+        self._feedback: FeedbackReader | None = None
         self.held_up_s = 0.0
         self._welcomed = False
         self._sent_away = False
@@ -275,9 +278,14 @@ class RankChannel:
         self._started = True
         self._progress = ""
         self._if_lost = start.if_lost
-        if not start.pages:
-            return
-        table, self._counters, ring = self._map_pages(start.pages)
+        if start.pages:
+            self._begin_to_send(start)
+        if start.feedback:
+            page, questions = self._map_pages(start.feedback, FEEDBACK_PAGES)
+            self._feedback = FeedbackReader(page, questions, start.questions)
+
+    def _begin_to_send(self, start: messages.Start) -> None:
+        table, self._counters, ring = self._map_pages(start.pages, PAGES)
         self._ring = RingWriter(ring, start.capacity)
         arrays = []
         for wanted in start.arrays:
@@ -291,15 +299,15 @@ class RankChannel:
             self._provide(self._writers[wanted.name])
         self._arrays = tuple(arrays)
 
-    def _map_pages(self, sizes: Sequence[int]) -> list[memoryview]:
-        received = self._connection.take(len(PAGES))
-        if not len(received) == len(sizes) == len(PAGES):
+    def _map_pages(self, sizes: Sequence[int], pages: Sequence[int]) -> list[memoryview]:
+        received = self._connection.take(len(pages))
+        if not len(received) == len(sizes) == len(pages):
             for descriptor in received:
                 os.close(descriptor)
             raise ProtocolError(
                 "the agent's pages did not all come along; is the limit on open files (ulimit -n) too small?"
             )
-        return [map_page(*page) for page in zip(received, sizes, PAGES, strict=True)]
+        return [map_page(*page) for page in zip(received, sizes, pages, strict=True)]
 
     def declare(self, array: str, writers: Sequence[ChunkWriter], dtype: np.dtype) -> None:
         """Tell the agent the dtype of an array, once, and wait for the slots of its writers here."""
@@ -369,6 +377,24 @@ class RankChannel:
             self.notify()
         self.hear()
 
+    def ask(self, key: str, timestep: int | None, wait_s: float | None, waiting: str) -> Answer:
+        """Return what the analytics has set, which is final; with `wait_s` once it has, or is past the timestep."""
+        self.hear()
+        assert self._feedback is not None
+        feedback, settings = self._feedback, self._settings
+        patience = Patience(settings, settings.send_timeout_s, "DEISA_RAY_SEND_TIMEOUT_S")
+        if wait_s is not None and timestep is not None:
+            patience = Patience(settings, wait_s, "wait=")
+            feedback.begin_wait(key, timestep)
+        while True:
+            wakes = feedback.wakes()
+            answer = feedback.ask(key, timestep, waits=wait_s is not None)
+            if answer is not None:
+                return answer
+            seconds = patience.left(waiting, self._analytics_down)
+            self.receive()
+            feedback.wait(wakes, min(seconds, LONGEST_WAIT_S))
+
     def close(self, stats: BridgeStats) -> None:
         """End in order; what was handed over stays with the agent."""
         if not self._connection.is_open:
@@ -415,5 +441,6 @@ class RankChannel:
         self._writers = {}
         self._arrays = ()
         self._ring = None
+        self._feedback = None
         self._counters = memoryview(b"")
         self.under_way = None

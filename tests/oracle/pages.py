@@ -42,12 +42,14 @@ from deisa.ray._transport.pages import (
     WAKE,
 )
 from deisa.ray.errors import ProtocolError
+from tests.oracle.feedback import FEEDBACK
 
 SLOT_TABLE, COUNTERS, RING = (
     int.from_bytes(magic, sys.byteorder, signed=True)
     for magic in (SLOT_TABLE_MAGIC, ARRIVAL_COUNTERS_MAGIC, SUBMISSION_RING_MAGIC)
 )
 WORD_BYTES = 8
+READ_ONLY = {SLOT_TABLE, FEEDBACK}
 
 
 def map_page(descriptor: int, nbytes: int, magic: int) -> memoryview:
@@ -61,7 +63,7 @@ def map_page(descriptor: int, nbytes: int, magic: int) -> memoryview:
     try:
         if nbytes < HEADER_WORDS * WORD_BYTES:
             raise ProtocolError(f"a page of {nbytes} bytes was announced, which is less than its header")
-        memory = map_segment(descriptor, nbytes, writable=magic != SLOT_TABLE)
+        memory = map_segment(descriptor, nbytes, writable=magic not in READ_ONLY)
     finally:
         os.close(descriptor)
     words = memoryview(memory).cast("q")

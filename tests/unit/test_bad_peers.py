@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TypeGuard
 from unittest import mock
@@ -67,7 +68,7 @@ WORLD_SIZE = 3
 SESSION = f"unit-{os.getpid()}-hostile"
 SLOTS = {"a": 2, "h": 2, "open": 1}
 ANALYTICS = "an id that nobody else knows"
-SLOT, TABLE, COUNTERS, RING = range(4)  # what a rank has mapped
+SLOT, TABLE, COUNTERS, RING, FEEDBACK, QUESTIONS = range(6)  # what a rank has mapped
 ROWS = [whole((4,)) | {"chunk_shape": (2,), "offset": (2 * number,)} for number in GOOD]
 
 
@@ -108,10 +109,10 @@ class Hostile:
                 if isinstance(message, messages.Slots):
                     sizes += message.sizes
                 elif isinstance(message, messages.Start):
-                    sizes += message.pages
+                    sizes += (*message.pages, *message.feedback)
                     self.wanted = {array.name: array for array in message.arrays}
         for number, (descriptor, nbytes) in enumerate(zip(self.descriptors, sizes, strict=True)):
-            self.pages.append(map_words(os.dup(descriptor), nbytes, writable=number != TABLE))
+            self.pages.append(map_words(os.dup(descriptor), nbytes, writable=number not in (TABLE, FEEDBACK)))
         self.ring = RingWriter(self.pages[RING], SLOTS["h"] + SLOTS["open"])
 
     def close(self) -> None:
@@ -406,7 +407,7 @@ def test_descriptors_that_a_peer_sends_along_are_not_kept() -> None:
 WORDS = BORDERS | st.integers(-3, 600) | st.integers(-(2**63), 2**63 - 1)
 PLACES = st.integers(0, 8) | st.integers(0, 511)
 WRITES = st.one_of(
-    st.tuples(st.just("write"), st.sampled_from([SLOT, COUNTERS, RING]), PLACES, WORDS),
+    st.tuples(st.just("write"), st.sampled_from([SLOT, COUNTERS, RING, QUESTIONS]), PLACES, WORDS),
     st.tuples(st.sampled_from(["submit", "block", "move on"]), st.just(RING), REGIONS, TIMESTEPS),
     st.tuples(st.sampled_from(["step", "notify"]), st.just(0), st.just(0), st.just(0)),
 )
@@ -501,15 +502,16 @@ def test_no_rank_changes_the_size_or_the_seals_of_memory_or_writes_to_the_slot_t
                 with pytest.raises(PermissionError):
                     change()
             assert os.fstat(descriptor).st_size == page.nbytes
-        table = here.hostile.descriptors[TABLE]
-        attempts: list[Callable[[], None]] = [
-            lambda: punch_hole(table, mmap.PAGESIZE),
-            lambda: make_writable(here.hostile.pages[TABLE]),
-            lambda: map_again(table),
-        ]
-        for attempt in attempts:
-            with pytest.raises(PermissionError):
-                attempt()
+        for number in (TABLE, FEEDBACK):
+            descriptor, page = here.hostile.descriptors[number], here.hostile.pages[number]
+            attempts: list[Callable[[], None]] = [
+                partial(punch_hole, descriptor, mmap.PAGESIZE),
+                partial(make_writable, page),
+                partial(map_again, descriptor),
+            ]
+            for attempt in attempts:
+                with pytest.raises(PermissionError):
+                    attempt()
         here.step()
         here.end()
 

@@ -250,7 +250,7 @@ def test_a_scalar(agent: Agent) -> None:
 
 def test_an_array_that_nobody_asks_for_is_not_copied(agent: Agent) -> None:
     (bridge,) = agent.bridges({"a": whole((2,)), "unwanted": whole((2**20,))}, slots={"a": 1})
-    assert mappings(agent.settings.session) == 1 + 2 * 3  # the rank's slots, and three pages on either side
+    assert mappings(agent.settings.session) == 1 + 2 * 5  # the rank's slots, and five pages on either side
     assert agent.server._store.segments[0].nbytes == memory.PAGE_BYTES
     for t in range(100):
         bridge.send("unwanted", np.zeros(2**20), t)
@@ -1024,13 +1024,11 @@ def test_no_mapping_is_left() -> None:
         bridge.send("a", np.zeros(4), 0)
         (chunk,) = agent.chunks(agent.wait(StepComplete))
         session = agent.settings.session
-        assert (
-            mappings(session) == 2 + 2 * 3
-        )  # slots: the rank's and the reader's; three pages on either side
+        assert mappings(session) == 2 + 2 * 5  # slots: the rank's and the reader's; five pages on either side
         bridge.close()
         agent.wait(BridgeClosed)
         gc.collect()
-        assert mappings(session) == 1 + 3
+        assert mappings(session) == 1 + 5
     gc.collect()
     assert mappings(session) == 1
     assert chunk.tolist() == [0] * 4  # memory in use stays until it is dropped

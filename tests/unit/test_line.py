@@ -18,7 +18,9 @@ from deisa.ray._state.events import (
     SendersBlocked,
     StepComplete,
 )
+from deisa.ray._state.feedback import Asked, Proposal, Setting, Verdict
 from deisa.ray._state.journal import Handled
+from deisa.ray._state.values import encode_value
 from deisa.ray._transport import messages
 from deisa.ray._transport.line import AnalyticsLine
 from deisa.ray._transport.messages import FrameBuffer, encode
@@ -222,3 +224,48 @@ def test_events_may_be_longer_than_what_a_bridge_said() -> None:
     assert list(FrameBuffer(messages.Events.most_bytes).feed(frame)) == [message]
     with pytest.raises(ProtocolError, match="exceeds the limit"):
         list(FrameBuffer().feed(frame))
+
+
+def test_values_are_proposed_over_the_line() -> None:
+    with running() as agent, listening(agent) as (line, ear):
+        bridge = started(agent, ear)
+        for number, timestep in enumerate((3, 4), 1):
+            line.propose(Proposal(number, Setting("feed", timestep, encode_value(0.5)), number == 1, 1))
+            assert line.verdict(number, PATIENCE_S) == Verdict()
+        line.settle(2, True)
+        assert bridge.get("feed", 4) == 0.5
+        line.propose(Proposal(3, Setting("feed", 3, encode_value(0.7)), True, 2))
+        assert line.verdict(3, PATIENCE_S) == Verdict(Asked(0, 4))
+        line.finish(7)
+        assert bridge.get("feed", 7, "default", wait=PATIENCE_S) == "default"
+        bridge.close()
+
+
+def test_the_answer_to_an_earlier_proposal_is_passed_over() -> None:
+    with running() as agent, listening(agent) as (line, ear):
+        bridge = started(agent, ear)
+        for number in (1, 2):
+            line.propose(Proposal(number, Setting("feed", number, encode_value(number)), True, 0))
+        assert line.verdict(2, PATIENCE_S) == Verdict()
+        assert line.verdict(3, 0.0) is None
+        bridge.close()
+        agent.close()
+        ear.ended.get(timeout=PATIENCE_S)
+        assert line.verdict(3, PATIENCE_S) is None
+
+
+def test_only_the_analytics_may_steer() -> None:
+    with running() as agent, listening(agent) as (_, ear):
+        bridge = started(agent, ear)
+        for message in (
+            messages.Propose(1, "feed", 0, encode_value(1), 1, 0),
+            messages.Settle(1, 1),
+            messages.Finish(9),
+        ):
+            with raw(agent) as peer:
+                peer.sendall(encode(message))
+                (answer,) = FrameBuffer().feed(peer.recv(65536))
+                assert isinstance(answer, messages.Fail)
+                assert "may steer" in answer.text
+        assert bridge.get("feed", 0) is None
+        bridge.close()

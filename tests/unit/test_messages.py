@@ -165,6 +165,11 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "sizes": NATURALS,
     "driver_id": TEXT,
     "consumer": TEXT,
+    "key": TEXT,
+    "value": st.binary(max_size=100),
+    "asked_by": st.none() | INTEGER,
+    "asked": st.none() | INTEGER,
+    "refusal": TEXT,
     "events": st.lists(EVENTS, max_size=3).map(tuple),
     "callbacks": st.integers(0, messages.MAX_CALLBACKS),
 }
@@ -176,7 +181,7 @@ def strategy(cls: type[Message]) -> st.SearchStrategy[Message]:
         fields["regions"] = st.lists(regions(), max_size=3).map(tuple)
     if cls is messages.Start:
         wanted = st.builds(messages.WantedArray, TEXT, NATURALS, *[NATURAL] * 5)
-        fields["pages"] = NATURALS
+        fields["pages"] = fields["feedback"] = NATURALS
         fields["arrays"] = st.lists(wanted, max_size=3).map(tuple)
     if cls is messages.Release:
         released = st.builds(messages.ReleasedStep, TEXT, INTEGER)

@@ -14,6 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deisa.ray._state.events import BridgeClosed, BridgeLost, StepComplete, StepTorn
+from deisa.ray._state.feedback import Proposal, Setting
+from deisa.ray._state.values import encode_value
 from deisa.ray.bridge import Bridge
 from deisa.ray.errors import AnalyticsLostError, DeisaError, TimestepError
 from tests.unit.agent import Agent, new_settings, running, use_client, whole
@@ -59,6 +61,11 @@ ARRAYS = st.sampled_from([*SLOTS, *SLOTS, "unwanted", "none", "unknown", 7])
 STEPS = st.sampled_from([0, 0, 0, 1, 1, 1, 2, -1])  # from the newest timestep
 ODD_STEPS = st.sampled_from([1.5, None, "1", True, np.True_, np.int64(3), 2**63 - 1, 2**63, -(2**63) - 1])
 INDICES = st.sampled_from([None, None, 0, 0, 1, 1, 2, -1, np.int8(1), "0", 0.0, False, (0,), 2**70])
+KEYS = st.sampled_from(["stop", "feed", "Größe"])
+ODD_KEYS = st.sampled_from(["", "never set", "0\0", 7, "x" * 256])
+VALUES = st.sampled_from(
+    [0, 1.5, "text", b"bytes", [1, {"two": 2}], np.arange(6.0).reshape(2, 3), b"x" * 3000]
+)
 FEW_INDICES = st.sampled_from([None, 0, 1])
 TIMES = st.sampled_from([None, None, 0.5, -1.0, 3, np.float32(2.5), np.nan, -np.inf, "1"])
 USUAL = st.one_of(
@@ -67,6 +74,9 @@ USUAL = st.one_of(
     st.tuples(st.just("release")),
     st.tuples(st.just("release")),
     st.tuples(st.just("advance"), STEPS),
+    st.tuples(st.just("get"), KEYS, STEPS, st.just(None)),
+    st.tuples(st.just("set"), KEYS, VALUES, STEPS),
+    st.tuples(st.just("finish"), STEPS),
 )
 UNUSUAL = st.one_of(
     st.tuples(st.just("send"), ARRAYS, st.sampled_from(list(CHUNKS)), STEPS, INDICES, TIMES),
@@ -74,6 +84,8 @@ UNUSUAL = st.one_of(
     st.tuples(st.just("slot"), ARRAYS, STEPS | ODD_STEPS, INDICES),
     st.tuples(st.just("send_slot"), ARRAYS, STEPS, INDICES, TIMES),
     st.tuples(st.just("advance"), ODD_STEPS),
+    st.tuples(st.just("get"), KEYS | ODD_KEYS, STEPS | ODD_STEPS, st.sampled_from([None, 0, 1e-3, -1, "1"])),
+    st.tuples(st.just("settle"), st.booleans()),
 )
 ENDS = st.one_of(
     st.tuples(st.just("close"), st.none() | st.integers(-3, 9)),
@@ -99,6 +111,7 @@ class Simulation:
         self.said = said
         self.outcomes: list[Any] = []
         self._newest = 0
+        self._proposals = 0
         self._halves: set[int] = set()  # chunks handed over for that timestep, as long as one is missing
         self._is_torn = False
         self._complete: list[tuple[str, int]] = []  # and not released yet
@@ -152,6 +165,26 @@ class Simulation:
 
     def _advance(self, step: Any) -> None:
         self.bridge.advance(self._timestep(step))
+
+    def _get(self, key: Any, step: Any, wait: Any) -> Any:
+        value = self.bridge.get(key, self._timestep(step), "default", wait=wait)
+        return value.tolist() if isinstance(value, np.ndarray) else value
+
+    def _set(self, key: str, value: Any, step: int) -> Any:
+        """Set a value in one step, or leave the question closed."""
+        if self._has_agent:
+            self._proposals += 1
+            setting = Setting(key, min(self._newest + step, 2**63 - 1), encode_value(value))
+            return self.agent.server.propose(Proposal(self._proposals, setting, self._proposals % 3 > 0, 0))
+        return None
+
+    def _settle(self, is_accepted: bool) -> None:
+        if self._has_agent:
+            self.agent.server.settle(self._proposals, is_accepted)
+
+    def _finish(self, step: int) -> None:
+        if self._has_agent:
+            self.agent.server.finish(min(self._newest + step, 2**63 - 1))
 
     def _close(self, timestep: int | None) -> None:
         self.bridge.close(timestep)

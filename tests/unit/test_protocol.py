@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from deisa.ray._state import values
-from deisa.ray._transport import messages, pages
+from deisa.ray._state.feedback import MAX_ASKED_KEYS, MAX_KEY_BYTES, MAX_KEYS
+from deisa.ray._transport import feedback, messages, pages
 from deisa.ray._transport.codec import MAX_ITEMS, Natural, Numbers, fields_of
 from deisa.ray._transport.descriptors import MAX_DESCRIPTORS
 from deisa.ray._transport.header import HEADER, header_text
@@ -162,6 +163,8 @@ def test_magic_is_as_the_document_says() -> None:
         ("slot table", f"`{pages.SLOT_TABLE_MAGIC.decode()}`"),
         ("arrival counters", f"`{pages.ARRIVAL_COUNTERS_MAGIC.decode()}`"),
         ("submission ring", f"`{pages.SUBMISSION_RING_MAGIC.decode()}`"),
+        ("feedback page", f"`{feedback.FEEDBACK_MAGIC.decode()}`"),
+        ("questions page", f"`{feedback.QUESTIONS_MAGIC.decode()}`"),
     ]
 
 
@@ -213,8 +216,49 @@ def words(title: str, column: str = "word") -> dict[str, str]:
             words("The arrival counters", "word of the entry"),
             {"whole": pages.COUNTER_WHOLE, "passed": pages.COUNTER_PASSED},
         ),
+        (
+            words("Steering"),
+            {
+                "changes": feedback.CHANGES,
+                "wake": feedback.FEEDBACK_WAKE,
+                "finished": feedback.FINISHED_WITH,
+                "rows": feedback.ROWS,
+                "closed key": feedback.CLOSED_KEY,
+                "closed timestep": feedback.CLOSED_TIMESTEP,
+                "queue size": feedback.QUEUE_SIZE,
+                "values": feedback.VALUES,
+                "first row": feedback.FIRST_ROW,
+                "waited": feedback.WAITED,
+            },
+        ),
+        (
+            words("Steering", "word of the row"),
+            {
+                "hash": feedback.KEY_HASH,
+                "dropped": feedback.KEY_DROPPED,
+                "count": feedback.KEY_COUNT,
+                "length": feedback.KEY_LENGTH,
+                "bytes": feedback.KEY_BYTES,
+                "entries": feedback.KEY_ENTRIES,
+            },
+        ),
+        (
+            words("Steering", "word of the value's entry"),
+            {
+                "timestep": feedback.VALUE_TIMESTEP,
+                "first": feedback.VALUE_FIRST,
+                "length": feedback.VALUE_LENGTH,
+            },
+        ),
+        (
+            words("Steering", "word of the question's entry"),
+            {"hash": feedback.ASKED_HASH, "asked": feedback.ASKED_TIMESTEP},
+        ),
     ],
-    ids=["header", "slot table", "submission ring", "arrival counters", "entry of the arrival counters"],
+    ids=[
+        *("header", "slot table", "submission ring", "arrival counters", "entry of the arrival counters"),
+        *("feedback and questions pages", "row of a key", "entry of a value", "entry of a question"),
+    ],
 )
 def test_words_of_pages_are_as_the_document_says(said: dict[str, str], meant: dict[str, Any]) -> None:
     assert said == {name: str(word) for name, word in meant.items()}
@@ -224,6 +268,12 @@ def test_headers_and_entries_have_the_size_that_the_document_says() -> None:
     assert f"Each page starts with a header of {pages.HEADER_WORDS} words:" in DOCUMENT
     assert f"where the rows or entries start: {pages.HEADER_WORDS} |" in DOCUMENT
     numbers = {1: "one", 2: "two", 3: "three"}
+    assert f"the number of rows, {MAX_KEYS} |" in DOCUMENT
+    assert (
+        f"takes {feedback.KEY_ENTRIES} words and {numbers[feedback.VALUE_WORDS]} for each entry" in DOCUMENT
+    )
+    assert f"A row has {MAX_ASKED_KEYS} entries of {numbers[feedback.ASKED_WORDS]} words" in DOCUMENT
+    assert f"a key (1 to {MAX_KEY_BYTES} bytes" in DOCUMENT
     assert f"has an entry of {numbers[pages.COUNTER_WORDS]} words for each bridge" in DOCUMENT
 
 

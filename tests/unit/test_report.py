@@ -10,7 +10,14 @@ from html.parser import HTMLParser
 import pytest
 
 from deisa.ray._state.events import BridgeStats
-from deisa.ray.report import ArrayFigures, CallbackFigures, ComputationFigures, Report, TriggerFigures
+from deisa.ray.report import (
+    ArrayFigures,
+    CallbackFigures,
+    ComputationFigures,
+    FeedbackFigures,
+    Report,
+    TriggerFigures,
+)
 
 REPORT = Report(
     arrays={"temperature": ArrayFigures(5, 5, 655_360), "pressure": ArrayFigures(3, 1, 393_216)},
@@ -226,4 +233,12 @@ def test_dictionary() -> None:
             "1": {"chunks": 8, "bytes_handed_over": 524_288, "held_up_s": 1.25},
         },
         "bound_bytes": {"a" * 56: 1_048_576, "b" * 56: 2_097_152},
+        "feedback": {"values": 0, "too_late": {}},
     }
+
+
+def test_values_that_were_set_for_the_simulation() -> None:
+    report = replace(NOTHING, feedback=FeedbackFigures(7, {"feed": 2, "stop": 1}))
+    assert "values set  too late\n7                  3" in str(report)
+    assert "too late" not in str(NOTHING)
+    assert json.loads(report.to_json())["feedback"] == {"values": 7, "too_late": {"feed": 2, "stop": 1}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -513,3 +514,58 @@ def test_a_skipped_chunk_is_always_reported(simulation: Simulation, data: st.Dat
     for number in range(len(simulation.subscriptions)):
         expected = simulation.expected(number)
         assert replay.fired[number] == expected[: len(replay.fired[number])]
+
+
+# With which timesteps the analytics has finished.
+
+
+def test_nothing_is_finished_before_the_first_timestep() -> None:
+    assert OneNode("a", on(("a", 1))).timeline.finished == -math.inf
+
+
+def test_a_timestep_is_finished_when_its_callback_has_fired() -> None:
+    node = OneNode("a", on(("a", 1)))
+    node.complete("a", 3)
+    assert node.timeline.finished == 2
+    node.firings()
+    assert node.timeline.finished == 3
+    node.passed("a", 6)
+    assert node.timeline.finished == 5
+
+
+def test_a_timestep_is_finished_when_all_callbacks_have_fired() -> None:
+    node = OneNode("ab", on(("a", 1)), on(("b", 1)))
+    node.complete("a", 3)
+    node.complete("b", 3)
+    node.timeline.next_firing()
+    assert node.timeline.finished == 2
+    node.timeline.next_firing()
+    assert node.timeline.finished == 3
+
+
+def test_with_and_one_array_that_skips_the_timestep_decides() -> None:
+    node = OneNode("ab", on(("a", 1), ("b", 1)))
+    node.complete("a", 3)
+    assert node.timeline.finished == 2
+    node.passed("b", 4)
+    assert node.timeline.finished == 3
+    node.passed("a", 9)
+    assert node.timeline.finished == 8
+
+
+def test_with_or_all_arrays_must_have_passed_it() -> None:
+    node = OneNode("ab", on(("a", 1), ("b", 1), when="OR"))
+    node.complete("a", 3)
+    assert node.timeline.finished == -math.inf
+    node.passed("b", 4)
+    assert node.timeline.finished == 3
+    node.complete("b", 5)
+    node.complete("a", 5)
+    node.firings()
+    assert node.timeline.finished == 5
+
+
+def test_all_is_finished_after_the_end() -> None:
+    node = OneNode("a", on(("a", 1)))
+    node.passed("a", None)
+    assert node.timeline.finished == math.inf

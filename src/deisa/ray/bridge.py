@@ -10,6 +10,7 @@ import operator
 import os
 import threading
 import weakref
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -22,10 +23,12 @@ from deisa.ray._handoff.ending import forget, is_orderly_end, program_has_left, 
 from deisa.ray._handoff.fork import OwnProcess, close_in_children
 from deisa.ray._state.dtypes import conversion, dtype_of, dtype_text, same_values, shareable
 from deisa.ray._state.events import BridgeStats
+from deisa.ray._state.feedback import check_key, check_timestep, check_wait
 from deisa.ray._state.halos import local_shape, wrong_shape
 from deisa.ray._state.labels import plain_coordinate
 from deisa.ray._state.layout import ArrayDescription, ChunkDescription, Shape, describe_arrays
 from deisa.ray._state.times import physical_time
+from deisa.ray._state.values import decode_value
 from deisa.ray.compliance import implements
 from deisa.ray.config import OnAnalyticsLost, Settings, disabled_by_environment
 from deisa.ray.errors import (
@@ -385,6 +388,58 @@ class Bridge:
             client.advance(_FIRST_TIMESTEP)  # refused after `close`, else nothing
         else:
             client.advance(self._check_timestep(timestep, "advance()"))
+
+    def get(
+        self, key: str, timestep: int | None = None, default: Any = None, *, wait: float | None = None
+    ) -> Any:
+        """Return what the analytics has set with ``Deisa.set`` for a key and a timestep, else `default`.
+
+        All bridges of all nodes get the same answer to the same question: if one had its default, the value
+        can no longer be set. That takes no message, and some microseconds. With `wait`, two runs also get
+        the same answers.
+
+        Parameters
+        ----------
+        key : str
+        timestep : int, optional
+            Without it, all values of the key that are kept. What has been set by now depends on
+            the moment, so bridges may see different ones.
+        default : Any
+        wait : float, optional
+            Seconds to wait until the analytics has set the key for the timestep, or has finished with the
+            timestep: every callback has run that can run for it or for an earlier one. Send what they look at
+            first. The bridge's other threads wait as well, as they do in `send`.
+
+        Returns
+        -------
+        Any
+            A new object for each call, with lists for tuples. Without a timestep a `collections.deque` of values
+            in the order of their timesteps.
+
+        Raises
+        ------
+        WaitTimeoutError
+            When the `wait` is over: a default would depend on the moment.
+        FeedbackDroppedError
+            When the analytics has set newer ones since and keeps no more (``feedback_queue_size``).
+        FeedbackError
+            For a key or a timestep that cannot be one.
+        ClosedError, AnalyticsLostError
+            As `send` does.
+
+        Examples
+        --------
+        >>> if bridge.get("stop", timestep=t, default=False, wait=60):  # doctest: +SKIP
+        ...     break
+        """
+        who = f"bridge {self._id}, get()"
+        check_key(key, who)
+        wait_s = check_wait(wait, timestep, who)
+        if timestep is None:
+            queue = self._client.get_queue(key)
+            return default if queue is None else deque(map(decode_value, queue))
+        value = self._client.get(key, check_timestep(timestep, who), wait_s)
+        return default if value is None else decode_value(value)
 
     def close(self, timestep: int | None = None) -> None:
         """Say that this rank sends nothing more. What it sent stays with the agent; closing twice is fine.

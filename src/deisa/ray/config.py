@@ -23,6 +23,8 @@ OnError = Literal["log", "raise"]
 ON_ERROR = get_args(OnError)
 Leftover = Literal["drop", "deliver"]
 LEFTOVER = get_args(Leftover)
+MAX_QUEUE_SIZE = 65_536
+MIN_FEEDBACK_MIB, MAX_FEEDBACK_MIB = 2.0**-8, 2.0**14
 _SWITCH = {
     "1": True,
     "true": True,
@@ -87,6 +89,10 @@ class Settings:
         How often a long wait says what it waits for.
     callback_warn_s : float
         How long a callback runs before a warning says which one, and where it is.
+    feedback_queue_size : int
+        Values that are kept for the simulation of each key that the analytics sets, 1 to 65,536.
+    feedback_memory_mib : float
+        Memory for all such values on each node (MiB). The oldest ones make way.
     threads_per_bundle : int or None
         Threads that one bundle of tasks uses at most; by default as many as CPUs of its node are free
         (with the local engine: one, the caller's).
@@ -109,6 +115,8 @@ class Settings:
     on_error: str = "log"
     warn_every_s: float = 5.0
     callback_warn_s: float = 60.0
+    feedback_queue_size: int = 1024
+    feedback_memory_mib: float = 64.0
     threads_per_bundle: int | None = None
 
     def __post_init__(self) -> None:
@@ -125,6 +133,15 @@ class Settings:
         if self.merge_chunks_beyond < 0:
             raise ConfigurationError(
                 f"merge_chunks_beyond is {self.merge_chunks_beyond}; it must be at least 0"
+            )
+        if not 1 <= self.feedback_queue_size <= MAX_QUEUE_SIZE:
+            raise ConfigurationError(
+                f"feedback_queue_size is {self.feedback_queue_size}; it must lie in 1..{MAX_QUEUE_SIZE}"
+            )
+        if not MIN_FEEDBACK_MIB <= self.feedback_memory_mib <= MAX_FEEDBACK_MIB:
+            raise ConfigurationError(
+                f"feedback_memory_mib is {self.feedback_memory_mib}; it must lie in {MIN_FEEDBACK_MIB:g}.."
+                f"{MAX_FEEDBACK_MIB:g}"
             )
         if not 0 < self.memory_fraction <= 1:
             raise ConfigurationError(f"memory_fraction is {self.memory_fraction}; it must lie in (0, 1]")

@@ -36,6 +36,10 @@
     ├── TaskError (RuntimeError)               a task raised what cannot be carried to the analytics
     │   └── NotPicklableError (TypeError)          something that a task holds or returns cannot be pickled
     ├── UnsupportedValueError (TypeError)      a message cannot carry a value, such as an attribute
+    ├── FeedbackError (ValueError)             what is set for the simulation, or asked of it, makes no sense
+    │   ├── FeedbackTypeError (TypeError)          a key is no text, or a timestep no integer
+    │   ├── FeedbackSizeError (MemoryError)        a value, or the number of keys, exceeds what a node keeps
+    │   └── FeedbackDroppedError (LookupError)     a value was set and is no longer kept
     ├── MemoryBoundError (MemoryError)         the slots would not fit into a node
     ├── KeptArraysError (MemoryError)          every slot holds an array that the analytics keeps
     ├── DescriptorLimitError (OSError)         the bridges of a node take more open files than it may have
@@ -216,6 +220,22 @@ class NotPicklableError(TaskError, TypeError):
 
 class UnsupportedValueError(DeisaError, TypeError):
     """A message cannot carry a value: it is of another type than those that it can be, or too large."""
+
+
+class FeedbackError(DeisaError, ValueError):
+    """What the analytics sets for the simulation, or what a bridge asks of it, makes no sense."""
+
+
+class FeedbackTypeError(FeedbackError, TypeError):
+    """A key is not a text, or a timestep not an integer."""
+
+
+class FeedbackSizeError(FeedbackError, MemoryError):
+    """A value is larger than what a node keeps, or there are too many keys."""
+
+
+class FeedbackDroppedError(FeedbackError, LookupError):
+    """The values of a key are no longer kept for a timestep; one may have been set."""
 
 
 class MemoryBoundError(DeisaError, MemoryError):

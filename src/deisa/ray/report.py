@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from html import escape
 from typing import Any
 
@@ -148,6 +148,22 @@ class ComputationFigures:
 
 
 @dataclass(frozen=True, slots=True)
+class FeedbackFigures:
+    """What the analytics set for the simulation.
+
+    Attributes
+    ----------
+    values : int
+        Values that were set.
+    too_late : mapping of str to int
+        By key, those that were not, since a bridge had its answer already.
+    """
+
+    values: int = 0
+    too_late: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Figures of one run; one that ended in an error has those up to then.
 
@@ -167,6 +183,8 @@ class Report:
         Chunk memory reserved on each node.
     wall_s : float
         From the start of the simulation to the end of the run (seconds); 0 when it did not start.
+    feedback : FeedbackFigures
+        What ``Deisa.set`` has set, and what came too late.
 
     Examples
     --------
@@ -183,6 +201,7 @@ class Report:
     computations: ComputationFigures
     bound_bytes: Mapping[str, int]
     wall_s: float
+    feedback: FeedbackFigures = field(default_factory=FeedbackFigures)
 
     @property
     def timesteps(self) -> dict[str, int]:
@@ -225,6 +244,7 @@ class Report:
             "computations": asdict(self.computations),
             "bridges": {str(bridge_id): asdict(stats) for bridge_id, stats in self.bridges.items()},
             "bound_bytes": dict(self.bound_bytes),
+            "feedback": asdict(self.feedback),
         }
 
     def to_json(self) -> str:
@@ -289,6 +309,9 @@ class Report:
             yield _table(head, [row])
         if self.bridges:
             yield _table(("bridge", "chunks", "handed over", "held up"), self._bridge_rows())
+        if self.feedback.values or self.feedback.too_late:
+            rows = [(self.feedback.values, sum(self.feedback.too_late.values()))]
+            yield _table(("values set", "too late"), rows)
         if self.bound_bytes:
             yield _table(("node", "chunk memory"), self._node_rows())
 

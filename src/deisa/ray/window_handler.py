@@ -68,6 +68,8 @@ class Deisa:
 
     Parameters
     ----------
+    feedback_queue_size : int, optional
+        Values that are kept of each key that `set` sets, 1024 by default; the oldest timestep is dropped first.
     session : str, optional
         Name under which simulation and analytics meet, ``"default"`` unless ``DEISA_RAY_SESSION``
         says otherwise.
@@ -104,6 +106,7 @@ class Deisa:
 
     def __init__(
         self,
+        feedback_queue_size: int | None = None,
         *,
         session: str | None = None,
         engine: EngineName = "ray",
@@ -119,6 +122,7 @@ class Deisa:
         given: dict[str, Any] = {
             "session": session,
             "max_simulation_ahead": max_simulation_ahead,
+            "feedback_queue_size": feedback_queue_size,
             "on_error": on_error,
         }
         settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
@@ -354,6 +358,41 @@ class Deisa:
             )
         return save.writer
 
+    def set(self, key: str, value: Any, timestep: int) -> None:
+        """Set a value that every bridge gets which asks for the key at the timestep, with ``bridge.get``.
+
+        A callback, another thread or the script may call it, before `execute_callbacks` too. The last value that is set
+        for a key and a timestep counts, until a bridge has asked for it. Once one has, the answer is final: setting
+        another value changes nothing, and is warned of once for each key, and counted in the report.
+
+        Parameters
+        ----------
+        key : str
+            1 to 255 bytes of UTF-8; at most 256 different keys in a session.
+        value : None, bool, int, float, complex, str, bytes, list, dict or numpy.ndarray
+            Lists and dicts of these; keys are strings. Bridges get lists for tuples.
+        timestep : int
+            For which the simulation asks. It may be ahead of the analytics by ``max_simulation_ahead`` timesteps and
+            one more, unless it waits for the answer (``wait=``).
+
+        Raises
+        ------
+        FeedbackError, UnsupportedValueError
+            For what cannot be a key, a timestep or a value, or is too large (``DEISA_RAY_FEEDBACK_MEMORY_MIB``).
+        ClosedError
+            After the run.
+
+        Examples
+        --------
+        >>> def stop_when_steady(V):  # doctest: +SKIP
+        ...     if abs(V[-1].dask - V[0].dask).max().compute() < 1e-6:
+        ...         deisa.set("stop", True, timestep=V[-1].t)
+        """
+        self._process.check(repr(self))
+        if self._closed:
+            self._refuse("values can be set until the run has ended")
+        self._session.feedback.set(key, value, timestep)
+
     def execute_callbacks(self) -> Report:
         """Let the simulation start, run the callbacks until every bridge has closed, and say what happened.
 
@@ -477,6 +516,7 @@ class Deisa:
             ),
             bound_bytes=self._session.bound_bytes,
             wall_s=run.wall_s,
+            feedback=self._session.feedback.figures,
         )
 
     def _close_when_unused(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from deisa.ray._graph.leaves import AgentAddress, GroupHere, Handle, StepSlots
 from deisa.ray._graph.scheduler import BundleStats
 from deisa.ray._graph.work import PackedWork, Work, independent, pack_work
 from deisa.ray._state.events import Event
+from deisa.ray._state.feedback import Proposal, Verdict
 from deisa.ray._state.plan import Boxes, StartPlan
 from deisa.ray._state.takeover import NodeSnapshot, Wreck
 from deisa.ray._transport.address import agent_address, this_process
@@ -99,6 +100,18 @@ class LocalAgents:
 
     def follow(self, callbacks: int) -> None:
         """No journal: nobody could read it."""
+
+    def propose(self, proposal: Proposal, nodes: Collection[str]) -> Mapping[str, Verdict]:
+        """Ask whether a value can be set."""
+        return {NODE_ID: self._agent.propose(proposal)}
+
+    def settle(self, number: int, is_accepted: bool, nodes: Collection[str]) -> None:
+        """Say what has become of a proposal."""
+        self._agent.settle(number, is_accepted)
+
+    def finish(self, timestep: int, nodes: Collection[str]) -> None:
+        """Say that a timestep is finished."""
+        self._agent.finish(timestep)
 
     def dismiss(self, error: DeisaError) -> None:
         """Tell the ranks that the run ends."""

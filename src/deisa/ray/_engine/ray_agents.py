@@ -14,7 +14,7 @@ import queue
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -28,6 +28,7 @@ from deisa.ray._engine.ray_losses import explain_loss, why_hung_up
 from deisa.ray._engine.ray_polls import Polls
 from deisa.ray._graph.leaves import AgentAddress
 from deisa.ray._state.events import AgentLost, Event
+from deisa.ray._state.feedback import Proposal, Verdict
 from deisa.ray._state.journal import Journal
 from deisa.ray._state.plan import Boxes, StartPlan
 from deisa.ray._state.presence import in_use, judge_presence
@@ -42,6 +43,8 @@ logger = logging.getLogger("deisa.ray")
 CHECK_HOLDER_S = 0.25  # how often it is asked whether the analytics that has the session has gone
 CLOSE_TIMEOUT_S = 15.0
 POSITIONS_TIMEOUT_S = 5.0
+VERDICT_TIMEOUT_S = 60.0
+MOST_ON_LINE = 2**20  # bytes of a value; a larger one would hold up events
 
 
 class RayAgents:
@@ -329,6 +332,50 @@ class RayAgents:
                 line.release(consumer, node_steps)
             else:
                 self._polls.release(node_id, consumer, node_steps)
+
+    def propose(self, proposal: Proposal, nodes: Collection[str]) -> Mapping[str, Verdict]:
+        """Ask nodes whether a value can be set for the simulation."""
+        line = self._line if self._line_node in nodes else None
+        if len(proposal.setting.value) > MOST_ON_LINE:
+            line = None
+        others = [node_id for node_id in nodes if line is None or node_id != self._line_node]
+        try:
+            if line is not None:
+                line.propose(proposal)
+            verdicts: dict[str, Verdict] = self._ask(
+                others,
+                lambda _, actor: actor.call.remote(self._driver_id, "propose", proposal),
+                VERDICT_TIMEOUT_S,
+            )
+            own = line.verdict(proposal.number, VERDICT_TIMEOUT_S) if line is not None else None
+        except OSError as error:
+            if isinstance(error, DeisaError):
+                raise
+            raise AgentLostError(f"the agent of this host has gone: {error}") from error
+        if line is not None:
+            if own is None:
+                raise AgentLostError("the agent of this host did not answer")
+            verdicts[self._line_node] = own
+        return verdicts
+
+    def settle(self, number: int, is_accepted: bool, nodes: Collection[str]) -> None:
+        """Tell nodes what has become of a proposal."""
+        line = self._line if self._line_node in nodes else None
+        if line is not None:
+            line.settle(number, is_accepted)
+        self._ask(
+            [node_id for node_id in nodes if line is None or node_id != self._line_node],
+            lambda _, actor: actor.call.remote(self._driver_id, "settle", number, is_accepted),
+            VERDICT_TIMEOUT_S,
+        )
+
+    def finish(self, timestep: int, nodes: Collection[str]) -> None:
+        """Tell nodes that a timestep is finished; does not wait."""
+        for node_id in nodes:
+            if self._line is not None and node_id == self._line_node:
+                self._line.finish(timestep)
+            else:
+                self._actors[node_id].call.remote(self._driver_id, "finish", timestep)
 
     def close(self, error: DeisaError | None) -> None:
         """End the session on every node and remove the agents."""

@@ -45,6 +45,14 @@ void let_go(storage *kept);
 extern PyType_Spec chunk_spec, memory_spec;
 PyObject *new_chunk(ClientObject *owner, handoff_chunk *chunk, native_state *state);
 
+/* _native_feedback.c: methods of a client. */
+#define GET_DOC \
+    "get(key, timestep, wait_s, /)\n--\n\nReturn the value of a key at a timestep as bytes, or None; wait_s is None or seconds."
+#define GET_QUEUE_DOC "get_queue(key, /)\n--\n\nReturn all values of a key as bytes, or None."
+
+PyObject *Client_get(ClientObject *self, PyObject *const *args, Py_ssize_t count);
+PyObject *Client_get_queue(ClientObject *self, PyObject *key);
+
 /* Of the rank: _native_client.c; the agent's words: _native_words.c. */
 int client_exec(PyObject *module);
 extern PyMethodDef words_methods[], client_methods[];

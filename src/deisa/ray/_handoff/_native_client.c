@@ -241,6 +241,8 @@ static void Client_dealloc(ClientObject *self)
 static PyMethodDef client_object_methods[] = {
     {"find", (PyCFunction)Client_find, METH_VARARGS, find_doc},
     {"advance", (PyCFunction)Client_advance, METH_O, advance_doc},
+    {"get", (PyCFunction)(void (*)(void))Client_get, METH_FASTCALL, PyDoc_STR(GET_DOC)},
+    {"get_queue", (PyCFunction)Client_get_queue, METH_O, PyDoc_STR(GET_QUEUE_DOC)},
     {"close", (PyCFunction)Client_close, METH_NOARGS, close_doc},
     {"abort", (PyCFunction)Client_abort, METH_O, abort_doc},
     {"close_with_process", (PyCFunction)Client_close_with_process, METH_O, close_with_process_doc},

@@ -73,6 +73,12 @@ static PyObject *words_exchange(PyObject *Py_UNUSED(module), PyObject *const *ar
     return PyLong_FromLongLong(before);
 }
 
+static PyObject *words_fence(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
+{
+    word_fence();
+    Py_RETURN_NONE;
+}
+
 static PyObject *words_wake(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
 {
     Py_buffer view;
@@ -111,6 +117,8 @@ PyMethodDef words_methods[] = {
      PyDoc_STR("store(page, word, value, /)\n--\n\nPublish what has been written before, by a word.")},
     {"exchange", (PyCFunction)(void (*)(void))words_exchange, METH_FASTCALL,
      PyDoc_STR("exchange(page, word, value, /)\n--\n\nStore a word and return what it was, in one step.")},
+    {"fence", words_fence, METH_NOARGS,
+     PyDoc_STR("fence()\n--\n\nHave all that was written before come before all that is read or written later.")},
     {"wake", (PyCFunction)(void (*)(void))words_wake, METH_FASTCALL,
      PyDoc_STR("wake(page, word, /)\n--\n\nChange a word and wake all that wait for it.")},
     {"wait", (PyCFunction)(void (*)(void))words_wait, METH_FASTCALL,

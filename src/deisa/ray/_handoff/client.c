@@ -118,6 +118,10 @@ void client_drop_memory(handoff_client *client)
         memory_release(client->pages[i]);
         client->pages[i] = NULL;
     }
+    memory_release(client->feedback);
+    memory_release(client->questions);
+    client->feedback = client->questions = NULL;
+    client->asked = NULL;
     client->ring = client->notified = NULL;
     client->wanted_count = 0;
     pthread_mutex_unlock(&client->ends);
@@ -213,6 +217,8 @@ static void interrupt(handoff_client *client, const char *reason)
     for (size_t a = 0; a < client->array_count; a++)
         if (client->arrays[a].wanted)
             word_wake(client->arrays[a].table + TABLE_WAKE);
+    if (client->feedback != NULL)
+        word_wake((page_word *)client->feedback->base + FEEDBACK_WAKE);
     pthread_mutex_unlock(&client->ends);
 }
 

@@ -98,6 +98,8 @@ struct handoff_client {
     char ended_why[HANDOFF_TEXT_BYTES];
     placement *placements; /* those that no chunk has taken yet */
     handoff_memory *pages[PAGES];
+    handoff_memory *feedback, *questions; /* pages; NULL where the agent has none */
+    page_word *asked;                     /* this bridge's row on the questions page */
 };
 
 /* client.c: taking turns, and ends. */
@@ -136,6 +138,7 @@ int client_check_chunk(const handoff_chunk *chunk, int64_t timestep, handoff_err
 
 /* receive.c: what the agent says. */
 int client_receive(handoff_client *client, handoff_error *error); /* handle what has come, without waiting */
+int client_hear(handoff_client *client, handoff_error *error); /* the same, where anything has come or failed */
 int client_transmit(handoff_client *client, wire_out *message, handoff_error *error); /* and discard it */
 int client_lost(handoff_client *client, handoff_error *error);
 int client_malformed(const char *message, handoff_error *error);
@@ -144,6 +147,10 @@ int client_malformed(const char *message, handoff_error *error);
 void placement_free(placement *place);
 int client_on_slots(handoff_client *client, wire_in *in, handoff_error *error);
 void client_provide(handoff_client *client); /* give each chunk that waits for it the memory that has come */
+
+/* feedback.c */
+#define FEEDBACK_PAGES 2 /* that come along with a start: feedback page, questions page */
+int client_check_feedback(const handoff_client *client); /* 0 if the pages make sense */
 
 /* start.c */
 void put_limits(wire_out *out);

@@ -151,6 +151,32 @@ int handoff_declare_dtype(handoff_array *array, const char *dtype, handoff_error
 /* Say that nothing older than a timestep will come. */
 int handoff_advance(handoff_client *client, int64_t timestep, handoff_error *error);
 
+/* Steering. A value that the analytics has set: `bytes` as a `value` of docs/protocol.md, to be given back. */
+typedef struct {
+    unsigned char *bytes;
+    size_t length;
+} handoff_answer;
+
+/* Get the value of a key at a timestep: 1 it is there; 0 it is not set, and no bridge will ever get one for this key and
+   timestep; -1 failure. With `wait_s` (seconds, else negative) this waits until the analytics has set it, or has finished with
+   the timestep; when the time is over that is a failure. */
+int handoff_get(handoff_client *client, const char *key, int64_t timestep, double wait_s, handoff_answer *value,
+                handoff_error *error);
+
+/* Get all values of a key that are kept, in the order of their timesteps: 1 there are some; 0 there are none; -1 failure. The
+   array is to be freed with its values. */
+int handoff_get_queue(handoff_client *client, const char *key, handoff_answer **values, size_t *count, handoff_error *error);
+
+void handoff_answer_free(handoff_answer *value);
+void handoff_answers_free(handoff_answer *values, size_t count);
+
+/* Read a plain value: 1 if it is one of that kind, else 0. A truth value is also an integer, and an integer a real number. A
+   text is a copy to be freed, or NULL. */
+int handoff_answer_is_none(const handoff_answer *value);
+int handoff_answer_int(const handoff_answer *value, int64_t *number);
+int handoff_answer_float(const handoff_answer *value, double *number);
+char *handoff_answer_text(const handoff_answer *value);
+
 handoff_stats handoff_get_stats(handoff_client *client);
 
 /* End in order; what was handed over stays with the agent. A second call does nothing. */

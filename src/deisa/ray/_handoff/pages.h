@@ -14,7 +14,12 @@
      when that message has come, follows this rank's in the order of that word, so it reads the value of this rank or of a later
      exchange in the same release sequence, and sees what this rank had published.
    - `wake` is a futex. The agent stores `granted` first, then changes `wake`, then wakes. A rank loads `wake` first, then
-     `granted`, then waits with the value loaded: if the agent came in between, the wait ends at once. */
+     `granted`, then waits with the value loaded: if the agent came in between, the wait ends at once.
+   - The feedback page is changed between two stores of `changes`, which is odd meanwhile. Fences keep what is changed between
+     the stores, and what a rank reads between its two loads of `changes`: if it loads the same even number twice, nothing was
+     changed in between.
+   - "Has a bridge had an answer?" is "am I the last one?" again: a rank notes its question and then looks whether the question
+     is closed, the agent closes it and then looks at the notes, each with a fence in between. At least one sees the other. */
 
 #ifndef DEISA_HANDOFF_PAGES_H
 #define DEISA_HANDOFF_PAGES_H
@@ -65,6 +70,18 @@ static inline void word_store(page_word *word, int64_t value)
 static inline int64_t word_exchange(page_word *word, int64_t value)
 {
     return atomic_exchange_explicit(word, value, memory_order_seq_cst);
+}
+
+/* Have all that was written before come before all that is read later, in one total order of all threads. */
+static inline void word_fence(void)
+{
+    atomic_thread_fence(memory_order_seq_cst);
+}
+
+/* After reading what may have been overwritten meanwhile: the word that says so is read after it. */
+static inline void word_fence_reads(void)
+{
+    atomic_thread_fence(memory_order_acquire);
 }
 
 /* The half of a word that the kernel looks at. */

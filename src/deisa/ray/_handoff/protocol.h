@@ -15,6 +15,12 @@
 #define PAGE_MAGIC_SLOT_TABLE "deisaSLT"
 #define PAGE_MAGIC_ARRIVAL_COUNTERS "deisaCNT"
 #define PAGE_MAGIC_SUBMISSION_RING "deisaRNG"
+#define PAGE_MAGIC_FEEDBACK "deisaFBK"
+#define PAGE_MAGIC_QUESTIONS "deisaQST"
+#define FEEDBACK_MAX_KEYS 256
+#define FEEDBACK_MAX_ASKED_KEYS 512
+#define FEEDBACK_MAX_KEY_BYTES 255
+#define FEEDBACK_MAX_QUEUE_SIZE 65536
 
 /* Codes of messages. */
 enum {
@@ -27,6 +33,9 @@ enum {
     MESSAGE_ATTACH = 7,
     MESSAGE_FOLLOW = 8,
     MESSAGE_RELEASE = 9,
+    MESSAGE_PROPOSE = 10,
+    MESSAGE_SETTLE = 11,
+    MESSAGE_FINISH = 12,
     MESSAGE_PROGRESS = 16,
     MESSAGE_SLOTS = 17,
     MESSAGE_START = 18,
@@ -37,6 +46,7 @@ enum {
     MESSAGE_ATTACHED = 24,
     MESSAGE_JOURNAL = 25,
     MESSAGE_EVENTS = 26,
+    MESSAGE_JUDGED = 27,
 };
 
 /* Tags of values. */
@@ -97,6 +107,49 @@ enum {
     RING_ENTRY_ROWS = 2,
     RING_ENTRY_TIME = 3,
     RING_ENTRY_WORDS = 4,
+};
+
+/* Words of the feedback page. */
+enum {
+    FEEDBACK_CHANGES = 4,
+    FEEDBACK_WAKE = 5,
+    FEEDBACK_FINISHED = 6,
+    FEEDBACK_ROWS = 7,
+    FEEDBACK_CLOSED_KEY = 8,
+    FEEDBACK_CLOSED_TIMESTEP = 9,
+    FEEDBACK_QUEUE_SIZE = 10,
+    FEEDBACK_VALUES = 11,
+    FEEDBACK_FIRST_ROW = 12,
+};
+
+/* Words of a key's row there. */
+enum {
+    KEY_HASH = 0,
+    KEY_DROPPED = 1,
+    KEY_COUNT = 2,
+    KEY_LENGTH = 3,
+    KEY_BYTES = 4,
+    KEY_ENTRIES = 36,
+};
+
+/* Words of a value's entry in such a row. */
+enum {
+    ANSWER_TIMESTEP = 0,
+    ANSWER_FIRST = 1,
+    ANSWER_LENGTH = 2,
+    ANSWER_WORDS = 3,
+};
+
+/* Words of the header of the questions page. */
+enum {
+    QUESTIONS_WAITED = 4,
+};
+
+/* Words of an entry of a bridge's row there. */
+enum {
+    ASKED_HASH = 0,
+    ASKED_TIMESTEP = 1,
+    ASKED_WORDS = 2,
 };
 
 #endif

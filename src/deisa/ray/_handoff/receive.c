@@ -82,24 +82,30 @@ static void on_analytics_up(handoff_client *client)
 
 /* The start. */
 
-static int map_pages(handoff_client *client, const int64_t *sizes, handoff_error *error)
+typedef struct {
+    const char *magic;
+    int writable;
+    handoff_memory **memory; /* where it goes */
+} expected_page;
+
+static int map_pages(handoff_client *client, const expected_page *expected, const int64_t *sizes, size_t count,
+                     handoff_error *error)
 {
-    static const char *const magic[PAGES] = {PAGE_MAGIC_SLOT_TABLE, PAGE_MAGIC_ARRIVAL_COUNTERS,
-                                             PAGE_MAGIC_SUBMISSION_RING};
     int descriptors[PAGES];
-    if (connection_take(&client->agent, descriptors, PAGES) < 0)
+    if (connection_take(&client->agent, descriptors, count) < 0)
         return fail(error, "ProtocolError",
                     "the agent's pages did not all come along; is the limit on open files (ulimit -n) too small?");
-    for (int i = 0; i < PAGES; i++) {
-        if ((client->pages[i] = memory_map(descriptors[i], sizes[i], i > 0, error)) == NULL) {
-            while (++i < PAGES)
+    for (size_t i = 0; i < count; i++) {
+        if ((*expected[i].memory = memory_map(descriptors[i], sizes[i], expected[i].writable, error)) == NULL) {
+            while (++i < count)
                 close(descriptors[i]);
             return -1;
         }
     }
-    for (int i = 0; i < PAGES; i++) {
-        const page_word *words = (const page_word *)client->pages[i]->base;
-        if (client->pages[i]->nbytes < PAGE_HEADER_WORDS * sizeof *words || memcmp(words, magic[i], sizeof *words) != 0 ||
+    for (size_t i = 0; i < count; i++) {
+        const handoff_memory *page = *expected[i].memory;
+        const page_word *words = (const page_word *)page->base;
+        if (page->nbytes < PAGE_HEADER_WORDS * sizeof *words || memcmp(words, expected[i].magic, sizeof *words) != 0 ||
             word_peek(words + PAGE_VERSION) != PAGE_LAYOUT_VERSION)
             return fail(error, "ProtocolError",
                         "a page of the agent's has another layout; install the same deisa-ray on both sides");
@@ -152,8 +158,39 @@ static int get_wanted(handoff_client *client, wire_in *in)
     return 0;
 }
 
+/* The pages for steering, which come last. */
+static int get_feedback(handoff_client *client, wire_in *in, handoff_error *error)
+{
+    const expected_page expected[FEEDBACK_PAGES] = {
+        {PAGE_MAGIC_FEEDBACK, 0, &client->feedback},
+        {PAGE_MAGIC_QUESTIONS, 1, &client->questions},
+    };
+    int64_t sizes[FEEDBACK_PAGES];
+    if (in->at == in->end) /* an agent that has none */
+        return 0;
+    size_t count = wire_get_count(in);
+    if (in->bad || (count != 0 && count != FEEDBACK_PAGES))
+        return client_malformed("Start", error);
+    for (size_t i = 0; i < count; i++)
+        sizes[i] = wire_get_natural(in);
+    int64_t row = wire_get_natural(in);
+    if (in->bad)
+        return client_malformed("Start", error);
+    if (count == 0)
+        return 0;
+    if (map_pages(client, expected, sizes, count, error) < 0)
+        return -1;
+    client->asked = words_of(client->questions, row, ASKED_WORDS * FEEDBACK_MAX_ASKED_KEYS);
+    return client->asked != NULL && client_check_feedback(client) == 0 ? 0 : client_malformed("Start", error);
+}
+
 static int on_start(handoff_client *client, wire_in *in, handoff_error *error)
 {
+    const expected_page expected[PAGES] = {
+        {PAGE_MAGIC_SLOT_TABLE, 0, &client->pages[0]},
+        {PAGE_MAGIC_ARRIVAL_COUNTERS, 1, &client->pages[1]},
+        {PAGE_MAGIC_SUBMISSION_RING, 1, &client->pages[2]},
+    };
     int64_t sizes[PAGES];
     size_t pages = wire_get_count(in);
     if (in->bad || client->started || (pages != 0 && pages != PAGES))
@@ -165,7 +202,7 @@ static int on_start(handoff_client *client, wire_in *in, handoff_error *error)
     if (in->bad || (pages == 0 && wanted > 0))
         return client_malformed("Start", error);
     if (pages > 0) {
-        if (map_pages(client, sizes, error) < 0)
+        if (map_pages(client, expected, sizes, PAGES, error) < 0)
             return -1;
         client->ring = (page_word *)client->pages[2]->base;
         client->notified = (page_word *)client->pages[1]->base + COUNTERS_NOTIFIED;
@@ -178,6 +215,8 @@ static int on_start(handoff_client *client, wire_in *in, handoff_error *error)
             return client_malformed("Start", error);
     if (get_text(in, client->if_lost, sizeof client->if_lost) < 0)
         return client_malformed("Start", error);
+    if (get_feedback(client, in, error) < 0)
+        return -1;
     client->started = 1;
     *client->progress = '\0';
     client_provide(client);
@@ -235,6 +274,13 @@ int client_receive(handoff_client *client, handoff_error *error)
         if (got < 0)
             return client_lost(client, error);
     }
+}
+
+int client_hear(handoff_client *client, handoff_error *error)
+{
+    if (!client->failed && !connection_wait(&client->agent, 0))
+        return 0;
+    return client_receive(client, error);
 }
 
 /* Sending a message, for which the agent may have no room now. */

@@ -28,14 +28,6 @@ static void notify(handoff_client *client)
         connection_send_now(&client->agent, &(wire_out){.data = (unsigned char *)message, .length = sizeof message});
 }
 
-/* Handle what the agent may have said, or its end, without waiting. */
-static int hear(handoff_client *client, handoff_error *error)
-{
-    if (!client->failed && !connection_wait(&client->agent, 0))
-        return 0;
-    return client_receive(client, error);
-}
-
 /* Move on to a timestep, of an array or (NULL) of nothing; whether the agent should be notified of that. */
 static int pass(handoff_client *client, const handoff_array *of, int64_t timestep)
 {
@@ -130,7 +122,7 @@ static int64_t bits_of(double time)
     return isnan(time) ? PAGE_NO_TIME : bits;
 }
 
-/* Hand over what lies in the slot. Nothing fails between here and `hear`: a chunk has been handed over, or it has not. */
+/* Hand over what lies in the slot. Nothing fails between here and `client_hear`: a chunk has been handed over, or it has not. */
 static int submit(handoff_chunk *chunk, int64_t timestep, double time, int should_notify, handoff_error *error)
 {
     handoff_array *array = chunk->array;
@@ -161,7 +153,7 @@ static int submit(handoff_chunk *chunk, int64_t timestep, double time, int shoul
     }
     if (should_notify)
         notify(client);
-    return hear(client, error);
+    return client_hear(client, error);
 }
 
 /* Pass over an array that nobody asks for. */
@@ -172,7 +164,7 @@ static int pass_over(handoff_chunk *chunk, int64_t timestep, handoff_error *erro
         notify(client);
     chunk->sent = timestep;
     chunk->sent_any = 1;
-    return hear(client, error);
+    return client_hear(client, error);
 }
 
 /* A chunk whose array is asked for has its memory, unless its dtype has not been declared. */
@@ -293,7 +285,7 @@ int client_give_slot(handoff_chunk *chunk, int64_t timestep, given_slot *given, 
         if (result == 0 && pass(client, chunk->array, timestep))
             notify(client);
         if (result == 0)
-            result = hear(client, error);
+            result = client_hear(client, error);
         if (result == 0 && !has_slot(chunk))
             result = wait_for_slot(chunk, timestep, error);
         if (result == 0 && (given->at = slot_of(chunk, error)) == NULL)
@@ -328,7 +320,7 @@ int handoff_advance(handoff_client *client, int64_t timestep, handoff_error *err
     if (result == 1 && (result = client_check_timestep(client, NULL, timestep, error)) == 0) {
         if (pass(client, NULL, timestep))
             notify(client);
-        result = hear(client, error);
+        result = client_hear(client, error);
     }
     result = client_settle(client, result, error);
     client_leave(client);

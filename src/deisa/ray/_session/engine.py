@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from deisa.ray._graph.leaves import AgentAddress
 from deisa.ray._graph.scheduler import BundleExecutor
 from deisa.ray._state.events import Event
+from deisa.ray._state.feedback import Proposal, Verdict
 from deisa.ray._state.journal import Journal
 from deisa.ray._state.plan import Boxes, StartPlan
 from deisa.ray._state.takeover import NodeSnapshot, Wreck
@@ -57,6 +58,15 @@ class AgentGroup(Protocol):
 
     def release(self, consumer: str, steps: Mapping[str, Sequence[tuple[str, int]]]) -> None:
         """End leases on (array, timestep) pairs, by node; does not wait."""
+
+    def propose(self, proposal: Proposal, nodes: Collection[str]) -> Mapping[str, Verdict]:
+        """Ask nodes whether a value can be set for the simulation; raises `AgentLostError` if one does not answer."""
+
+    def settle(self, number: int, is_accepted: bool, nodes: Collection[str]) -> None:
+        """Tell nodes what has become of a proposal, and wait until all know; raises as `propose` does."""
+
+    def finish(self, timestep: int, nodes: Collection[str]) -> None:
+        """Tell nodes that no callback can run for a timestep, or one before, any more; does not wait."""
 
     def dismiss(self, error: DeisaError) -> None:
         """Tell the ranks that the run ends; chunks that have arrived stay until `close`. Does not wait."""

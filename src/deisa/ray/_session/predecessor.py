@@ -10,6 +10,7 @@ from deisa.ray._session.engine import AgentGroup
 from deisa.ray._session.registration import Bridges
 from deisa.ray._state import events
 from deisa.ray._state.events import Event
+from deisa.ray._state.feedback import FeedbackState
 from deisa.ray._state.journal import Handled, merge_journals
 from deisa.ray._state.plan import StartPlan
 from deisa.ray._state.takeover import NodeSnapshot, Resumption, find_wreck, resume
@@ -50,6 +51,11 @@ class Predecessor:
     def handled(self) -> tuple[Handled, ...]:
         """What each callback has handled."""
         return merge_journals(node.handled for node in self.nodes.values())
+
+    @property
+    def feedback(self) -> tuple[FeedbackState, ...]:
+        """What each node says of the values that it had set."""
+        return tuple(node.feedback for node in self.nodes.values())
 
     def register(self, bridges: Bridges) -> None:
         """Register the bridges of a session that it had started.

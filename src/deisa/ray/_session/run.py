@@ -20,6 +20,7 @@ from deisa.ray._graph.assemble import ArrayHome
 from deisa.ray._graph.leaves import StepSlots
 from deisa.ray._session.end_request import EndRequest
 from deisa.ray._session.engine import AgentGroup
+from deisa.ray._session.feedback import Feedback
 from deisa.ray._session.leases import Leases
 from deisa.ray._session.registration import EVENTS_TIMEOUT_S, Bridges
 from deisa.ray._session.stalls import Stalls
@@ -60,6 +61,7 @@ class Run:
     timeline : Timeline
     stalls : Stalls
     leases : Leases
+    feedback : Feedback
     journal : Journal or None
         In which it is noted what each callback has handled.
     settings : Settings
@@ -74,6 +76,7 @@ class Run:
         timeline: Timeline,
         stalls: Stalls,
         leases: Leases,
+        feedback: Feedback,
         journal: Journal | None,
         settings: Settings,
         end: EndRequest,
@@ -84,6 +87,7 @@ class Run:
         self._timeline = timeline
         self._stalls = stalls
         self._leases = leases
+        self._feedback = feedback
         self._journal = journal
         self._settings = settings
         self._end = end
@@ -116,8 +120,10 @@ class Run:
                 if self._end.stopped:
                     return
                 self.absorb(self._agents.events(0))
+                self._tell_finished()
                 heard = time.monotonic()
             self._forget()
+            self._tell_finished()
             if self._failure is not None:
                 if not self._gather_stragglers():
                     raise self._failure
@@ -155,6 +161,11 @@ class Run:
             self._journal.note(firing.callback, Handled(firing.timestep, following))
         del windows
         self._forget()
+
+    def _tell_finished(self) -> None:
+        """Tell nodes whose bridges wait for it how far all callbacks have come."""
+        if self._feedback.is_awaited:
+            self._feedback.finish(self._timeline.finished)
 
     def _forget(self) -> None:
         for step in self._timeline.forget():
@@ -207,6 +218,8 @@ class Run:
                 self._stats[bridge_id] = stats
             case events.BridgeLost(bridge_id, last_timestep, reason):
                 raise self._loss(node_id, bridge_id, last_timestep, reason)
+            case events.FeedbackAwaited():
+                self._feedback.await_on(node_id)
             case events.AgentLost(reason):
                 self._bridges.lose_agent(node_id, reason)
 

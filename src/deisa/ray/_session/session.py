@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from deisa.ray._session.end_request import EndRequest
 from deisa.ray._session.engine import AgentGroup
+from deisa.ray._session.feedback import Feedback
 from deisa.ray._session.leases import Leases, Step
 from deisa.ray._session.predecessor import Predecessor, find_predecessor
 from deisa.ray._session.registration import Bridges, wait_registered
@@ -49,6 +50,7 @@ class Session:
     bridges : Bridges
         Those that have registered.
     leases : Leases
+    feedback : Feedback
     bound_bytes : mapping of str to int
         Chunk memory reserved on each node, once started.
     """
@@ -66,6 +68,7 @@ class Session:
         self._run: Run | None = None
         self.bridges = Bridges(settings.session)
         self.leases = Leases(self._release)
+        self.feedback = Feedback(agents, settings)
         self.bound_bytes: Mapping[str, int] = {}
 
     def wait_registered(self) -> dict[str, ArrayLayout] | None:
@@ -110,6 +113,7 @@ class Session:
             Timeline(self._owners, subscriptions, [noted.timestep for noted in handled]),
             Stalls(self._agents, self.leases, counts, self._settings, self._computing),
             self.leases,
+            self.feedback,
             self._open_journal(len(subscriptions), handled),
             self._settings,
             self._end,
@@ -117,12 +121,14 @@ class Session:
         if started_with is not None:
             resumption = self._predecessor.resumption(self._settings.session)
             self._agents.release(CONSUMER, resumption.releases)
+            self.feedback.resume(self.bridges.nodes, self._predecessor.feedback)
             run.absorb(resumption.events)
             return
-        plan, boxes = make_plan(arrays, counts.slots), boxes_by_node(arrays)
-        self.bound_bytes = self._agents.bound_bytes(plan, boxes)
-        announce(arrays, counts.slots, self.bound_bytes)
-        self._agents.start(plan, boxes)
+        with self.feedback.starting(self.bridges.nodes) as feedback:
+            plan, boxes = make_plan(arrays, counts.slots, feedback), boxes_by_node(arrays)
+            self.bound_bytes = self._agents.bound_bytes(plan, boxes)
+            announce(arrays, counts.slots, self.bound_bytes)
+            self._agents.start(plan, boxes)
 
     def _place(self, layout: ArrayLayout) -> PlacedArray:
         return place_array(
@@ -155,7 +161,10 @@ class Session:
         """
         if self._run is None:
             raise RuntimeError("the session has not been started")
-        self._run.deliver(deliver)
+        try:
+            self._run.deliver(deliver)
+        finally:
+            self.feedback.end()
 
     def _release(self, steps: Sequence[Step]) -> None:
         by_node: dict[str, list[Step]] = defaultdict(list)
@@ -188,6 +197,7 @@ class Session:
     def close(self, error: DeisaError) -> None:
         """End the session on every node; ranks that are still there learn `error`."""
         self._end.close()
+        self.feedback.end()
         if self._run is not None:
             self._run.drop_arrays()
         self._agents.close(error)
@@ -198,6 +208,7 @@ class Session:
     def abandon(self, error: DeisaError) -> None:
         """Leave the session to another analytics, with all that has not been handled."""
         self._end.close()
+        self.feedback.end()
         self.leases.stop()
         self._agents.abandon(error)
         if self._run is not None:

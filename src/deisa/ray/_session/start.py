@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from deisa.ray._session.tiling import PlacedArray
+from deisa.ray._state.feedback import FeedbackPlan
 from deisa.ray._state.plan import Boxes, SharedBox, StartPlan
 from deisa.ray._state.timeline import Subscription
 from deisa.ray._transport.limits import human_bytes
 from deisa.ray.errors import WindowError
 
 CONSUMER = "analytics"
+NO_FEEDBACK = FeedbackPlan()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +73,16 @@ def _check_windows(windows: Mapping[str, int], plan: StartPlan) -> None:
             )
 
 
-def make_plan(arrays: Mapping[str, PlacedArray], slots: Mapping[str, int]) -> StartPlan:
+def make_plan(
+    arrays: Mapping[str, PlacedArray], slots: Mapping[str, int], feedback: FeedbackPlan = NO_FEEDBACK
+) -> StartPlan:
     """Say what all agents are to do for these arrays."""
     return StartPlan(
         slots,
         {name: array.layout.dtype for name, array in arrays.items()},
         (CONSUMER,),
         {name: array.tiling for name, array in arrays.items() if array.is_merged},
+        feedback,
     )
 
 

@@ -114,6 +114,11 @@ class BridgeLost:
 
 
 @dataclass(frozen=True, slots=True)
+class FeedbackAwaited:
+    """A bridge of this node has waited for what the analytics sets: it wants to hear of finished timesteps."""
+
+
+@dataclass(frozen=True, slots=True)
 class AgentLost:
     """The node's agent itself no longer answers."""
 
@@ -131,6 +136,7 @@ Event = (
     | BridgeClosed
     | BridgeLost
     | AgentLost
+    | FeedbackAwaited
 )
 
 LASTING = (

@@ -35,7 +35,9 @@ from deisa.ray._state.events import (
     BridgeStats,
     DtypeDeclared,
     Event,
+    FeedbackAwaited,
 )
+from deisa.ray._state.feedback import FeedbackState
 from deisa.ray._state.journal import Handled
 from deisa.ray._state.layout import ArrayDescription
 from deisa.ray._state.newcomers import Run, answer_newcomer
@@ -45,6 +47,7 @@ from deisa.ray._state.takeover import NodeSnapshot
 from deisa.ray.errors import AnalyticsLostError, BridgeIdError, DeisaError, ProtocolError
 
 ENDING_S = 5.0  # that a process may take to end once it has said so, while others wait for it
+NO_FEEDBACK = FeedbackState()
 NOT_STARTED = "the analytics is up but has not called execute_callbacks() yet"
 
 
@@ -97,6 +100,7 @@ class Node:
         self._declared: dict[tuple[int, str], DtypeDeclared] = {}
         self._blocked = BlockedBridges()
         self._progress = NOT_STARTED
+        self._feedback_awaited: tuple[FeedbackAwaited, ...] = ()  # one, once that is so
         self._dismissed: DeisaError | None = None  # what the analytics told the ranks when it ended the run
         self._effects: list[Effect] = []
 
@@ -254,6 +258,12 @@ class Node:
         self.log.append(declared)
         self._effects.append(CreateMemory(bridge_id, array, dtype))
 
+    def await_feedback(self) -> None:
+        """A bridge waits for what the analytics sets, or has waited before."""
+        if not self._feedback_awaited:
+            self._feedback_awaited = (FeedbackAwaited(),)
+            self.log.append(*self._feedback_awaited)
+
     def close(self, bridge_id: int, stats: BridgeStats) -> None:
         """A bridge sends nothing more."""
         self._bridges[bridge_id].closed = True
@@ -376,13 +386,24 @@ class Node:
         if subscriber.presence.follow(driver_id, holder, now):
             self._tell_of_analytics()
 
-    def state_for(self, subscriber: Subscriber, agent_id: str, handled: tuple[Handled, ...]) -> NodeSnapshot:
+    def state_for(
+        self,
+        subscriber: Subscriber,
+        agent_id: str,
+        handled: tuple[Handled, ...],
+        feedback: FeedbackState = NO_FEEDBACK,
+    ) -> NodeSnapshot:
         """What an analytics has to know that has taken over; it has heard all events by that."""
         self._gather()
         joined = tuple(bridge.joined for bridge in self._bridges.values())
-        since = (*self._declared.values(), *self.arrivals.lasting_events, *self._blocked.all())
+        since = (
+            *self._declared.values(),
+            *self.arrivals.lasting_events,
+            *self._blocked.all(),
+            *self._feedback_awaited,
+        )
         self.hear(subscriber)
-        return NodeSnapshot(agent_id, self.plan, joined, self.arrivals.held(), since, handled)
+        return NodeSnapshot(agent_id, self.plan, joined, self.arrivals.held(), since, handled, feedback)
 
     def _mind_subscribers(self, now: float) -> None:
         for subscriber in self.subscribers:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from deisa.ray._state.boxes import Tiling
+from deisa.ray._state.feedback import FeedbackPlan
 from deisa.ray._state.layout import Shape
 
 
@@ -21,6 +22,7 @@ class StartPlan:
     merged: Mapping[str, Tiling] = field(
         default_factory=dict
     )  # how arrays are tiled whose chunks share memory
+    feedback: FeedbackPlan = field(default_factory=FeedbackPlan)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from deisa.ray._state.events import BridgeJoined, BridgeLost, Event, OwnersPassed, StepComplete
+from deisa.ray._state.feedback import FeedbackState
 from deisa.ray._state.journal import NOTHING_HANDLED, Handled, merge_journals
 from deisa.ray._state.naming import missing_bridges
 from deisa.ray._state.plan import StartPlan
@@ -60,6 +61,7 @@ class NodeSnapshot:
         What else has happened since the start.
     handled : tuple of Handled
         The journal, where the last analytics was on this node.
+    feedback : FeedbackState
     """
 
     agent_id: str
@@ -68,6 +70,7 @@ class NodeSnapshot:
     held: dict[str, HeldArray]
     since: tuple[Event, ...]
     handled: tuple[Handled, ...]
+    feedback: FeedbackState = field(default_factory=FeedbackState)
 
 
 @dataclass(frozen=True, slots=True)

@@ -241,6 +241,19 @@ class Timeline:
         return max(0, needed)
 
     @property
+    def finished(self) -> float:
+        """The newest timestep such that no callback can fire for it, or for an older one, any more."""
+        return min(map(self._finished, range(len(self._subscriptions))), default=math.inf)
+
+    def _finished(self, number: int) -> float:
+        subscription = self._subscriptions[number]
+        resolved = [self._arrays[name].resolved for name, _ in subscription.windows]
+        waiting = [*self._candidates[number], *(t for t, n in self._ready if n == number)]
+        # With AND, one array that is resolved and not complete decides; one that is complete makes a candidate.
+        decided = max(resolved) if subscription.when == "AND" else min(resolved)
+        return min(decided, min(waiting, default=math.inf) - 1)
+
+    @property
     def resolved_entirely(self) -> bool:
         """Whether nothing more can become complete and nothing is left to run."""
         return not self._ready and all(array.resolved == math.inf for array in self._arrays.values())

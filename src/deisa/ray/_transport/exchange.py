@@ -24,6 +24,7 @@ from deisa.ray._state.effects import (
     TellProgress,
 )
 from deisa.ray._state.events import AgentLost
+from deisa.ray._state.feedback import Proposal, Setting
 from deisa.ray._state.node import Newcomer, Node
 from deisa.ray._state.plan import Boxes, StartPlan
 from deisa.ray._transport import messages
@@ -115,6 +116,8 @@ class Exchange:
         """Look into every ring."""
         if self._store.counters is not None:
             self._store.counters.begin_look()
+        if self._store.feedback is not None and self._store.feedback.is_waited_for:
+            self._node.await_feedback()
         for bridge_id in self._node.bridges:
             connection = self._rank(bridge_id)
             if connection is not None:
@@ -242,6 +245,8 @@ class Exchange:
                 if all(s.line != connection.number for s in self._node.subscribers):
                     raise ProtocolError("only an analytics that follows its agent may release")
                 self._node.release(consumer, [(step.array, step.timestep) for step in steps])
+            case messages.Propose() | messages.Settle() | messages.Finish():
+                self._steer(connection, message)
             case messages.Abort(reason) if (
                 self._node.bridge_of(connection.number) is not None and self._node.plan is None
             ):
@@ -315,6 +320,28 @@ class Exchange:
             raise ProtocolError("only the analytics itself may follow its agent")
         self._node.connect(subscriber, connection.number, follow.callbacks, listens=follow.listens != 0)
         self._post(connection, *self._store.journal(subscriber.name, follow.callbacks, self._agent_id))
+
+    def _steer(
+        self, connection: Connection, message: messages.Propose | messages.Settle | messages.Finish
+    ) -> None:
+        """Pass on what the analytics of this node says of values for the simulation."""
+        feedback = self._store.feedback
+        if feedback is None or all(s.line != connection.number for s in self._node.subscribers):
+            raise ProtocolError("only an analytics that follows its agent may steer, once it has started")
+        match message:
+            case messages.Propose(number, key, timestep, value, final, last_accepted):
+                setting = Setting(key, timestep, value)
+                verdict = feedback.propose(Proposal(number, setting, bool(final), last_accepted))
+                by, asked = (
+                    (verdict.asked.bridge_id, verdict.asked.timestep) if verdict.asked else (None, None)
+                )
+                self._post(
+                    connection, messages.Judged(number, by, asked, int(verdict.known), verdict.refusal)
+                )
+            case messages.Settle(number, is_accepted):
+                feedback.settle(number, is_accepted=bool(is_accepted))
+            case messages.Finish(timestep):
+                feedback.finish(timestep)
 
     # What the node wants done.
 

@@ -6,10 +6,12 @@ import re
 from pathlib import Path
 
 from deisa.ray._state import values
+from deisa.ray._state.feedback import MAX_ASKED_KEYS, MAX_KEY_BYTES, MAX_KEYS
 from deisa.ray._state.layout import MAX_DIMENSIONS
-from deisa.ray._transport import messages, pages
+from deisa.ray._transport import feedback, messages, pages
 from deisa.ray._transport.codec import MAX_ITEMS
 from deisa.ray._transport.descriptors import MAX_DESCRIPTORS
+from deisa.ray.config import MAX_QUEUE_SIZE
 
 HEADER = Path(__file__).parent.parent / "_handoff" / "protocol.h"
 _FIRST_LINE = (
@@ -32,6 +34,12 @@ def header_text() -> str:
         "PAGE_MAGIC_SLOT_TABLE": _quoted(pages.SLOT_TABLE_MAGIC),
         "PAGE_MAGIC_ARRIVAL_COUNTERS": _quoted(pages.ARRIVAL_COUNTERS_MAGIC),
         "PAGE_MAGIC_SUBMISSION_RING": _quoted(pages.SUBMISSION_RING_MAGIC),
+        "PAGE_MAGIC_FEEDBACK": _quoted(feedback.FEEDBACK_MAGIC),
+        "PAGE_MAGIC_QUESTIONS": _quoted(feedback.QUESTIONS_MAGIC),
+        "FEEDBACK_MAX_KEYS": MAX_KEYS,
+        "FEEDBACK_MAX_ASKED_KEYS": MAX_ASKED_KEYS,
+        "FEEDBACK_MAX_KEY_BYTES": MAX_KEY_BYTES,
+        "FEEDBACK_MAX_QUEUE_SIZE": MAX_QUEUE_SIZE,
     }
     header = {
         "MAGIC": pages.MAGIC,
@@ -56,6 +64,36 @@ def header_text() -> str:
         "TIME": pages.ENTRY_TIME,
         "WORDS": pages.ENTRY_WORDS,
     }
+    feedback_page = {
+        "CHANGES": feedback.CHANGES,
+        "WAKE": feedback.FEEDBACK_WAKE,
+        "FINISHED": feedback.FINISHED_WITH,
+        "ROWS": feedback.ROWS,
+        "CLOSED_KEY": feedback.CLOSED_KEY,
+        "CLOSED_TIMESTEP": feedback.CLOSED_TIMESTEP,
+        "QUEUE_SIZE": feedback.QUEUE_SIZE,
+        "VALUES": feedback.VALUES,
+        "FIRST_ROW": feedback.FIRST_ROW,
+    }
+    key = {
+        "HASH": feedback.KEY_HASH,
+        "DROPPED": feedback.KEY_DROPPED,
+        "COUNT": feedback.KEY_COUNT,
+        "LENGTH": feedback.KEY_LENGTH,
+        "BYTES": feedback.KEY_BYTES,
+        "ENTRIES": feedback.KEY_ENTRIES,
+    }
+    answer = {
+        "TIMESTEP": feedback.VALUE_TIMESTEP,
+        "FIRST": feedback.VALUE_FIRST,
+        "LENGTH": feedback.VALUE_LENGTH,
+        "WORDS": feedback.VALUE_WORDS,
+    }
+    asked = {
+        "HASH": feedback.ASKED_HASH,
+        "TIMESTEP": feedback.ASKED_TIMESTEP,
+        "WORDS": feedback.ASKED_WORDS,
+    }
     codes = {_constant(cls.__name__): code for code, cls in messages.MESSAGES.items()}
     lines = [_FIRST_LINE, "", "#ifndef DEISA_HANDOFF_PROTOCOL_H", "#define DEISA_HANDOFF_PROTOCOL_H", ""]
     lines += [f"#define {name} {value}" for name, value in numbers.items()]
@@ -67,6 +105,11 @@ def header_text() -> str:
     lines += _enum("Words of an entry of the arrival counters.", "ENTRY", entry)
     lines += _enum("Words of the submission ring.", "RING", ring)
     lines += _enum("Words of an entry of the submission ring.", "RING_ENTRY", ring_entry)
+    lines += _enum("Words of the feedback page.", "FEEDBACK", feedback_page)
+    lines += _enum("Words of a key's row there.", "KEY", key)
+    lines += _enum("Words of a value's entry in such a row.", "ANSWER", answer)
+    lines += _enum("Words of the header of the questions page.", "QUESTIONS", {"WAITED": feedback.WAITED})
+    lines += _enum("Words of an entry of a bridge's row there.", "ASKED", asked)
     return "\n".join([*lines, "", "#endif", ""])
 
 

@@ -10,11 +10,13 @@ import os
 import queue
 import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from deisa.ray._handoff.fork import close_in_children
 from deisa.ray._state.events import Event
+from deisa.ray._state.feedback import Asked, Proposal, Verdict
 from deisa.ray._state.journal import WORDS_EACH, Journal
 from deisa.ray._transport import messages
 from deisa.ray._transport.address import check_same_user
@@ -55,6 +57,7 @@ class AnalyticsLine:
         self._closing = False
         self._sending = threading.Lock()
         self._journals: queue.SimpleQueue[tuple[int, int] | None] = queue.SimpleQueue()
+        self._verdicts: queue.SimpleQueue[messages.Judged | None] = queue.SimpleQueue()
         self._receiver: threading.Thread | None = None
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._messages = receive_messages(self._socket, messages.Events.most_bytes)
@@ -102,6 +105,8 @@ class AnalyticsLine:
                         hear(events)
                     case messages.Journal(nbytes, _) if descriptors:
                         self._journals.put((descriptors.pop(0), nbytes))
+                    case messages.Judged():
+                        self._verdicts.put(message)
                     case messages.Fail(_, text):
                         reason = text
                     case _:
@@ -110,6 +115,7 @@ class AnalyticsLine:
             reason = str(error)
         self._messages.close()
         self._journals.put(None)
+        self._verdicts.put(None)
         if not self._closing:
             ended(reason)
 
@@ -133,6 +139,51 @@ class AnalyticsLine:
         """Tell the agent that leases on (array, timestep) pairs have ended, if it is there."""
         with suppress(OSError):  # its memory has gone with it; the receiver says so
             self._send(messages.Release(consumer, tuple(ReleasedStep(*step) for step in steps)))
+
+    def propose(self, proposal: Proposal) -> None:
+        """Ask whether a value can be set; `verdict` has the answer.
+
+        Raises
+        ------
+        OSError
+        """
+        setting = proposal.setting
+        self._send(
+            messages.Propose(
+                proposal.number,
+                setting.key,
+                setting.timestep,
+                setting.value,
+                int(proposal.final),
+                proposal.last_accepted,
+            )
+        )
+
+    def verdict(self, number: int, timeout_s: float) -> Verdict | None:
+        """Wait for what the agent says of a proposal; None where it has gone, or takes longer."""
+        deadline = time.monotonic() + timeout_s
+        with suppress(queue.Empty):
+            while True:  # one of an earlier call that was interrupted may be there
+                judged = self._verdicts.get(timeout=max(0.0, deadline - time.monotonic()))
+                if judged is None:
+                    self._verdicts.put(None)
+                    return None
+                if judged.number == number:
+                    asked = None
+                    if judged.asked_by is not None and judged.asked is not None:
+                        asked = Asked(judged.asked_by, judged.asked)
+                    return Verdict(asked, bool(judged.known), judged.refusal)
+        return None
+
+    def settle(self, number: int, is_accepted: bool) -> None:
+        """Say what has become of a proposal, if the agent is there. It hears that even if this process ends now."""
+        with suppress(OSError):
+            self._send(messages.Settle(number, int(is_accepted)))
+
+    def finish(self, timestep: int) -> None:
+        """Say that a timestep is finished, if the agent is there."""
+        with suppress(OSError):
+            self._send(messages.Finish(timestep))
 
     def _send(self, message: messages.Message) -> None:
         with self._sending:

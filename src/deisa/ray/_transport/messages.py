@@ -23,6 +23,9 @@ them. ``docs/protocol.md`` says what each side may assume.
     ------------------------------         ------------------
     Follow        I am here                Journal        memory for what has been handled
     Release       leases have ended        Events         what has happened
+    Propose       a value, to be set       Judged         whether it can be
+    Settle        whether it is
+    Finish        with a timestep
 """
 
 from __future__ import annotations
@@ -212,6 +215,36 @@ class Release(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class Propose(Message):
+    """The analytics asks whether a value can be set for the simulation; as `_state.feedback.Proposal`."""
+
+    code: ClassVar[int] = 10
+    number: Natural
+    key: str
+    timestep: int
+    value: bytes
+    final: Natural
+    last_accepted: Natural
+
+
+@dataclass(frozen=True, slots=True)
+class Settle(Message):
+    """The value of a proposal counts (1), or does not."""
+
+    code: ClassVar[int] = 11
+    number: Natural
+    accepted: Natural
+
+
+@dataclass(frozen=True, slots=True)
+class Finish(Message):
+    """The analytics has finished with a timestep, and those before."""
+
+    code: ClassVar[int] = 12
+    timestep: int
+
+
+@dataclass(frozen=True, slots=True)
 class Progress(Message):
     """The rank still has to wait, as the text says: before the start, or for a slot."""
 
@@ -242,6 +275,10 @@ class Start(Message):
     arrays : tuple of WantedArray
     if_lost : str
         What may have happened, besides the end of the analytics, if the agent goes without a word; empty for nothing.
+    feedback : tuple of int
+        Bytes of the feedback page and of the questions page, whose descriptors come along behind those of `pages`.
+    questions : int
+        Where the row of this bridge starts on the questions page.
     """
 
     code: ClassVar[int] = 18
@@ -249,6 +286,8 @@ class Start(Message):
     capacity: Natural
     arrays: tuple[WantedArray, ...]
     if_lost: str = ""
+    feedback: tuple[Natural, ...] = ()
+    questions: Natural = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,6 +352,18 @@ class Journal(Message):
     agent_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class Judged(Message):
+    """What the node says of a proposal; as `_state.feedback.Verdict`, with its `asked` in two parts."""
+
+    code: ClassVar[int] = 27
+    number: Natural
+    asked_by: int | None
+    asked: int | None
+    known: Natural
+    refusal: str
+
+
 NumberedEvent = Annotated[
     Event,
     Numbers(
@@ -327,6 +378,7 @@ NumberedEvent = Annotated[
             8: events.BridgeLost,
             9: events.AgentLost,
             10: events.TimesDiffer,
+            11: events.FeedbackAwaited,
         }
     ),
 ]
@@ -345,7 +397,8 @@ MESSAGES: dict[int, type[Message]] = {
     cls.code: cls
     for cls in (
         Hello, DeclareDtype, Notify, Close, Abort, Ending, Attach, Follow, Release,
-        Progress, Slots, Start, Fail, AnalyticsDown, AnalyticsUp, Later, Attached, Journal, Events,
+        Propose, Settle, Finish,
+        Progress, Slots, Start, Fail, AnalyticsDown, AnalyticsUp, Later, Attached, Journal, Events, Judged,
     )
 }  # fmt: skip
 

@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import Any
 
 from deisa.ray._state.events import AgentLost, Event
+from deisa.ray._state.feedback import Proposal, Verdict
 from deisa.ray._state.node import Node
 from deisa.ray._state.plan import Boxes, StartPlan
 from deisa.ray._state.presence import Presence, State
@@ -38,6 +39,7 @@ logger = logging.getLogger("deisa.ray.agent")
 
 CONSUMER = "analytics"
 TICK_S = 0.5
+NO_PAGES = "cannot be set: the session has not been started on this node, or has ended"
 
 
 def yield_to_ranks() -> None:
@@ -99,6 +101,9 @@ class AgentServer:
             "bound_bytes": self.bound_bytes,
             "start": self.start,
             "release": self.release,
+            "propose": self.propose,
+            "settle": self.settle,
+            "finish": self.finish,
             "close": self.close,
         }
         self.closed = threading.Event()
@@ -209,7 +214,7 @@ class AgentServer:
             self._exchange.report_losses()
             self._changed.notify_all()
             handled = self._store.handled(self._subscriber.name)
-            return self._node.state_for(self._subscriber, self.agent_id, handled)
+            return self._node.state_for(self._subscriber, self.agent_id, handled, self._store.feedback_state)
 
     def report_progress(self, text: str) -> None:
         """Pass on what the analytics waits for: to all ranks before the start, then to those that have no slot."""
@@ -246,6 +251,25 @@ class AgentServer:
             if not self.closed.is_set() and self._store.table is not None:  # else the memory has gone
                 self._node.release(consumer, steps)
                 self._exchange.carry_out()
+
+    def propose(self, proposal: Proposal) -> Verdict:
+        """Say whether a value can be set for the simulation; nobody gets an answer to its question until `settle`."""
+        with self._lock:
+            self._check_open()
+            feedback = self._store.feedback
+            return feedback.propose(proposal) if feedback is not None else Verdict(refusal=NO_PAGES)
+
+    def settle(self, number: int, is_accepted: bool) -> None:
+        """Keep the value of a proposal, or drop it."""
+        with self._lock:
+            if self._store.feedback is not None:
+                self._store.feedback.settle(number, is_accepted=is_accepted)
+
+    def finish(self, timestep: int) -> None:
+        """The analytics has finished with a timestep."""
+        with self._lock:
+            if self._store.feedback is not None:
+                self._store.feedback.finish(timestep)
 
     def close(self, error: DeisaError | None = None) -> None:
         """End the session on this node: tell the ranks why, close every socket, free the memory."""

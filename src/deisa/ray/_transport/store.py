@@ -10,11 +10,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from deisa.ray._state.arrivals import NodeArrivals
+from deisa.ray._state.feedback import FeedbackState
 from deisa.ray._state.journal import WORDS_EACH, Handled, Journal
 from deisa.ray._state.layout import ArrayDescription, ChunkDescription, Shape
 from deisa.ray._state.plan import Boxes, StartPlan
 from deisa.ray._transport import messages
 from deisa.ray._transport.descriptor_limit import check_descriptors
+from deisa.ray._transport.feedback import FeedbackPages
 from deisa.ray._transport.limits import MemoryLimit, check_limits
 from deisa.ray._transport.memory import check_fits, create_segment, lay_out, slot_size, within
 from deisa.ray._transport.messages import Message, RegionSpec
@@ -82,6 +84,8 @@ class Store:
         None before `create_pages`.
     rings : dict of int to RingReader
         By bridge.
+    feedback : FeedbackPages or None
+        None before `create_pages`.
     """
 
     def __init__(self, session: str, memory_fraction: float, if_lost: str = "") -> None:
@@ -93,6 +97,7 @@ class Store:
         self.table: SlotTable | None = None
         self.counters: ArrivalCounters | None = None
         self.rings: dict[int, RingReader] = {}
+        self.feedback: FeedbackPages | None = None
         self._journals: dict[str, tuple[Page, int]] = {}  # by consumer, with the number of callbacks
 
     # Bounds.
@@ -215,6 +220,8 @@ class Store:
         self.counters = counters = ArrivalCounters(
             f"{self._prefix}-counters", {name: len(bridges) for name, bridges in owners.items()}
         )
+        self.feedback = feedback = FeedbackPages(self._prefix, plan.feedback, bridges)
+        shared = (feedback.page, feedback.questions)
         for bridge_id in bridges:
             arrays = tuple(
                 messages.WantedArray(
@@ -228,21 +235,33 @@ class Store:
                 )
                 for name, regions in wanted[bridge_id].items()
             )
-            if not arrays:
-                yield bridge_id, (messages.Start((), 0, (), self._if_lost), [])
-                continue
             capacity = sum(len(array.regions) * array.slots for array in arrays)
-            ring = self.rings[bridge_id] = RingReader(f"{self._prefix}-ring", capacity)
-            pages = (table.page, counters.page, ring.page)
-            sizes = tuple(page.nbytes for page in pages)
-            start = messages.Start(sizes, capacity, arrays, self._if_lost)
-            yield bridge_id, (start, [page.descriptor for page in pages])
+            pages: tuple[Page, ...] = ()
+            if arrays:
+                ring = self.rings[bridge_id] = RingReader(f"{self._prefix}-ring", capacity)
+                pages = (table.page, counters.page, ring.page)
+            start = messages.Start(
+                tuple(page.nbytes for page in pages),
+                capacity,
+                arrays,
+                self._if_lost,
+                tuple(page.nbytes for page in shared),
+                feedback.rows[bridge_id],
+            )
+            yield bridge_id, (start, [page.descriptor for page in (*pages, *shared)])
 
     def wake_if_blocked(self, bridge_id: int) -> None:
         """Have a rank that waits for a slot look at its connection."""
         ring = self.rings.get(bridge_id)
         if ring is not None and self.table is not None and ring.is_blocked:
             self.table.wake_all()
+        if self.feedback is not None:
+            self.feedback.wake()
+
+    @property
+    def feedback_state(self) -> FeedbackState:
+        """For an analytics that takes over."""
+        return self.feedback.state if self.feedback is not None else FeedbackState()
 
     # Journals.
 
@@ -276,6 +295,9 @@ class Store:
             pages += [self.table.page, self.counters.page]
         for page in pages:
             page.close()
+        if self.feedback is not None:
+            self.feedback.close()
+            self.feedback = None
         self.segments.clear()
         self.rings.clear()
         self._journals.clear()
