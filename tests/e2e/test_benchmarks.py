@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.mpi, pytest.mark.ray]
 # One for each way in which cases measure, but `slowdown` and `traffic`, which are slow.
 SHARING = ["answer", "harder-callback"]
 APART = [
-    pytest.param(case, marks=pytest.mark.slow) for case in ("memory", "scale")
+    pytest.param(case, marks=pytest.mark.slow) for case in ("memory", "scale", "files")
 ]  # want a cluster to themselves
 
 

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
+import zarr
 
 from tests.support.netns import NamespacedCluster
 from tests.support.patience import PATIENCE_S
@@ -112,3 +114,26 @@ def test_a_mean_moves_next_to_nothing(
     assert [found["mean"] for found in seen] == [2**22 - 0.5 + t for t in range(4)]
     assert share < 0.02
     assert max(bundles) <= 3  # one on each of the two nodes, one to combine
+
+
+@pytest.mark.slow
+def test_every_node_writes_its_own_part(
+    netns_cluster: NamespacedCluster, run_on_nodes: Callable[..., Run], tmp_path: Path
+) -> None:
+    """What is saved does not pass through the analytics: next to nothing crosses the network."""
+
+    def transferred() -> int:
+        return sum(netns_cluster.bytes_sent(node) for node in range(3))
+
+    before, elements = transferred(), 2**21
+    seen, figures = run_on_nodes(f"save:{tmp_path}", ranks_per_node=1, timesteps=3, elements=elements)
+    share = (transferred() - before) / figures["bytes"]
+    assert [found["t"] for found in seen] == [0, 1, 2]
+    group = zarr.open_group(tmp_path / "out.zarr", mode="r")
+    assert group["timestep"][:].tolist() == [0, 1, 2]
+    for t in range(3):
+        whole = np.arange(2.0 * elements) + t
+        np.testing.assert_array_equal(group["x"][t], whole)
+        with h5py.File(tmp_path / f"out-{t}.h5") as file:
+            np.testing.assert_array_equal(file["x"][0], whole)
+    assert share < 0.05

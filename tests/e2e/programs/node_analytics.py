@@ -8,7 +8,7 @@ import numpy as np
 
 from deisa.ray import Deisa
 
-what = sys.argv[1]
+what, *where = sys.argv[1].split(":")
 deisa = Deisa()
 submitted = [0]
 
@@ -19,8 +19,16 @@ def bundles():
     return submitted[0] - before
 
 
+if what == "save":
+    deisa.save("x", f"{where[0]}/out.zarr")
+    deisa.save("x", f"{where[0]}/out-{{timestep}}.h5", virtual=True)
+
+
 @deisa.register("x")
 def compute(x):
+    if what == "save":
+        print(json.dumps({"t": x[-1].t, "bundles": bundles()}), flush=True)
+        return
     now = x[-1].dask
     if what == "mean":
         found = {"mean": now.mean().compute()}
