@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,27 @@ def test_blocks_that_fit_no_chunks(tmp_path: Path, name: str, chunks: Any) -> No
         writer.append(temperature=lazy(timestep, chunks), timestep=timestep)
     writer.append(temperature=lazy(2, (40, 30)), timestep=2)  # other ranks than before
     check(tmp_path / name, [0, 1, 2])
+
+
+@pytest.mark.parametrize("chunks", [CHUNKS, ((17, 17, 6), (30,)), ((1, 39), (7, 23)), ((40,), (4, 8, 8, 10))])
+def test_each_chunk_of_a_store_has_one_writer(chunks: Any) -> None:
+    """A store of Zarr's own in place of a path: it sees every write."""
+    written: Counter[str] = Counter()
+
+    class CountingStore(zarr.storage.MemoryStore):
+        async def set(self, key: str, *args: Any, **kwargs: Any) -> None:
+            written[key] += 1
+            await super().set(key, *args, **kwargs)
+
+    store = CountingStore()
+    writer = Writer(store)
+    for timestep in range(2):
+        writer.append(temperature=lazy(timestep, chunks), timestep=timestep)
+    found = zarr.open_group(store, mode="r")
+    np.testing.assert_array_equal(found["temperature"], [at(0), at(1)])
+    values = {key: count for key, count in written.items() if key.startswith("temperature/c/")}
+    assert len(values) >= 4
+    assert set(values.values()) == {1}
 
 
 @pytest.mark.parametrize("name", SERIES)
