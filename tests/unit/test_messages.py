@@ -285,8 +285,17 @@ def with_chunk(shape: tuple[int, ...], *place: Any, **change: Any) -> messages.H
     return hello(chunks=(ChunkDescription(shape, *place),), **change)
 
 
+def with_labels(dims: Any = ("x",), **change: Any) -> messages.Hello:
+    """A Hello whose chunk has a coordinate, of which something may differ from what is allowed."""
+    coordinate = Coordinate("x", 0, None, None, encode_value(np.arange(4)))
+    chunk = dataclasses.replace(CHUNK, coords=(dataclasses.replace(coordinate, **change),))
+    return hello(dims=dims, chunks=(chunk,))
+
+
 def test_the_plain_hello_is_fine() -> None:
     assert all_of(encode(hello())) == [hello()]
+    assert all_of(encode(with_labels())) == [with_labels()]
+    assert all_of(encode(with_labels(first=3, length=7))) == [with_labels(first=3, length=7)]
 
 
 @pytest.mark.parametrize(
@@ -320,6 +329,23 @@ def test_the_plain_hello_is_fine() -> None:
         hello(global_shape=None),
         with_chunk((4,), (0,), None, global_shape=None),
         with_chunk((4,), (2,), None, grid=(2,)),
+        hello(dims=("x", "y")),
+        hello(dims=("time",)),
+        hello(attrs={str(n): encode_value(bytes(40_000)) for n in range(2)}),
+        with_labels(dims=None),
+        with_labels(dims=("y",), name="y", dimension=1),
+        with_labels(dimension=-1),
+        with_labels(name=""),
+        with_labels(name="timestep"),
+        with_labels(values=encode_value(np.arange(5))),
+        with_labels(values=encode_value(np.zeros((4, 1)))),
+        with_labels(values=encode_value([0, 1, 2, 3])),
+        with_labels(values=encode_value({"start": 0})),
+        with_labels(values=encode_value({"start": 0, "step": "1"})),
+        with_labels(first=4, length=7),
+        with_labels(first=-1, length=7),
+        with_labels(first=0),
+        with_labels(length=4),
     ],
     ids=repr,
 )
