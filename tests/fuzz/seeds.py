@@ -31,6 +31,18 @@ ARRAYS = describe_arrays(
             "dtype": "f8",
         },
         "by offset": [{"chunk_shape": (2,), "global_shape": (4,), "offset": (2 * i,)} for i in range(2)],
+        "with labels": {
+            "chunk_shape": (2, 3),
+            "global_shape": (4, 3),
+            "offset": (2, 0),
+            "dims": ("y", "x"),
+            "coords": {
+                "y": ("y", np.arange(4.0), {"units": "m"}),
+                "x": {"start": 0.5, "step": 2},
+                "name": ("x", ["a", "b", "c"]),
+            },
+            "attrs": {"a": [None, True, 1, 2.5, 1j], "b": {"c": b"bytes", "d": np.datetime64("2020", "s")}},
+        },
         "scalar": {"chunk_shape": (), "global_shape": (), "offset": (), "dtype": "i4"},
         "of nobody": [],
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -129,6 +130,7 @@ def dtype_text(dtype: np.dtype) -> str:
     return described if isinstance(described, str) else repr(described)
 
 
+@lru_cache(maxsize=128)  # messages repeat a few
 def dtype_of(text: str) -> np.dtype:
     """Return the dtype that `dtype_text` has described.
 
