@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from deisa.ray.config import Settings
+from deisa.ray.config import Settings, disabled_by_environment
 from deisa.ray.errors import ConfigurationError
 
 
@@ -105,3 +105,17 @@ def test_variables_that_are_no_settings(
 def test_settings_do_not_change() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Settings().session = "x"  # type: ignore[misc]
+
+
+def test_replays_have_variables_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("deisa.ray.config._warned_of", set())
+    for name in ("", "_ARRAYS", "_TIMESTEPS", "_RANKS", "_TIMESTEP"):
+        monkeypatch.setenv(f"DEISA_RAY_REPLAY{name}", "x")
+    Settings.from_environment()
+    (warning,) = caplog.records
+    assert "DEISA_RAY_REPLAY_TIMESTEP is set" in warning.getMessage()
+    assert "did you mean DEISA_RAY_REPLAY_TIMESTEPS?" in warning.getMessage()
+    assert disabled_by_environment({"DEISA_RAY_REPLAY": "run.zarr"})
+    assert not disabled_by_environment({"DEISA_RAY_REPLAY": ""})

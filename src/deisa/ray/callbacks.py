@@ -138,6 +138,10 @@ class Registrations:
         for number in reversed(earlier[1:]):
             del self._all[number]
 
+    def put_first(self, others: Iterable[Registration]) -> None:
+        """Add callbacks that run before all others."""
+        self._all[:0] = others
+
     def remove(self, callback: Callback) -> None:
         """Remove every registration of a function.
 

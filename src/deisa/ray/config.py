@@ -36,6 +36,7 @@ _SWITCH = {
     "off": False,
     "": False,
 }
+REPLAY = ENVIRONMENT_PREFIX + "REPLAY"
 _warned_of: set[str] = set()
 
 
@@ -179,7 +180,8 @@ class Settings:
 
 def _warn_of_unknown(environment: Mapping[str, str]) -> None:
     """Say once in a process which variables look like settings and are none."""
-    known = [field.name.upper() for field in dataclasses.fields(Settings)] + ["DISABLED"]
+    known = [field.name.upper() for field in dataclasses.fields(Settings)] + ["DISABLED", "REPLAY"]
+    known += [f"REPLAY_{name}" for name in REPLAY_OPTIONS]
     named = {v.removeprefix(ENVIRONMENT_PREFIX) for v in environment if v.startswith(ENVIRONMENT_PREFIX)}
     for name in sorted(named - set(known) - _warned_of):
         if not name.startswith(FOR_TESTS):
@@ -197,10 +199,16 @@ def _warn_of_unknown(environment: Mapping[str, str]) -> None:
 
 
 def disabled_by_environment(environment: Mapping[str, str] | None = None) -> bool:
-    """Whether ``DEISA_RAY_DISABLED`` switches every bridge off."""
-    text = (os.environ if environment is None else environment).get("DEISA_RAY_DISABLED", "0").lower()
+    """Whether ``DEISA_RAY_DISABLED`` switches every bridge off, or ``DEISA_RAY_REPLAY`` takes their place."""
+    environment = os.environ if environment is None else environment
+    text = environment.get("DEISA_RAY_DISABLED", "0").lower()
     if text not in _SWITCH:
         raise ConfigurationError(f"DEISA_RAY_DISABLED={text!r}: use 1 or 0")
+    if environment.get(REPLAY):
+        if REPLAY not in _warned_of:
+            _warned_of.add(REPLAY)
+            logger.warning("%s is set: bridges of this process send nothing", REPLAY)
+        return True
     return _SWITCH[text]
 
 
@@ -219,6 +227,94 @@ def check_scheduling_variable(environment: Mapping[str, str] | None = None) -> N
         raise ConfigError(
             f"DEISA_DISTRIBUTED_SCHEDULING={text!r}: use 1 or 0, or unset it; it changes nothing in this release"
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplaySettings:
+    """What an analytics runs on in place of a simulation.
+
+    Attributes
+    ----------
+    path : str
+        A recording, or a Zarr or NetCDF data set; ``DEISA_RAY_REPLAY``.
+    arrays : tuple of (str, str)
+        The arrays, each with the variable it is read from; empty for all;
+        ``DEISA_RAY_REPLAY_ARRAYS="T=temperature,p"``.
+    start, stop : int or None
+        The first timestep, and the one before which it ends; ``DEISA_RAY_REPLAY_TIMESTEPS="100:200"``.
+    ranks : int
+        How many processes read; ``DEISA_RAY_REPLAY_RANKS``.
+    """
+
+    path: str
+    arrays: tuple[tuple[str, str], ...] = ()
+    start: int | None = None
+    stop: int | None = None
+    ranks: int = 1
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> ReplaySettings | None:
+        """Read ``DEISA_RAY_REPLAY`` and what belongs to it; None where that is not set.
+
+        Raises
+        ------
+        ConfigurationError
+        """
+        environment = os.environ if environment is None else environment
+        path = environment.get(REPLAY)
+        if not path:
+            return None
+        arrays, timesteps, ranks = (environment.get(f"{REPLAY}_{name}", "") for name in REPLAY_OPTIONS)
+        start, stop = _timesteps(timesteps)
+        return cls(
+            path=path if "://" in path else os.path.abspath(os.path.expanduser(path)),
+            arrays=_renamed(arrays),
+            start=start,
+            stop=stop,
+            ranks=_ranks(ranks),
+        )
+
+
+REPLAY_OPTIONS = ("ARRAYS", "TIMESTEPS", "RANKS")
+
+
+def _renamed(text: str) -> tuple[tuple[str, str], ...]:
+    pairs = []
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        name, _, variable = (part.strip() for part in item.partition("="))
+        if not name or ("=" in item and not variable):
+            raise ConfigurationError(
+                f"{REPLAY}_ARRAYS={text!r}: give names, or name=variable, with commas between them, as in "
+                "'T=temperature,pressure'"
+            )
+        pairs.append((name, variable or name))
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        raise ConfigurationError(f"{REPLAY}_ARRAYS={text!r} names an array twice")
+    return tuple(pairs)
+
+
+def _timesteps(text: str) -> tuple[int | None, int | None]:
+    found = re.fullmatch(r"\s*(-?\d+)?\s*:\s*(-?\d+)?\s*", text) if text else None
+    if text and found is None:
+        raise ConfigurationError(
+            f"{REPLAY}_TIMESTEPS={text!r}: give the first timestep and the one before which it ends, as in '100:200', "
+            "'100:' or ':200'"
+        )
+    start, stop = (int(n) if n else None for n in (found.groups() if found else (None, None)))
+    if start is not None and stop is not None and start >= stop:
+        raise ConfigurationError(f"{REPLAY}_TIMESTEPS={text!r} has no timestep in it")
+    return start, stop
+
+
+def _ranks(text: str) -> int:
+    if not text:
+        return 1
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigurationError(
+            f"{REPLAY}_RANKS={text!r}: give the number of processes that read, at least 1"
+        )
+    return int(text)
 
 
 def _socket_path(path: str) -> str:

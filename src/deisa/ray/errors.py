@@ -52,6 +52,7 @@
     │   ├── SaveMismatchError (ValueError)         what is appended is not what is stored, or has no name or timestep
     │   ├── SaveOrderError (ValueError)            the same run has saved a later timestep
     │   └── SaveConflictError                      another process writes to the same path
+    ├── ReplayError (OSError)                  what is to be replayed cannot be read, or has no timesteps
     ├── SessionError (RuntimeError)
     │   ├── SessionInUseError                      another analytics has this session
     │   └── SessionEndedError                      the memory of the chunk is gone with its session
@@ -284,6 +285,10 @@ class SaveOrderError(SaveError, ValueError):
 
 class SaveConflictError(SaveError):
     """Another process writes to the path."""
+
+
+class ReplayError(DeisaError, OSError):
+    """What is to be replayed cannot be read, or is nothing that has timesteps."""
 
 
 class SessionError(DeisaError, RuntimeError):

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Literal, NoReturn, cast
@@ -19,6 +20,8 @@ from deisa.ray._graph._dask import check_kind_of_arrays
 from deisa.ray._graph.running import dask_computes_with
 from deisa.ray._graph.scheduler import BundleScheduler
 from deisa.ray._handoff.fork import OwnProcess
+from deisa.ray._replay.recorder import RecordRequest, place_of
+from deisa.ray._replay.replay import Replay
 from deisa.ray._session.engine import Engine
 from deisa.ray._session.run import Windows
 from deisa.ray._session.session import Session
@@ -35,7 +38,7 @@ from deisa.ray.callbacks import (
     window_specs,
 )
 from deisa.ray.compliance import implements
-from deisa.ray.config import OnError, Settings, check_scheduling_variable
+from deisa.ray.config import OnError, ReplaySettings, Settings, check_scheduling_variable
 from deisa.ray.errors import (
     AnalyticsLostError,
     AnalyticsStoppedError,
@@ -126,9 +129,14 @@ class Deisa:
             "on_error": on_error,
         }
         settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
+        replayed = ReplaySettings.from_environment()
+        self._replay = Replay(replayed) if replayed is not None else None
+        if self._replay is not None:
+            settings = self._replay.settings_for(settings)
         self._settings = settings
         self._process = OwnProcess()
         self._registrations = Registrations()
+        self._records: dict[str, RecordRequest] = {}  # by path
         self._executed = False
         self._runs: str | None = None  # where, and since when
         self._running = False
@@ -148,7 +156,8 @@ class Deisa:
             self._scheduler = BundleScheduler(self._engine.executor)
             if handed_over is None:
                 self._engine.agents.open()
-            self._session = Session(self._engine.agents, settings, self._is_computing)
+            cuts = self._replay.cuts if self._replay is not None else None
+            self._session = Session(self._engine.agents, settings, self._is_computing, cuts)
             atexit.register(self._close_at_exit)
             with _listing:
                 _open[self._place] = self
@@ -393,6 +402,55 @@ class Deisa:
             self._refuse("values can be set until the run has ended")
         self._session.feedback.set(key, value, timestep)
 
+    def record(
+        self,
+        path: str | os.PathLike[str],
+        *windows: Any,
+        trigger: Condition | None = None,
+        following: int = 0,
+        exception_handler: ExceptionHandler | None = None,
+        when: When = "AND",
+    ) -> None:
+        """Keep what is delivered, so that the same script can run on it without the simulation.
+
+        Each complete timestep of an array is kept before callbacks run for it, with its time and labels.
+        ``DEISA_RAY_REPLAY`` runs a script on a recording.
+
+        Parameters
+        ----------
+        path : str or path
+            A folder for a Zarr store, on a file system that all nodes share, or a URL. A recording that is there
+            already goes on.
+        *windows : str, WindowSpec, Window, or a list of these
+            What to keep; by default all arrays that callbacks ask for.
+        trigger, following
+            Keep only the windows of timesteps at which the trigger is true, and so many timesteps after; as
+            `register_callback` has them.
+        exception_handler, when
+            As `register_callback` has them; `when` matters with a trigger only.
+
+        Raises
+        ------
+        RegistrationError, WindowError
+        SaveFormatError
+            When something else is at the path.
+        MissingPackageError
+            When Zarr is not installed.
+
+        Examples
+        --------
+        >>> deisa.record("run.zarr")  # doctest: +SKIP
+        """
+        self._process.check(repr(self))
+        if self._executed or self._closed:
+            self._refuse("record() must be called before execute_callbacks()")
+        place = place_of(path)
+        if self._replay is not None and self._replay.is_at(place):
+            logger.info("%s is not recorded, since it is replayed", place)
+            return
+        specs = window_specs(windows, "record()") if windows else ()
+        self._records[place] = RecordRequest.of(place, specs, trigger, following, exception_handler, when)
+
     def execute_callbacks(self) -> Report:
         """Let the simulation start, run the callbacks until every bridge has closed, and say what happened.
 
@@ -420,6 +478,8 @@ class Deisa:
         try:
             return self._execute(run)
         finally:
+            for request in self._records.values():
+                request.recording.close()
             for registration in self._registrations:
                 if isinstance(registration.callback, Save):
                     registration.callback.writer.close()
@@ -431,9 +491,17 @@ class Deisa:
         with self._closing:
             if self._executed or self._closed:
                 self._refuse("execute_callbacks() runs once")
+            self._registrations.put_first(
+                [
+                    registration
+                    for request in self._records.values()
+                    for registration in request.registrations(self._registrations)
+                ]
+            )
             if not self._registrations:
                 raise NoCallbacksError(
-                    "no callback is registered: call register_callback() before execute_callbacks()"
+                    "no callback is registered: call register_callback() before execute_callbacks(); to record only, "
+                    "name the arrays, as in record(path, 'temperature')"
                 )
             self._executed = True
             self._runs = f"thread {threading.current_thread().name!r}, {this_process()}"
@@ -451,7 +519,8 @@ class Deisa:
         try:
             self._running = True
             try:
-                self._run(run)
+                with self._replaying(run):
+                    self._run(run)
             finally:
                 self._running = False
         except BaseException as error:
@@ -470,6 +539,12 @@ class Deisa:
             self._registrations.clear()
             threading.Thread(target=self._close_when_unused, name="deisa-linger", daemon=True).start()
         return report
+
+    def _replaying(self, run: _Run) -> AbstractContextManager[None]:
+        if self._replay is None:
+            return nullcontext()
+        wanted = {window.name for calls in run.callbacks for window in calls.registration.windows}
+        return self._replay.running(self._settings, wanted, self.close)
 
     def _run(self, run: _Run) -> None:
         layouts = self._session.wait_registered()

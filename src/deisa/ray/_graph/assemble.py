@@ -82,6 +82,12 @@ class ArrayHome:
             yield position, ChunkPlace(agent, region, nbytes, within, shape)
 
 
+def tiling_of(array: da.Array) -> Tiling | None:
+    """How an array of a simulation lies in memory; None for what was computed from one."""
+    layer = array.dask.layers.get(array.name)
+    return layer.home.tiling if isinstance(layer, StepLayer) else None
+
+
 class StepLayer(Layer):
     """The leaves of one timestep of an array, and the slots that they all depend on.
 

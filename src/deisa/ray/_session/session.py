@@ -44,6 +44,8 @@ class Session:
     settings : Settings
     computing : callable
         Whether bundles are under way.
+    cuts : mapping of str to sequence of sequence of int
+        For some arrays, how they are cut into cells besides.
 
     Attributes
     ----------
@@ -56,11 +58,16 @@ class Session:
     """
 
     def __init__(
-        self, agents: AgentGroup, settings: Settings, computing: Callable[[], bool] = lambda: False
+        self,
+        agents: AgentGroup,
+        settings: Settings,
+        computing: Callable[[], bool] = lambda: False,
+        cuts: Mapping[str, Sequence[Sequence[int]]] | None = None,
     ) -> None:
         self._agents = agents
         self._settings = settings
         self._computing = computing
+        self._cuts = cuts or {}
         self._end = EndRequest()
         self._predecessor = Predecessor()
         self._layouts: dict[str, ArrayLayout] = {}
@@ -137,6 +144,7 @@ class Session:
             self._predecessor.plan,
             self._settings.merge_chunks_beyond,
             self._agents.cpus,
+            self._cuts.get(layout.name),
         )
 
     def _open_journal(self, callbacks: int, handled: Sequence[Handled]) -> Journal | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,6 +70,7 @@ def place_array(
     plan: StartPlan | None,
     merge_chunks_beyond: int,
     cpus: Callable[[], Mapping[str, int]],
+    cuts: Sequence[Sequence[int]] | None = None,
 ) -> PlacedArray:
     """Find an array's chunks on their nodes, and decide which of them share memory.
 
@@ -83,13 +84,15 @@ def place_array(
         Chunks of arrays with no more than these stay separate.
     cpus : callable
         The CPUs of each node that bundles may use; not asked where chunks stay separate.
+    cuts : sequence of sequence of int, optional
+        Sizes of cells along each dimension, to which chunks that stay separate are cut besides.
     """
     nodes = tuple(bridges.node_of(chunk.bridge_id) for chunk in layout.chunks)
     regions = tuple(bridges.region(chunk.bridge_id, layout.name, chunk.index) for chunk in layout.chunks)
     if plan is not None:
         tiling = plan.merged.get(layout.name) or separate(layout, nodes)
     elif layout.dtype is None or len(layout.chunks) <= merge_chunks_beyond:
-        tiling = separate(layout, nodes)
+        tiling = separate(layout, nodes, cuts)
     else:
         of_node = cpus()
         tiling = merge(layout, nodes, {node_id: of_node.get(node_id, 1) for node_id in set(nodes)})

@@ -7,13 +7,14 @@ as many chunks as the analytics has CPUs.
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from deisa.ray._state.layout import ArrayLayout, Shape, tile
+from deisa.ray._state.layout import MAX_CELLS, ArrayLayout, Shape, tile
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +48,28 @@ class Tiling:
     cells: np.ndarray
 
 
-def separate(layout: ArrayLayout, nodes: Sequence[str]) -> Tiling:
-    """Give every chunk a box of its own; `nodes` says where each chunk is."""
+def separate(
+    layout: ArrayLayout, nodes: Sequence[str], cuts: Sequence[Sequence[int]] | None = None
+) -> Tiling:
+    """Give every chunk a box of its own.
+
+    Parameters
+    ----------
+    layout : ArrayLayout
+    nodes : sequence of str
+        Where each chunk is.
+    cuts : sequence of sequence of int, optional
+        Sizes of cells along each dimension, to which the boxes are cut besides.
+    """
     boxes = tuple(
         Box(node_id, chunk.offset, chunk.shape, (number,))
         for number, (node_id, chunk) in enumerate(zip(nodes, layout.chunks, strict=True))
     )
-    return Tiling(boxes, layout.cuts, layout.cells)
+    if cuts is None or tuple(map(tuple, cuts)) == layout.cuts:
+        return Tiling(boxes, layout.cuts, layout.cells)
+    edges = [(d, edge) for d, sizes in enumerate(cuts) for edge in itertools.accumulate(sizes)]
+    tiled = tile([(box.offset, box.shape) for box in boxes], layout.shape, MAX_CELLS, edges)
+    return Tiling(boxes, layout.cuts, layout.cells) if tiled is None else Tiling(boxes, *tiled)
 
 
 def merge(layout: ArrayLayout, nodes: Sequence[str], parts: Mapping[str, int]) -> Tiling:

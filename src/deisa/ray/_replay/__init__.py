@@ -1,0 +1,1 @@
+"""Recordings, and running the analytics on them, or on other data sets, in place of a simulation."""
