@@ -30,6 +30,7 @@ from deisa.ray._state.events import (
     SendersBlocked,
     StepComplete,
 )
+from deisa.ray._state.layout import describe_arrays
 from deisa.ray._state.plan import StartPlan
 from deisa.ray._transport import memory, messages, reader
 from deisa.ray._transport import store as chunk_store
@@ -46,6 +47,7 @@ from deisa.ray.errors import (
     MemoryBoundError,
     NoAnalyticsError,
     PeerIdentityError,
+    PhysicalTimeError,
     ProtocolError,
     SessionEndedError,
     SessionInUseError,
@@ -111,6 +113,45 @@ def test_chunks_arrive_as_they_were_sent(agent: Agent) -> None:
         assert (step.array, step.timestep) == ("a", t)
         assert sorted(chunk.flat[0] for chunk in agent.chunks(step)) == [t, 10 + t]
         assert not any(chunk.flags.writeable for chunk in agent.chunks(step))
+
+
+def test_a_timestep_has_the_physical_time_that_it_was_sent_with(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Usual times take no other way than a `send` without one."""
+    (bridge,) = agent.bridges({"a": whole((4,))}, slots={"a": 2})
+    monkeypatch.setattr(Bridge, "_send_unusual", None)
+    for t, time_ in enumerate((None, 0.5, -3, np.float64(1e300))):
+        bridge.send("a", np.full(4, float(t)), t, time=time_)
+        step = agent.wait(StepComplete)
+        assert (step.timestep, step.time) == (t, time_) and (time_ is None or type(step.time) is float)
+        agent.release(("a", t))
+    monkeypatch.undo()
+    for time_ in (np.float32(0.5), np.array(2)):
+        bridge.send("a", np.zeros(4), int(10 * time_), time=time_)
+        assert agent.wait(StepComplete).time == time_
+        agent.release(("a", int(10 * time_)))
+    for wrong in (np.nan, np.inf, 10**400, "1"):
+        with pytest.raises(
+            PhysicalTimeError, match="bridge 0, array 'a', timestep 99: a physical time is a finite"
+        ):
+            bridge.send("a", np.zeros(4), 99, time=wrong)  # type: ignore[arg-type]
+    assert bridge.stats.chunks == 6
+
+
+def test_labels_arrive_as_they_were_described(agent: Agent) -> None:
+    described = whole(
+        (2, 3),
+        dims=("y", "x"),
+        coords={
+            "x": ("x", [1, 2, 3], {"units": "m"}),
+            "name": ("y", ["a", "é"]),
+            "y": {"start": 0.5, "step": 2},
+        },
+        attrs={"units": "K", "nested": {"list": [1, None, True]}},
+    )
+    agent.open_bridge(0, 1, {"a": described, "none": []})
+    assert agent.wait(BridgeJoined).arrays == describe_arrays({"a": described, "none": []})
 
 
 def test_the_caller_may_overwrite_its_buffer(agent: Agent) -> None:

@@ -107,6 +107,22 @@ static int hand_over(ChunkObject *self, PyObject *array, int64_t timestep, doubl
     return -1;
 }
 
+/* Whether an object is a finite number of the usual kinds, NumPy's 64-bit one among them; never an exception. */
+static int is_time(PyObject *given, double *time)
+{
+    if (PyFloat_Check(given))
+        *time = PyFloat_AS_DOUBLE(given);
+    else if (PyLong_CheckExact(given))
+        *time = PyLong_AsDouble(given);
+    else
+        return 0;
+    if (*time == -1 && PyErr_Occurred()) {
+        PyErr_Clear();
+        return 0;
+    }
+    return isfinite(*time);
+}
+
 PyDoc_STRVAR(send_doc, "send(chunk, timestep, time, /)\n--\n\n"
                        "Hand a chunk over. False: nothing has been done, because it is not exactly what was described.");
 
@@ -115,8 +131,8 @@ static PyObject *Chunk_send(ChunkObject *self, PyObject *const *args, Py_ssize_t
     int overflow;
     if (count != 3 || !PyLong_CheckExact(args[1]))
         Py_RETURN_FALSE;
-    double time = args[2] == Py_None ? HANDOFF_NO_TIME : PyFloat_CheckExact(args[2]) ? PyFloat_AS_DOUBLE(args[2]) : HUGE_VAL;
-    if (args[2] != Py_None && !isfinite(time))
+    double time = HANDOFF_NO_TIME;
+    if (args[2] != Py_None && !is_time(args[2], &time))
         Py_RETURN_FALSE;
     long long timestep = PyLong_AsLongLongAndOverflow(args[1], &overflow);
     int is_lent = self->lent != NULL && args[0] == self->lent && self->lent != Py_None;
