@@ -14,12 +14,14 @@ from typing import Any
 import dask
 import dask.array as da
 import h5py
+import icechunk
 import numpy as np
 import pytest
 import xarray as xr
 import zarr
 
-from deisa.ray._files.fields import plain
+from deisa.ray._files.coordinates import encoded
+from deisa.ray._files.fields import Field, plain
 from deisa.ray.errors import (
     SaveConflictError,
     SaveError,
@@ -111,13 +113,28 @@ def test_a_series_has_labels_coordinates_and_times(tmp_path: Path, name: str) ->
     np.testing.assert_allclose(found.total, [at(t).sum() for t in (0, 10, 20)])
 
 
+@pytest.mark.parametrize(
+    ("values", "numbers", "units"),
+    [
+        (np.array(["1970-01-03", "9999-01-01"], "M8[D]"), [2, 2932532], "days since 1970-01-01"),
+        (np.array(["1971", "1970"], "M8[Y]"), [365, 0], "days since 1970-01-01"),
+        (np.array([1, 90], "m8[s]"), [1, 90], "seconds"),
+        (np.array([1, 90], "m8[ps]"), [0, 0], "nanoseconds"),
+    ],
+)
+def test_dates_are_numbers_in_their_own_unit(values: np.ndarray, numbers: list[int], units: str) -> None:
+    found = encoded(Field("t", ("t",), values))
+    assert found.data.tolist() == numbers
+    assert found.attrs["units"] == units
+
+
 @pytest.mark.parametrize("name", SERIES)
 def test_dates_and_texts_are_coordinates_too(tmp_path: Path, name: str) -> None:
     rows = 3
     coords: dict[str, Any] = {
-        "day": np.array(["2001-01-01", "2199-12-31", "NaT"], "M8[D]"),
+        "day": np.array(["2001-01-01", "2199-12-31", "NaT"], "M8[ns]"),
         "moment": np.array(["2001-01-01T00:00:00.000000001"] * rows, "M8[ns]"),
-        "wait": np.array([1, 90, 3], "m8[s]"),
+        "wait": np.array([1, 90, 3], "m8[s]").astype("m8[ns]"),
         "site": np.array(["A", "Zürich", ""]),
     }
     for run in range(2):
@@ -225,6 +242,29 @@ def test_each_chunk_of_a_store_has_one_writer(chunks: Any, monkeypatch: pytest.M
     np.testing.assert_array_equal(found["temperature"], [at(0), at(1)])
     assert len(writers) == found["temperature"].nchunks >= 4
     assert set(writers.values()) == {1}
+
+
+def test_a_store_with_transactions(tmp_path: Path) -> None:
+    repository = icechunk.Repository.create(icechunk.local_filesystem_storage(str(tmp_path)))
+
+    def append(timestep: int) -> Any:
+        session = repository.writable_session("main")
+        Writer(session.store).append(temperature=lazy(timestep, ((17, 17, 6), 30)), timestep=timestep)
+        return session
+
+    def stored() -> list[int]:
+        found = zarr.open_group(repository.readonly_session("main").store, mode="r")
+        for index, timestep in enumerate(found["timestep"]):
+            np.testing.assert_array_equal(found["temperature"][index], at(timestep))
+        return found["timestep"][:].tolist()
+
+    for timestep in (0, 1, 2):
+        append(timestep).commit(f"timestep {timestep}")
+    append(3)  # killed before it commits
+    assert stored() == [0, 1, 2]
+    append(1).commit("from a checkpoint")
+    append(4).commit("timestep 4")
+    assert stored() == [0, 1, 4]
 
 
 @pytest.mark.parametrize("name", SERIES)

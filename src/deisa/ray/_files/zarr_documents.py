@@ -37,6 +37,11 @@ class Store:
         self._sync = package("zarr.core.sync", "a Zarr store").sync
         self._buffer = package("zarr.core.buffer", "a Zarr store").default_buffer_prototype()
 
+    @property
+    def has_transactions(self) -> bool:
+        """Whether nobody sees what is written until it is committed: such stores want no consolidated metadata."""
+        return not getattr(self.store, "supports_consolidated_metadata", True)
+
     def get(self, key: str) -> bytes | None:
         """Return what is stored under a key."""
         found = self._sync(self.store.get(key, self._buffer))

@@ -6,6 +6,9 @@ Each array has a dimension ``time`` in front of its own. What changes at a times
 2. The coordinates ``timestep`` and ``time``, likewise.
 3. The length, in the documents of the arrays, and at last in that of the group (`zarr_documents`).
 
+A store with transactions, such as Icechunk's, takes no values behind the end: there the length comes first, and the
+user commits.
+
 A process that is killed anywhere in between leaves the timesteps that were there before. The next one that opens the
 series writes the same places again.
 """
@@ -122,8 +125,12 @@ class ZarrSeries:
         check_coords(self._where, self._coords, step.coords)
         if index < len(self.progress.stored):
             self._shrink(index)
-        self._write(step, index)
-        self._commit(index + 1)
+        if self._store.has_transactions:
+            self._commit(index + 1)
+            self._write(step, index)
+        else:
+            self._write(step, index)
+            self._commit(index + 1)
         self.progress.note(index, step.timestep)
 
     # What there is.
@@ -201,6 +208,8 @@ class ZarrSeries:
         before = len(self.progress.stored)
         self.progress.warn(length)
         self._check_alone()
+        if self._store.has_transactions:
+            self._drop_values(length, before)
         shrunk = {
             name: with_length(document, length) if _grows(document) else document
             for name, document in self._arrays.items()
@@ -211,7 +220,8 @@ class ZarrSeries:
                 self._store.put(f"{name}/{NAME}", document)
         self._arrays = shrunk
         self.progress.drop(length)
-        self._drop_values(length, before)
+        if not self._store.has_transactions:
+            self._drop_values(length, before)
 
     def _drop_values(self, start: int, stop: int) -> None:
         """Remove the values of timesteps that are no longer told of."""
