@@ -87,6 +87,24 @@ def test_the_timesteps_that_a_data_set_names(tmp_path: Path) -> None:
     assert np.array_equal(whole(source, "temperature", 35), VALUES[3])
 
 
+@pytest.mark.parametrize("each", [1, 4], ids=["one timestep each", "some"])
+def test_many_files(tmp_path: Path, each: int) -> None:
+    found = dataset(timestep=("time", np.arange(8, 14)))[["temperature"]]
+    for start in range(0, 6, each):
+        part = found.isel(time=start if each == 1 else slice(start, start + each))
+        part.to_netcdf(
+            tmp_path / f"out-{8 + start}.nc", encoding={"time": {"units": "hours since 2001-01-01"}}
+        )
+    source = opened(tmp_path / "out-*.nc")
+    assert list(source.arrays) == ["temperature"]
+    assert source.timesteps == list(range(8, 14))
+    for timestep in (8, 13, 10):
+        assert np.array_equal(whole(source, "temperature", timestep), VALUES[timestep - 8])
+    assert source.arrays["temperature"].time_at(9) == 6.0
+    with pytest.raises(ReplayError, match=r"no-\*\.nc is to be replayed, but there is no such file"):
+        opened(tmp_path / "no-*.nc")
+
+
 def test_arrays_are_chosen_and_renamed(tmp_path: Path) -> None:
     write(dataset(), tmp_path / "d.zarr")
     source = opened(tmp_path / "d.zarr", arrays=(("T", "temperature"),))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from deisa.ray._files.packages import package
@@ -161,8 +161,9 @@ class RecordRequest:
         """The callbacks that keep it: one for each array, or, with a trigger, one for all."""
         if self.trigger is not None:
             return [self._registration(self.windows)]
-        asked = self.windows or [window for other in others for window in other.windows]
-        names = dict.fromkeys(window.name for window in asked)
+        if self.windows:
+            return [self._registration((replace(window, window_size=1),)) for window in self.windows]
+        names = dict.fromkeys(window.name for other in others for window in other.windows)
         return [self._registration((WindowSpec(name),)) for name in names]
 
     def _registration(self, windows: tuple[WindowSpec, ...]) -> Registration:

@@ -12,16 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from deisa.ray._files.packages import package
 from deisa.ray._replay.blocks import Block, Blocks
+from deisa.ray._replay.datasets import TIME, TIMESTEP, check_exists, is_zarr, open_dataset, open_group
 from deisa.ray._replay.recorded import RecordedArrays, group_of
 from deisa.ray.config import ReplaySettings
 from deisa.ray.errors import ReplayError
-from deisa.ray.labels import import_xarray
 
 logger = logging.getLogger("deisa.ray")
 
-TIME, TIMESTEP = "time", "timestep"
 READ_AT_ONCE_BYTES = 64 * 2**20  # of the timesteps that lie in one chunk of the file
 _NUMBERS = "biufc"
 
@@ -147,14 +145,13 @@ def open_source(settings: ReplaySettings) -> Source:
     ReplayError
     """
     path = settings.path
-    if "://" not in path and not os.path.exists(path):
-        raise ReplayError(f"{path} is to be replayed, but there is no such file or folder")
-    recorded = RecordedArrays.from_attributes(dict(_group(path).attrs), path) if _is_zarr(path) else None
+    check_exists(path)
+    recorded = RecordedArrays.from_attributes(dict(open_group(path).attrs), path) if is_zarr(path) else None
     if recorded is not None:
         found = {name: _recorded_array(path, name, blocks) for name, blocks in recorded.arrays.items()}
         arrays = {name: array for name, array in found.items() if array is not None}
     else:
-        arrays = _arrays_of(_open(path), path)
+        arrays = _arrays_of(open_dataset(path), path)
     chosen = _choose(arrays, settings)
     if not any(array.steps for array in chosen.values()):
         raise ReplayError(f"{path}: there is no timestep to replay, {_range(settings, arrays)}")
@@ -199,42 +196,18 @@ def _labels(values: np.ndarray) -> np.ndarray:
 # Recordings.
 
 
-def _is_zarr(path: str) -> bool:
-    return "://" in path or os.path.isdir(path)
-
-
 def _recorded_array(path: str, name: str, blocks: Blocks) -> SourceArray | None:
     """An array of a recording; None where the recording ended before its first timestep."""
     group = f"{path}/{group_of(name)}"
     if "://" not in path and not os.path.exists(group):
         return None
-    dataset = _open(group, mask_and_scale=False)
+    dataset = open_dataset(group, mask_and_scale=False)
     if name not in dataset:
         return None
     return _array_of(dataset, name, TIME, blocks)
 
 
 # Data sets.
-
-
-def _group(path: str) -> Any:
-    zarr = package("zarr", "a replay of a Zarr store")
-    try:
-        return zarr.open_group(path, mode="r")
-    except Exception as error:
-        raise ReplayError(f"{path} cannot be read as Zarr: {type(error).__name__}: {error}") from error
-
-
-def _open(path: str, **options: Any) -> Any:
-    xarray = import_xarray()
-    try:
-        if _is_zarr(path):
-            # Where a series grows, or its writer was killed, its arrays agree in the consolidated document only.
-            consolidated = _group(path).metadata.consolidated_metadata is not None
-            options |= {"chunks": None, "engine": "zarr", "consolidated": consolidated}
-        return xarray.open_dataset(path, decode_times=False, **options)
-    except Exception as error:
-        raise ReplayError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
 
 
 def _arrays_of(dataset: Any, path: str) -> dict[str, SourceArray]:
