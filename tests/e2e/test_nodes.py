@@ -28,7 +28,15 @@ Run = tuple[list[dict[str, Any]], dict[str, Any]]
 def run_on_nodes(netns_cluster: NamespacedCluster, session_name: str) -> Callable[..., Run]:
     """Runs ranks on nodes 1 and 2 and node_analytics.py on node 0; returns what that printed."""
 
-    def run(what: str, *, ranks_per_node: int, timesteps: int, elements: int, **settings: object) -> Run:
+    def run(
+        what: str,
+        *,
+        ranks_per_node: int,
+        timesteps: int,
+        elements: int,
+        printed: list[str] | None = None,
+        **settings: object,
+    ) -> Run:
         settings = {"session": session_name} | settings
         env = {f"DEISA_RAY_{name.upper()}": str(value) for name, value in settings.items()}
         env["PYTHONPATH"] = ""
@@ -41,7 +49,7 @@ def run_on_nodes(netns_cluster: NamespacedCluster, session_name: str) -> Callabl
                     sys.executable,
                     str(PROGRAMS / "rank.py"),
                     *map(str, (rank, size, timesteps, elements)),
-                    "close",
+                    "close" if printed is None else "steered",
                 ],
                 env,
             )
@@ -49,8 +57,10 @@ def run_on_nodes(netns_cluster: NamespacedCluster, session_name: str) -> Callabl
         ]
         try:
             for process in simulation:
-                _, complaints = process.communicate(timeout=PATIENCE_S)
+                output, complaints = process.communicate(timeout=PATIENCE_S)
                 assert process.returncode == 0, complaints
+                if printed is not None:
+                    printed.append(output)
             stdout, complaints = analytics.communicate(timeout=PATIENCE_S)
             assert analytics.returncode == 0, complaints
         finally:
@@ -137,3 +147,14 @@ def test_every_node_writes_its_own_part(
         with h5py.File(tmp_path / f"out-{t}.h5") as file:
             np.testing.assert_array_equal(file["x"][0], whole)
     assert share < 0.05
+
+
+@pytest.mark.slow
+def test_ranks_of_all_nodes_get_the_same_answers(run_on_nodes: Callable[..., Run]) -> None:
+    printed: list[str] = []
+    run_on_nodes("steer", ranks_per_node=2, timesteps=40, elements=10, printed=printed)
+    assert len(printed) == 4
+    assert len(set(printed)) == 1, printed
+    answers = [json.loads(line) for line in printed[0].splitlines()]
+    assert [answer["mean"] for answer in answers] == [19.5 + t for t in range(40)]
+    assert all(answer["early"] in ("default", t) for t, answer in enumerate(answers))

@@ -30,6 +30,11 @@ def compute(x):
         print(json.dumps({"t": x[-1].t, "bundles": bundles()}), flush=True)
         return
     now = x[-1].dask
+    if what == "steer":
+        deisa.set("mean", now.mean().compute(), timestep=x[-1].t)
+        for ahead in (1, 2):
+            deisa.set("early", x[-1].t + ahead, timestep=x[-1].t + ahead)
+        return
     if what == "mean":
         found = {"mean": now.mean().compute()}
         print(json.dumps({"t": x[-1].t, "bundles": bundles(), **found}), flush=True)

@@ -1,6 +1,7 @@
 """A rank without MPI. Arguments: its number, the number of ranks, timesteps, elements of its chunk,
-and how it ends: `close`, or `die` without a word."""
+and how it ends: `close`, or `die` without a word; `steered` asks for what the analytics sets, and closes."""
 
+import json
 import os
 import sys
 
@@ -29,7 +30,11 @@ bridge = Bridge(
     system_metadata={"world_size": size},
 )
 for t in range(timesteps):
+    if sys.argv[5] == "steered":
+        early = bridge.get("early", t, "default")
     bridge.send("x", start + t, t, time=t / 4)
+    if sys.argv[5] == "steered":
+        print(json.dumps({"early": early, "mean": bridge.get("mean", t, wait=60)}))
 if sys.argv[5] == "die":
     os._exit(3)
 bridge.close()
