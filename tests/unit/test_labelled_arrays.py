@@ -25,7 +25,7 @@ DESCRIPTION = {
     "offset": (0, 0),
     "dims": ("y", "x"),
     "coords": {"x": ("x", {"start": 0.0, "step": 0.5}, {"units": "m"}), "name": ("y", list("abcd"))},
-    "attrs": {"units": "K", "long_name": "<b>air</b>"},
+    "attrs": {"units": "K", "long_name": "<b>air</b>", "range": [0, 1]},
 }
 
 
@@ -81,9 +81,10 @@ def test_what_is_changed_in_one_array_of_xarray_does_not_show_in_the_next() -> N
     array = array_at(0, about())
     changed = array.xarray
     changed.attrs["units"] = "C"
+    changed.attrs["range"][0] = 9
     changed.coords["x"].attrs["units"] = "km"
     changed["x"] = changed.x + 1
-    assert array.xarray.attrs["units"] == "K"
+    assert array.xarray.attrs["units"] == "K" and array.xarray.attrs["range"] == [0, 1]
     assert array.xarray.x.attrs["units"] == "m" and array.xarray.x[0] == 0
 
 

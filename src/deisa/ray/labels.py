@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,7 @@ def _coords(labels: Labels, more: Mapping[str, Any]) -> Any:
     xr = import_xarray()
     own = _coords_of.get(labels)
     if own is None:
-        given = {c.name: (c.dim, _indexable(c.values), dict(c.attrs)) for c in labels.coords}
+        given = {c.name: (c.dim, _indexable(c.values), deepcopy(dict(c.attrs))) for c in labels.coords}
         own = _coords_of[labels] = xr.Coordinates(given)
     return xr.Coordinates({**own.variables, **more}, indexes=own.xindexes)
 
@@ -94,7 +95,7 @@ def data_array(array: DeisaArray) -> xarray.DataArray:
         array.dask,
         coords=_coords(about.labels, times),
         dims=_dims(about.labels, array.ndim),
-        attrs=dict(about.labels.attrs),
+        attrs=deepcopy(dict(about.labels.attrs)),
     )
     made.name = about.array  # given as None, it would be that of the Dask array
     return made
@@ -123,7 +124,7 @@ def stacked(window: Sequence[DeisaArray]) -> xarray.DataArray:
         da.stack([array.dask for array in window]),
         coords=_coords(newest.labels, along),
         dims=("time", *_dims(newest.labels, window[-1].ndim)),
-        attrs=dict(newest.labels.attrs),
+        attrs=deepcopy(dict(newest.labels.attrs)),
     )
     made.name = newest.array
     times = [array.about.time for array in window]
