@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-UNTESTED_EXTRAS = {"dev", "docs", "bench", "wheel"}
+UNTESTED_EXTRAS = {"dev", "docs", "bench", "slider", "wheel"}
 
 
 def test_the_constraints_are_the_floors() -> None:
