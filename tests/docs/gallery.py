@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,7 +23,9 @@ from tests.docs.running import Communicator, ranks_in_threads
 
 PAGE = DOCS / "gallery.md"
 PICTURES = DOCS / "_static/gallery"
-BEGIN, END, SIMULATION, *ENTRIES = python_blocks(PAGE)
+BEGIN, END, SIMULATION, *OTHERS = python_blocks(PAGE)
+OWN_SIMULATIONS = {block.heading: block for block in OTHERS if "Bridge(" in block.code}
+ENTRIES = [block for block in OTHERS if "Bridge(" not in block.code]
 
 
 def pictures_of_page() -> list[str]:
@@ -31,15 +33,16 @@ def pictures_of_page() -> list[str]:
     return re.findall(r"\(_static/gallery/(\w+\.png)\)", PAGE.read_text())
 
 
-def simulate(comm: Communicator) -> None:
-    exec(SIMULATION.code, {"comm": comm})
+def simulation_of(entry: Block) -> Callable[[Communicator], None]:
+    code = OWN_SIMULATIONS.get(entry.heading, SIMULATION).code
+    return lambda comm: exec(code, {"comm": comm})
 
 
 def run(block: Block, folder: Path) -> dict[str, Any]:
     """Run an entry on the local engine: returns its names and the images drawn, and leaves its picture in a folder."""
     names: dict[str, Any] = {}
     begin = replaced(BEGIN.code, "Deisa()", 'Deisa(engine="local", on_error="raise")')
-    with chdir(folder), drawing(), ranks_in_threads(simulate):
+    with chdir(folder), drawing(), ranks_in_threads(simulation_of(block)):
         exec(begin + block.code + ("" if END.code in block.code else END.code), names)
         images = [image for axes in plt.gcf().axes for image in (*axes.images, *axes.collections)]
         names["images"] = [np.asarray(image.get_array()) for image in images]

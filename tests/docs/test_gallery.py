@@ -81,6 +81,16 @@ def check_event(names: dict[str, Any]) -> None:
     assert saved.units == "K"
 
 
+def check_steering(names: dict[str, Any]) -> None:
+    plate, heating, expected = 0.0, 1.0, []
+    for _ in range(40):
+        plate += heating - 0.05 * plate
+        expected.append(plate)
+        heating = 0.0 if plate > 11 else 1.0 if plate < 9 else heating
+    np.testing.assert_allclose(names["means"], expected)
+    assert max(expected) > 11 and np.count_nonzero(np.diff(np.sign(np.diff(expected)))) > 4
+
+
 CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
     "derivative.png": check_derivative,
     "spectrum.png": check_spectrum,
@@ -89,6 +99,7 @@ CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
     "tracking.png": check_tracking,
     "pca.png": check_pca,
     "event.png": check_event,
+    "steering.png": check_steering,
 }
 
 

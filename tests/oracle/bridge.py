@@ -314,10 +314,10 @@ class OracleBridge:
                     "Deisa(feedback_queue_size=...) counts the values of each key, DEISA_RAY_FEEDBACK_MEMORY_MIB is "
                     "the memory for all"
                 )
-            values = deque(map(decode_value, answer.values))
+            values = deque((t, decode_value(value)) for t, value in answer.values)
             if not values:
                 return default
-            return values if step is None else values[0]
+            return values if step is None else values[0][1]
         return default  # it goes on alone
 
     def _question(self, key: str, timestep: int | None, *, waits: bool) -> str:

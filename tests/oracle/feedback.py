@@ -43,9 +43,9 @@ FEEDBACK, QUESTIONS = (
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the page says: the values there are, or that some were dropped."""
+    """What the page says: the values there are, each with its timestep, or that some were dropped."""
 
-    values: tuple[bytes, ...] = ()
+    values: tuple[tuple[int, bytes], ...] = ()
     dropped: bool = False
 
 
@@ -119,9 +119,10 @@ class FeedbackReader:
                 return row
         return None
 
-    def _value(self, entry: int) -> bytes:
+    def _value(self, entry: int) -> tuple[int, bytes]:
         first = 8 * self._page[entry + VALUE_FIRST]
-        return bytes(self._bytes[first : first + self._page[entry + VALUE_LENGTH]])
+        value = bytes(self._bytes[first : first + self._page[entry + VALUE_LENGTH]])
+        return self._page[entry + VALUE_TIMESTEP], value
 
     def _note(self, key: str, timestep: int) -> None:
         words, wanted = self._questions, key_hash(key)

@@ -95,7 +95,7 @@ def test_whichever_is_imported_first(program: str) -> None:
 ABSTRACT = [
     (theirs, ours, name)
     for theirs, ours in ((IBridge, Bridge), (IDeisa, Deisa))
-    for name in sorted(theirs.__abstractmethods__)
+    for name in (*sorted(theirs.__abstractmethods__), "__init__")
 ]
 LIMITED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 

@@ -178,7 +178,7 @@ def test_queues() -> None:
         for timestep in (1, 4, 2, 3):
             nodes.feedback.set("feed", timestep / 10, timestep)
         queue = bridge.get("feed", None, "none")
-        assert queue == deque([0.2, 0.3, 0.4])
+        assert queue == deque([(2, 0.2), (3, 0.3), (4, 0.4)])
         queue.clear()
         assert len(bridge.get("feed")) == 3
         assert bridge.get("feed", 2) == 0.2
@@ -196,7 +196,7 @@ def test_the_bytes_of_all_values_are_bounded() -> None:
             nodes.feedback.set("mask", bytes(9216 - 5), 1)
         for timestep in range(5):
             nodes.feedback.set("mask", bytes([timestep]) * 3000, timestep)
-        assert [value[0] for value in bridge.get("mask")] == [3, 4]
+        assert [(t, value[0]) for t, value in bridge.get("mask")] == [(3, 3), (4, 4)]
         assert bridge.get("mask", 4) == b"\4" * 3000
         with pytest.raises(FeedbackDroppedError, match="FEEDBACK_MEMORY_MIB"):
             bridge.get("mask", 2)
@@ -441,8 +441,8 @@ def test_values_are_whole_while_others_are_written() -> None:
 
         writing = nodes.in_thread(write)
         while not done.is_set():
-            for field in bridge.get("field", default=()):
-                assert (field == field[0]).all()
+            for timestep, field in bridge.get("field", default=()):
+                assert (field == timestep).all()
         writing.result(PATIENCE_S)
 
 

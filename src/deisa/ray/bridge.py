@@ -413,8 +413,8 @@ class Bridge:
         Returns
         -------
         Any
-            A new object for each call, with lists for tuples. Without a timestep a `collections.deque` of values
-            in the order of their timesteps.
+            A new object for each call, with lists for tuples. Without a timestep a `collections.deque` of pairs
+            ``(timestep, value)``, in the order of timesteps.
 
         Raises
         ------
@@ -437,7 +437,7 @@ class Bridge:
         wait_s = check_wait(wait, timestep, who)
         if timestep is None:
             queue = self._client.get_queue(key)
-            return default if queue is None else deque(map(decode_value, queue))
+            return default if queue is None else deque((t, decode_value(value)) for t, value in queue)
         value = self._client.get(key, check_timestep(timestep, who), wait_s)
         return default if value is None else decode_value(value)
 

@@ -48,7 +48,7 @@ PyObject *new_chunk(ClientObject *owner, handoff_chunk *chunk, native_state *sta
 /* _native_feedback.c: methods of a client. */
 #define GET_DOC \
     "get(key, timestep, wait_s, /)\n--\n\nReturn the value of a key at a timestep as bytes, or None; wait_s is None or seconds."
-#define GET_QUEUE_DOC "get_queue(key, /)\n--\n\nReturn all values of a key as bytes, or None."
+#define GET_QUEUE_DOC "get_queue(key, /)\n--\n\nReturn all values of a key, as pairs of a timestep and bytes, or None."
 
 PyObject *Client_get(ClientObject *self, PyObject *const *args, Py_ssize_t count);
 PyObject *Client_get_queue(ClientObject *self, PyObject *key);

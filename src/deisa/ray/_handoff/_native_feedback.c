@@ -47,10 +47,11 @@ PyObject *Client_get_queue(ClientObject *self, PyObject *arg)
     PyObject *all = PyTuple_New((Py_ssize_t)count);
     for (size_t i = 0; all != NULL && i < count; i++) {
         PyObject *bytes = PyBytes_FromStringAndSize((const char *)values[i].bytes, (Py_ssize_t)values[i].length);
-        if (bytes == NULL)
+        PyObject *pair = bytes == NULL ? NULL : Py_BuildValue("(LN)", (long long)values[i].timestep, bytes);
+        if (pair == NULL)
             Py_CLEAR(all);
         else
-            PyTuple_SET_ITEM(all, (Py_ssize_t)i, bytes);
+            PyTuple_SET_ITEM(all, (Py_ssize_t)i, pair);
     }
     handoff_answers_free(values, count);
     return all;

@@ -117,6 +117,7 @@ static int copy_value(const handoff_client *client, const page_word *entry, hand
     if ((value->bytes = malloc((size_t)length)) == NULL)
         return -1;
     value->length = (size_t)length;
+    value->timestep = word_peek(entry + ANSWER_TIMESTEP);
     memcpy(value->bytes, (const char *)(page + first), (size_t)length);
     return 1;
 }

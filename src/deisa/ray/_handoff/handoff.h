@@ -155,6 +155,7 @@ int handoff_advance(handoff_client *client, int64_t timestep, handoff_error *err
 typedef struct {
     unsigned char *bytes;
     size_t length;
+    int64_t timestep; /* for which it was set */
 } handoff_answer;
 
 /* Get the value of a key at a timestep: 1 it is there; 0 it is not set, and no bridge will ever get one for this key and
