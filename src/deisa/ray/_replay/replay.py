@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
+from zlib import crc32
 
 from deisa.ray._replay.simulation import Part
 from deisa.ray._replay.source import open_source
@@ -20,6 +21,7 @@ from deisa.ray.errors import BridgeLostError, ReplayError, WaitTimeoutError
 END_TIMEOUT_S = 10.0  # for processes to end that have sent everything
 PATIENCE_S = 10 * 24 * 3600.0  # a callback may stand in a debugger
 NEVER_MERGED = 2**31
+LONGEST_SESSION = 64  # characters
 _RUN = secrets.token_hex(4)
 
 
@@ -56,7 +58,9 @@ class Replay:
 
         Chunks of a recording are not merged: they are as they had been merged when it was recorded.
         """
-        session = f"replay-{os.getpid()}-{_RUN}-{settings.session}"[:64]
+        session = f"replay-{os.getpid()}-{_RUN}-{settings.session}"
+        if len(session) > LONGEST_SESSION:
+            session = f"replay-{os.getpid()}-{_RUN}-{crc32(settings.session.encode()):08x}"
         merge = NEVER_MERGED if self._is_recording else settings.merge_chunks_beyond
         return replace(settings, session=session, socket_path=None, merge_chunks_beyond=merge)
 
