@@ -13,10 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from deisa.ray import DeisaArray, Settings, WindowSpec
 from deisa.ray.errors import MEMORY_MONITOR, ComputationLostError
 from tests.e2e.parties import Parties, Party
+from tests.e2e.programs.checked import chunk, time_of
 from tests.scheduler.simulation import run
 from tests.support.mpi import Mpi
 from tests.support.patience import wait_until
@@ -185,6 +187,28 @@ def test_one_analytics_after_another(parties: Parties) -> None:
     assert analytics[-1].ended() == "well"
     assert [rank.ended() for rank in ranks] == ["well", "well"]
     assert handled_in_order(*analytics) == list(range(40))
+
+
+@pytest.mark.slow
+def test_what_one_analytics_after_another_saves(parties: Parties, tmp_path: Path) -> None:
+    """No timestep is doubled and none is missing, though each is killed while it saves."""
+    steps, elements = 40, 1000
+    paths = [tmp_path / "out.zarr", tmp_path / "out.nc"]
+    ranks = parties.ranks(2, steps, f"--elements={elements}")
+    for fatal in (5, 17, None):
+        analytics = parties.analytics("--ahead=2", *(f"--save={path}" for path in paths))
+        if fatal is not None:
+            analytics.reached(f"done {fatal}")
+            analytics.kill()
+    assert analytics.ended() == "well"
+    assert [rank.ended() for rank in ranks] == ["well", "well"]
+    for found in (xr.open_zarr(paths[0]), xr.open_dataset(paths[1])):
+        assert found.timestep.values.tolist() == list(range(steps))
+        for t in range(steps):
+            whole = np.concatenate([chunk(rank, t, elements) for rank in range(2)])
+            np.testing.assert_array_equal(found.x[t], whole)
+            np.testing.assert_equal(float(found.time[t]), time_of(t) or np.nan)
+        found.close()
 
 
 @pytest.mark.slow

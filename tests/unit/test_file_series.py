@@ -362,8 +362,17 @@ MISMATCHES: list[tuple[Callable[[xr.DataArray], Any], str]] = [
     (lambda x: x.assign_coords(x=np.arange(30) + 1), r"'x' of 30 values from 0 to 29, .* from 1 to 30"),
     (lambda x: x.drop_vars("height"), r"holds coordinates 'height', 'x', 'y', and .* has 'x', 'y'"),
     (lambda x: x.rename("pressure"), r"holds 'temperature', .* has 'pressure'"),
-    (lambda x: x.drop_vars("time"), r"holds 'temperature', 'time', 'timestep', .* 'temperature', 'timestep'"),
 ]
+
+
+@pytest.mark.parametrize("name", SERIES)
+def test_times_that_some_timesteps_have(tmp_path: Path, name: str) -> None:
+    for timesteps in ((0, 1), (2, 3, 4), (5, 6)):
+        with Writer(tmp_path / name) as writer:
+            for t in timesteps:
+                writer.append(temperature=lazy(t), timestep=t, time=t / 2 if t in (3, 5) else None)
+    found = check(tmp_path / name, [0, 1, 2, 3, 4, 5, 6])
+    np.testing.assert_array_equal(found.time, [np.nan, np.nan, np.nan, 1.5, np.nan, 2.5, np.nan])
 
 
 @pytest.mark.parametrize("name", SERIES)

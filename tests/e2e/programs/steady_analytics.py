@@ -27,6 +27,7 @@ parser.add_argument("--slow", type=float, default=0.0, help="seconds for each ca
 parser.add_argument("--raise-at", type=int, help="a timestep at which the analytics fails")
 parser.add_argument("--interrupt-at", type=int, help="a timestep at which it is interrupted, as by Ctrl-C")
 parser.add_argument("--fail-every", type=int, help="the callback raises at every so many timesteps")
+parser.add_argument("--save", action="append", default=[], help="a path to save to")
 options = parser.parse_args()
 
 cloudpickle.register_pickle_by_value(checked)  # workers on other nodes cannot import it
@@ -70,6 +71,8 @@ try:
             raise ValueError("on purpose")
         log.write(f"done {t}")
 
+    for path in options.save:
+        deisa.save("x", path)
     log.write("ready")
     deisa.execute_callbacks()
 except DeisaError as error:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from deisa.ray._files.coordinates import encoded
-from deisa.ray._files.fields import Field, Step, plain, same_values
+from deisa.ray._files.fields import TIME, Field, Step, plain, same_values
 from deisa.ray.errors import SaveMismatchError
 
 
@@ -37,6 +37,13 @@ def growing(step: Step) -> tuple[Field, ...]:
     return (*step.fields, *times)
 
 
+def with_time(known: Mapping[str, Known], step: Step) -> Step:
+    """A step with a time, if the series has times: NaN, where the simulation has given none."""
+    if TIME not in known or step.time is not None:
+        return step
+    return replace(step, time=Field(TIME, (), np.asarray(np.nan), known[TIME].attrs))
+
+
 def check_step(where: str, known: Mapping[str, Known], step: Step) -> None:
     """Check that a step has the arrays of a series, as they are there.
 
@@ -46,13 +53,15 @@ def check_step(where: str, known: Mapping[str, Known], step: Step) -> None:
         Naming what is stored, and what came.
     """
     fields = {found.name: found for found in growing(step)}
-    if fields.keys() != known.keys():
+    if fields.keys() - {TIME} != known.keys() - {TIME}:
         raise SaveMismatchError(
             f"{where} holds {_list(known)}, and timestep {step.timestep} has {_list(fields)}: every timestep of a "
             "series has the same arrays; give another path"
         )
     for name, found in fields.items():
-        stored = known[name]
+        stored = known.get(name)
+        if stored is None:  # a time, for the first time
+            continue
         for what, here, there in (
             ("shape", found.shape, stored.shape),
             ("dtype", found.dtype, stored.dtype),

@@ -20,7 +20,7 @@ import numpy as np
 from deisa.ray._files.chunking import chunk_shape
 from deisa.ray._files.continuing import Progress
 from deisa.ray._files.coordinates import as_read, encoded, is_text
-from deisa.ray._files.expected import Known, check_coords, check_step, growing
+from deisa.ray._files.expected import Known, check_coords, check_step, growing, with_time
 from deisa.ray._files.fields import TIME, TIMESTEP, Field, Step, plain
 from deisa.ray._files.journal import GrowingFile, NewFile, recover
 from deisa.ray._files.packages import package
@@ -90,12 +90,16 @@ class Hdf5Series:
             with opened(self._path, self._path) as (_, file):
                 self._note(file)
         else:
+            step = with_time(self._known, step)
             check_step(str(self._path), self._known, step)
             check_coords(str(self._path), self._coords, step.coords)
             self.progress.warn(index)
             with GrowingFile(self._path) as growing_file:
                 with opened(self._path, growing_file, "r+") as (plain_file, file):
                     file.resize_dimension(TIME, index + 1)
+                    if step.time is not None and TIME not in self._known:
+                        _create(file, step, step.time, {})
+                        self._note(file)
                     fill(plain_file, step, index)
                 growing_file.commit()
         self.progress.note(index, step.timestep)
@@ -151,17 +155,22 @@ def describe(
             )
         if found.name in without:
             continue
-        variable = file.create_variable(
-            found.name,
-            (TIME, *found.dims),
-            found.dtype,
-            fillvalue=found.attrs.get("_FillValue", np.nan if found.dtype.kind == "f" else None),
-            **({"chunks": _chunks(found)} | dict(encoding.get(found.name, {}))),
-        )
-        attrs = step.attributes(found)
-        attrs.pop("_FillValue", None)
-        variable.attrs.update(attrs)
+        _create(file, step, found, encoding)
     file.resize_dimension(TIME, 1)
+
+
+def _create(file: Any, step: Step, found: Field, encoding: Encoding) -> None:
+    """Make the variable of a field."""
+    variable = file.create_variable(
+        found.name,
+        (TIME, *found.dims),
+        found.dtype,
+        fillvalue=found.attrs.get("_FillValue", np.nan if found.dtype.kind == "f" else None),
+        **({"chunks": _chunks(found)} | dict(encoding.get(found.name, {}))),
+    )
+    attrs = step.attributes(found)
+    attrs.pop("_FillValue", None)
+    variable.attrs.update(attrs)
 
 
 def _chunks(found: Field) -> tuple[int, ...]:

@@ -28,7 +28,7 @@ import numpy as np
 from deisa.ray._files.chunking import chunk_shape, fits
 from deisa.ray._files.continuing import Progress
 from deisa.ray._files.coordinates import as_read, encoded, is_text
-from deisa.ray._files.expected import Known, check_coords, check_step, growing
+from deisa.ray._files.expected import Known, check_coords, check_step, growing, with_time
 from deisa.ray._files.fields import TIME, TIMESTEP, Field, Step
 from deisa.ray._files.packages import package
 from deisa.ray._files.zarr_documents import (
@@ -121,10 +121,13 @@ class ZarrSeries:
         index = self.progress.place(step.timestep)
         if self._root is None:
             self._create(step)
+        step = with_time(self._known, step)
         check_step(self._where, self._known, step)
         check_coords(self._where, self._coords, step.coords)
         if index < len(self.progress.stored):
             self._shrink(index)
+        if step.time is not None and TIME not in self._known:
+            self._arrays[TIME] = self._new_document(step.time, step.time.attrs)
         if self._store.has_transactions:
             self._commit(index + 1)
             self._write(step, index)
@@ -132,6 +135,8 @@ class ZarrSeries:
             self._write(step, index)
             self._commit(index + 1)
         self.progress.note(index, step.timestep)
+        if TIME in self._arrays and TIME not in self._known:
+            self._know()
 
     # What there is.
 
