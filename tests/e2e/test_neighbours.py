@@ -97,6 +97,8 @@ def send_two(site: Site, rank: int, position: tuple[int, ...], box: tuple[slice,
     assert bridge.node_id == os.uname().nodename
     for t in TIMESTEPS:
         bridge.send(array_name="temperature", chunk=values(SHAPE, t)[box], timestep=t)
+        factor = bridge.get("cooling_factor", timestep=t)
+        assert factor is None or (factor, t) == (0.5, 2)
         if t % 3 == 0:
             bridge.send("pressure", -values(SHAPE, t)[box], timestep=t)
 
@@ -109,7 +111,10 @@ def test_the_cases_of_its_documentation(site: Site, tmp_path: Path) -> None:
 
     @d.register(Window("temperature"))
     def mean_of_the_only_one(temperature: list[DeisaArray]) -> None:
-        seen["mean"].append((temperature[0].t, temperature[0].mean().compute()))
+        mean_value = temperature[0].mean().compute()
+        seen["mean"].append((temperature[0].t, mean_value))
+        if temperature[0].t == 2:
+            d.set("cooling_factor", value=0.5, timestep=temperature[0].t)
 
     @d.register(Window("temperature"), Window("pressure"))
     def two_arrays(temperature: list[DeisaArray], pressure: list[DeisaArray]) -> None:
