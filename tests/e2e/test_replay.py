@@ -176,6 +176,30 @@ def test_what_happens_around_an_event_is_recorded(site: Site, tmp_path: Path) ->
     assert report.arrays.keys() == {"p"}
 
 
+@pytest.mark.parametrize("engine", ["local"], indirect=True)
+def test_a_recording_goes_on_and_only_what_is_wanted_is_read(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second run sends the same timesteps again, in place of those of the first one."""
+    path = tmp_path / "run.zarr"
+    for names in (["p"], ["T", "p"]):
+        deisa = site.deisa()
+        deisa.record(path, *names)
+        with ranks(simulate(site)):
+            deisa.execute_callbacks()
+        deisa.close()
+    for chunk in (path / "T" / "T" / "c").rglob("*"):
+        if chunk.is_file():
+            chunk.write_bytes(b"nonsense")
+    monkeypatch.setenv("DEISA_RAY_REPLAY", str(path))
+    deisa = site.deisa()
+    seen: dict[int, Any] = {}
+    deisa.register_callback(lambda p: seen.update({p[-1].t: p[-1].dask.compute()}), "p")
+    deisa.execute_callbacks()
+    assert list(seen) == list(P_AT)
+    assert all(np.array_equal(seen[t], values) for t, values in zip(P_AT, P, strict=True))
+
+
 def test_what_cannot_be_recorded(tmp_path: Path, site: Site) -> None:
     deisa = site.deisa()
     with pytest.raises(RegistrationError, match=r"record\(\) needs a path"):
