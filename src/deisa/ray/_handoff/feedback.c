@@ -195,9 +195,9 @@ static int note(const handoff_client *client, const question *asked)
         if (hash != 0 && hash != asked->hash)
             continue;
         if (hash == 0 || word_peek(entry + ASKED_TIMESTEP) < asked->timestep)
-            word_publish(entry + ASKED_TIMESTEP, asked->timestep);
-        word_publish(entry + ASKED_HASH, asked->hash); /* after its timestep, where it is new */
-        word_fence();                                  /* before a look at whether the question is closed */
+            word_store(entry + ASKED_TIMESTEP, asked->timestep);
+        if (hash == 0)
+            word_store(entry + ASKED_HASH, asked->hash);
         return 0;
     }
     return -1;
