@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from deisa.ray import DeisaArray, Settings
+from deisa.ray._state.journal import Handled
 from deisa.ray.errors import AnalyticsLostError
 from tests.e2e.simulation import QUICK_TO_GIVE_UP, Ranks, Site, ranks
 from tests.support.patience import wait_until
@@ -145,14 +146,16 @@ def test_an_analytics_that_ends_before_its_start_leaves_the_journal(session_name
     first.open()
     journal = first.follow(2)
     assert journal is not None
-    journal[0], journal[1] = 7, 5
+    handled = (Handled(7), Handled(5, following=2))
+    for callback, noted in enumerate(handled):
+        journal.note(callback, noted)
     first.abandon(AnalyticsLostError("it has ended"))
     second.open()
     second.abandon(AnalyticsLostError("it has ended before its start"))
     third.open()
     try:
         (snapshot,) = third.predecessor.values()
-        assert snapshot.handled == (7, 5)
+        assert snapshot.handled == handled
     finally:
         third.close(None)
 
