@@ -425,6 +425,14 @@ def test_what_does_not_fit_is_refused_and_harms_nothing(tmp_path: Path, name: st
             ),
             r"dimension 'x' has 2 elements in 'a' and 1 in 'b'",
         ),
+        (
+            lambda w: w.append(**{"a/b": lazy(1)}, timestep=1),
+            r"'a/b' cannot be the name of an array in a file",
+        ),
+        (
+            lambda w: w.append(labelled(1).rename("time")),
+            r"'time' is the name of a coordinate in what is saved",
+        ),
         (lambda w: w.append(y=labelled(1)), r"'y' is the name of an array and of a coordinate or dimension"),
         (
             lambda w: w.append(a=labelled(1), b=labelled(2)),

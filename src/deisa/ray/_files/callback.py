@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from deisa.ray._files.fields import TIME, TIMESTEP
+from deisa.ray._files.fields import why_not_called
 from deisa.ray.errors import RegistrationError, WindowError
 from deisa.ray.files import Writer
 
@@ -71,11 +71,8 @@ def save_of(
     """
     number = _every(every)
     for name, size in windows:
-        if name in (TIME, TIMESTEP):
-            raise RegistrationError(
-                f"save(): {name!r} is the name of a coordinate in what is saved; save that array in a callback, under "
-                "another name"
-            )
+        if why := why_not_called(name):
+            raise RegistrationError(f"save(): {why}; save that array in a callback, under another name")
         if size != windows[0][1]:
             raise WindowError(
                 f"save(): windows of one path have the same size, got {windows[0][1]} of {windows[0][0]!r} and {size} "

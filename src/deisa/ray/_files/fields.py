@@ -207,10 +207,8 @@ class _Reader:
             raise SaveMismatchError(
                 f"{found.name}: its shape {found.shape} is not known; call compute_chunk_sizes() on it first"
             )
-        if found.name in (TIME, TIMESTEP):
-            raise SaveMismatchError(
-                f"{found.name!r} is the name of a coordinate in what is saved: save the array under another name"
-            )
+        if why := why_not_called(found.name):
+            raise SaveMismatchError(f"{why}; save the array under another name, as in append(temperature=x)")
         timestep = timestep if self._timestep is None else self._timestep
         fields = self._by_timestep.setdefault(timestep, {})
         if found.name in fields:
@@ -277,6 +275,15 @@ class _Reader:
                         f"dimension {dim!r} has {other} elements in {name!r} and {size} in {found.name!r}: "
                         "give one of them another name"
                     )
+
+
+def why_not_called(name: str) -> str:
+    """Why an array cannot be saved under a name; empty if it can."""
+    if name in (TIME, TIMESTEP):
+        return f"{name!r} is the name of a coordinate in what is saved"
+    if not name or "/" in name or name.startswith((".", "__")):
+        return f"{name!r} cannot be the name of an array in a file: it is a path there, or hidden"
+    return ""
 
 
 def default_dims(name: str, ndim: int) -> tuple[str, ...]:
