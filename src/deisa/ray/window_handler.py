@@ -354,7 +354,7 @@ class Deisa:
             every,
             {"format": format, "virtual": virtual, "encoding": encoding},
             given,
-            (when, trigger, following),
+            (specs, when, trigger, following),
         )
         if save not in given:
             self.register_callback(
