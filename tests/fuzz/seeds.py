@@ -50,6 +50,7 @@ ARRAYS = describe_arrays(
 REGION = messages.RegionSpec(3, 0, 4096, 8192, 2, (4, 3), (24, 8), DTYPES[5], DTYPES[5].itemsize)
 SEEDS: list[Message] = [
     messages.Hello(messages.PROTOCOL_VERSION, "s", 0, 4, ARRAYS, ()),
+    messages.CannotJoin(messages.PROTOCOL_VERSION, "s", 3, "DescriptionError: ..."),
     *(messages.DeclareDtype("a", dtype, (MemoryLimit(1, "/", 2, 3),)) for dtype in DTYPES),
     messages.Notify(),
     messages.Ending(),

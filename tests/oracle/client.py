@@ -123,8 +123,8 @@ class RankChannel:
         reason = f"{type(error).__name__}: {error}"
         with suppress(DeisaError, OSError):
             self._connect_to_refuse(bridge_id, world_size, reason)
-            self._send(self._hello(bridge_id, world_size, (), ()))
-            self._send(messages.Abort(reason[:MAX_REASON]))
+            version, session = messages.PROTOCOL_VERSION, self._settings.session
+            self._send(messages.CannotJoin(version, session, bridge_id, reason[:MAX_REASON]))
         self._drop_connection()
 
     def _connect_to_refuse(self, bridge_id: int, world_size: int, reason: str) -> None:

@@ -698,6 +698,19 @@ def test_a_rank_that_cannot_join_waits_until_it_has_told_so(
     assert caplog.text.count("cannot join") == 1
 
 
+@pytest.mark.parametrize("metadata", [None, {"a": {"chunk_shape": (4,)}}])
+def test_a_rank_that_refuses_its_own_description_only_says_why(
+    agent: Agent, client: Client, metadata: Any
+) -> None:
+    """If it joined first, the others could start with it, or miss its chunks."""
+    opening = agent.open_bridge(1, 2, metadata)
+    lost = agent.wait(object)  # whatever comes first
+    assert isinstance(lost, BridgeLost) and lost.bridge_id == 1
+    error = opening.exception(PATIENCE_S)
+    assert isinstance(error, DescriptionError)
+    assert lost.reason == f"DescriptionError: {error}"
+
+
 # Peers that do not behave.
 
 

@@ -108,6 +108,16 @@ def test_an_id_that_is_taken() -> None:
     here.check()
 
 
+def test_a_rank_that_cannot_join_is_lost_and_never_counts_as_one_that_has_come() -> None:
+    here = node({"a": 1})
+    here.cannot_join(1, "DescriptionError: no shape")
+    assert news(here) == [BridgeLost(1, None, "DescriptionError: no shape")]
+    here.start(StartPlan({"a": 1}, {"a": F8}, ("analytics",)))
+    here.cannot_join(0, "it belongs to no run of this session")
+    assert news(here) == [] and here.sender(0) == 0
+    here.check()
+
+
 def test_slots_are_granted_as_leases_end() -> None:
     here = node({"a": 1}, slots={"a": 2})
     here.submitted(0, [Entry(0, 0), Entry(0, 1)], 2, 0, 0.0)

@@ -164,20 +164,22 @@ void put_limits(wire_out *out)
     free(limits);
 }
 
-static void put_hello(wire_out *out, const handoff_client *client, int with_limits)
+static void begin_with_address(wire_out *out, int code, const handoff_client *client)
 {
-    wire_begin(out, MESSAGE_HELLO);
+    wire_begin(out, code);
     wire_int(out, PROTOCOL_VERSION);
     wire_text(out, client->session);
     wire_int(out, client->options.bridge_id);
+}
+
+static void put_hello(wire_out *out, const handoff_client *client)
+{
+    begin_with_address(out, MESSAGE_HELLO, client);
     wire_int(out, client->options.world_size);
     wire_count(out, client->array_count);
     for (size_t a = 0; a < client->array_count; a++)
         put_array(out, client->arrays + a, client->described + a);
-    if (with_limits)
-        put_limits(out);
-    else
-        wire_count(out, 0);
+    put_limits(out);
 }
 
 /* Finding the agent. */
@@ -248,7 +250,7 @@ static int say_hello_and_wait(handoff_client *client, handoff_error *error)
     client_wait wait = {client->options.start_timeout_s, "DEISA_RAY_START_TIMEOUT_S", has_started,
                         client_pause_for_message, describe_start, NULL};
     wire_out hello;
-    put_hello(&hello, client, 1);
+    put_hello(&hello, client);
     if (client_transmit(client, &hello, error) < 0)
         return -1;
     return client_wait_for(client, &wait, error);
@@ -357,11 +359,12 @@ void handoff_refuse(const handoff_options *options, const char *reason)
         return;
     client_enter(client, &error);
     if (connect_to_refuse(client, reason, &error) == 0) {
-        wire_out hello;
-        put_hello(&hello, client, 0);
-        client_transmit(client, &hello, &error);
+        wire_out message;
+        begin_with_address(&message, MESSAGE_CANNOT_JOIN, client);
+        wire_text_at_most(&message, reason, PROTOCOL_MAX_TEXT);
+        client_transmit(client, &message, &error);
     }
     client_leave(client);
-    handoff_abort(client, reason);
+    handoff_abort(client, NULL);
     handoff_free(client);
 }

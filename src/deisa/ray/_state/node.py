@@ -32,6 +32,7 @@ from deisa.ray._state.effects import (
 from deisa.ray._state.events import (
     AgentLost,
     BridgeJoined,
+    BridgeLost,
     BridgeStats,
     DtypeDeclared,
     Event,
@@ -169,6 +170,11 @@ class Node:
         joined = BridgeJoined(bridge_id, newcomer.world_size, arrays, regions, newcomer.pid, self._host)
         self._bridges.setdefault(bridge_id, _Bridge(peer, joined))
         self.log.append(joined)
+
+    def cannot_join(self, bridge_id: int, reason: str) -> None:
+        """A rank has refused its own description: nobody has to wait for it."""
+        if self.plan is None:
+            self.log.append(BridgeLost(bridge_id, None, reason))
 
     # The start.
 

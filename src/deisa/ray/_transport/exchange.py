@@ -247,10 +247,14 @@ class Exchange:
                 self._node.release(consumer, [(step.array, step.timestep) for step in steps])
             case messages.Propose() | messages.Settle() | messages.Finish():
                 self._steer(connection, message)
+            case messages.CannotJoin(version, session, bridge_id, reason):
+                self._check_address(version, bridge_id, session)
+                self._node.cannot_join(bridge_id, messages.shorten(reason))
+                self.drop(connection, "")
             case messages.Abort(reason) if (
-                self._node.bridge_of(connection.number) is not None and self._node.plan is None
+                self._node.plan is None and self._node.bridge_of(connection.number) is not None
             ):
-                self.drop(connection, messages.shorten(reason))  # its description was refused
+                self.drop(connection, messages.shorten(reason))
             case _:
                 self._handle_sender(connection, message)
 
@@ -281,14 +285,17 @@ class Exchange:
                 "install the same deisa-ray on both sides"
             )
 
-    def _welcome(self, connection: Connection, hello: messages.Hello) -> None:
-        self._check_version(hello.version)
-        if hello.session != self._settings.session:
+    def _check_address(self, version: int, bridge_id: int, session: str) -> None:
+        self._check_version(version)
+        if session != self._settings.session:
             raise ConfigurationError(
-                f"bridge {hello.bridge_id} of session {hello.session!r:.70} came to the agent of session "
+                f"bridge {bridge_id} of session {session!r:.70} came to the agent of session "
                 f"{self._settings.session!r} at {shown(agent_address(self._settings))}: give both sides the same "
                 "session name (DEISA_RAY_SESSION), or each session a path of its own (DEISA_RAY_SOCKET_PATH)"
             )
+
+    def _welcome(self, connection: Connection, hello: messages.Hello) -> None:
+        self._check_address(hello.version, hello.bridge_id, hello.session)
         connection.limits = hello.limits
         self._node.hello(
             Newcomer(connection.number, connection.pid, hello.bridge_id, hello.world_size, hello.arrays),

@@ -9,12 +9,13 @@ them. ``docs/protocol.md`` says what each side may assume.
     rank -> agent                          agent -> rank
     -------------                          -------------
     Hello         who, and which chunks    Progress       still waiting, for whom
-    DeclareDtype  of an array              Slots          regions of memory, with descriptors
-    Notify        look at the pages        Start          the arrays asked for, with the pages
-    Ending        the process is ending    AnalyticsDown  it has gone, another one may come
-    Close         the end                  AnalyticsUp    it has come
-    Abort         the end, after an error  Fail           the session is over, and why
-                                           Later          look again, this run is over
+    CannotJoin    in its place, and why    Slots          regions of memory, with descriptors
+    DeclareDtype  of an array              Start          the arrays asked for, with the pages
+    Notify        look at the pages        AnalyticsDown  it has gone, another one may come
+    Ending        the process is ending    AnalyticsUp    it has come
+    Close         the end                  Fail           the session is over, and why
+    Abort         the end, after an error  Later          look again, this run is over
+
     reader -> agent                        agent -> reader
     ---------------                        ---------------
     Attach        map the chunk memory     Slots, then Attached
@@ -165,6 +166,17 @@ class Ending(Message):
     """The rank's process is ending with the bridge still open; `Close` or `Abort` comes with its exit status."""
 
     code: ClassVar[int] = 6
+
+
+@dataclass(frozen=True, slots=True)
+class CannotJoin(Message):
+    """In place of `Hello`: the rank has refused its own description, so that the session cannot start."""
+
+    code: ClassVar[int] = 10
+    version: int
+    session: str
+    bridge_id: int
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -396,7 +408,7 @@ class Events(Message):
 MESSAGES: dict[int, type[Message]] = {
     cls.code: cls
     for cls in (
-        Hello, DeclareDtype, Notify, Close, Abort, Ending, Attach, Follow, Release,
+        Hello, CannotJoin, DeclareDtype, Notify, Close, Abort, Ending, Attach, Follow, Release,
         Propose, Settle, Finish,
         Progress, Slots, Start, Fail, AnalyticsDown, AnalyticsUp, Later, Attached, Journal, Events, Judged,
     )
