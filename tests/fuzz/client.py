@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deisa.ray._transport.messages import RegionSpec, Slots, Start, WantedArray, encode
+from deisa.ray._transport.messages import RegionSpec, Slots, Start, WantedPart, WantedStream, encode
 from tests.fuzz.seeds import SEEDS
 
 HERE = Path(__file__).parent
@@ -32,7 +32,9 @@ MEMORY_BYTES = 16384
 DOUBLE = np.dtype("<f8")
 CHUNK = RegionSpec(3, 0, 0, 96, 2, (4, 3), (24, 8), DOUBLE, 8)
 ROWS = tuple(RegionSpec(region, 1, 1024 * region, 32, 2, (4,), (8,), DOUBLE, 8) for region in (4, 5))
-WANTED = (WantedArray("a", (3,), 2, 8, 8, 1, 8), WantedArray("b", (4, 5), 2, 8, 8, 1, 8))
+PART = WantedPart(0, 3, (0, 0), (1, 1), (4, 3))
+PARTS = tuple(WantedPart(region - 4, region, (0,), (1,), (4,)) for region in (4, 5))
+WANTED = (WantedStream("a", 1, (PART,), 2, 8, 8, 1, 8), WantedStream("b", 1, PARTS, 2, 8, 8, 1, 8))
 SESSION = [Slots((MEMORY_BYTES,) * 2, (CHUNK, *ROWS)), Start((MEMORY_BYTES,) * 3, 6, WANTED)]
 
 

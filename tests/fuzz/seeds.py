@@ -48,6 +48,8 @@ ARRAYS = describe_arrays(
     }
 )
 REGION = messages.RegionSpec(3, 0, 4096, 8192, 2, (4, 3), (24, 8), DTYPES[5], DTYPES[5].itemsize)
+PARTS = tuple(messages.WantedPart(i, 3 + i, (0, 1), (1, 2), (4, 3)) for i in range(2))
+WANTED = messages.WantedStream("a", 2, PARTS, 3, 8, 8, 1, 8)
 SEEDS: list[Message] = [
     messages.Hello(messages.PROTOCOL_VERSION, "s", 0, 4, ARRAYS, ()),
     messages.CannotJoin(messages.PROTOCOL_VERSION, "s", 3, "DescriptionError: ..."),
@@ -61,7 +63,7 @@ SEEDS: list[Message] = [
     messages.Release("analytics", (messages.ReleasedStep("a", -1), messages.ReleasedStep("b", 2))),
     messages.Progress("waiting for bridge 3 of 4"),
     messages.Slots((16384, 4096), (REGION, REGION)),
-    messages.Start((4096, 4096, 4096), 6, (messages.WantedArray("a", (3, 4), 3, 8, 8, 1, 8),)),
+    messages.Start((4096, 4096, 4096), 6, (WANTED,)),
     messages.Start((), 0, ()),
     messages.Fail("HoleError", "array 'a': no chunk covers ..."),
     messages.AnalyticsDown("the analytics has died"),
@@ -71,7 +73,7 @@ SEEDS: list[Message] = [
     messages.Attached("run:node", "quiet", 0.5, "pid 1 on host h"),
     messages.Events(
         (
-            events.BridgeJoined(0, 4, ARRAYS, {"by position": (0,), "of nobody": ()}, 7, "h"),
+            events.BridgeJoined(0, 4, ARRAYS, 7, "h"),
             events.DtypeDeclared(0, "a", DTYPES[5]),
             events.StepComplete("a", 3, 1, 0.5),
             events.TimesDiffer("a", 3, (0, 1), (0.5, None)),

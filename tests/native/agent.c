@@ -146,8 +146,18 @@ static void send_start(agent *agent, int rank, int table, int counters)
     if (agent->wanted) {
         size_t part = wire_open_part(&out);
         wire_text(&out, ARRAY);
+        wire_int(&out, 1); /* every timestep */
         wire_count(&out, 1);
+        size_t whole = wire_open_part(&out);
+        const int64_t numbers[3][2] = {{0, 0}, {1, 1}, {agent->rows, agent->columns}};
+        wire_int(&out, 0);
         wire_int(&out, rank);
+        for (int i = 0; i < 3; i++) {
+            wire_count(&out, 2);
+            wire_int(&out, numbers[i][0]);
+            wire_int(&out, numbers[i][1]);
+        }
+        wire_close_part(&out, whole);
         wire_int(&out, agent->slots);
         wire_int(&out, PAGE_HEADER_WORDS);
         wire_int(&out, PAGE_HEADER_WORDS);

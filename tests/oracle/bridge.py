@@ -48,7 +48,7 @@ from deisa.ray.errors import (
     UnknownArrayError,
 )
 from tests.oracle.client import RankChannel
-from tests.oracle.writer import ChunkWriter
+from tests.oracle.writer import ChunkWriter, PartWriter
 
 logger = logging.getLogger("deisa.ray.bridge")
 
@@ -67,6 +67,7 @@ class _OwnChunk:
         "index",
         "lent",
         "lent_for",
+        "lent_part",
         "passed_over",
         "writer",
     )
@@ -80,6 +81,7 @@ class _OwnChunk:
         self.passed_over: int | None = None  # there, the last timestep
         self.lent: np.ndarray | None = None  # the slot that was given out and has not come back
         self.lent_for: int | None = None  # the timestep that it was asked for
+        self.lent_part: PartWriter | None = None
         self._scratch: np.ndarray | None = None
 
     def scratch(self) -> np.ndarray:
@@ -97,6 +99,12 @@ class _OwnChunk:
         """Return the part of a local array that is the chunk."""
         halo = self.described.halo
         return data if halo is None else data[halo.inside(self.described.shape)]
+
+    def whole_part(self, timestep: int) -> PartWriter | None:
+        """The first part that takes the chunk as it is."""
+        if self.writer is None or self.dtype is None:
+            return None
+        return self.writer.whole_part(self.described.shape, self.dtype, timestep)
 
     def has_sent(self, timestep: int) -> bool:
         """Whether it was handed over for `timestep`, the newest one."""
@@ -169,8 +177,8 @@ class OracleBridge:
             self._channel.abort(reason_of(error) if isinstance(error, MemoryBoundError) else "")
             raise
         for name, writers in self._channel.take_writers().items():
-            for own, writer in zip(self._own[name], writers, strict=True):
-                own.writer = writer
+            for index, writer in writers.items():
+                self._own[name][index].writer = writer
 
     @property
     def bridge_id(self) -> int:
@@ -181,7 +189,7 @@ class OracleBridge:
     def stats(self) -> BridgeStats:
         """Chunks and bytes handed over so far, and the time spent waiting for free slots."""
         state = self._channel.state
-        return BridgeStats(state.chunks, state.nbytes, self._channel.held_up_s)
+        return BridgeStats(state.chunks, state.nbytes, self._channel.held_up_s, state.left_out)
 
     @property
     def _timestep(self) -> int | None:
@@ -249,18 +257,19 @@ class OracleBridge:
             if writer is None:
                 own.passed_over = timestep
                 self._note_newest(timestep, f"array {array_name!r}")
+                self._channel.state.left_out += data.nbytes
                 self._channel.advance(timestep)
                 return
             self._channel.check()
             self._note_newest(timestep, f"array {array_name!r}")
             must_notify = self._channel.move_on(timestep)
             lent = own.lent
-            if lent is not chunk:
-                writer.free_slot(timestep)[...] = data
+            filled = own.lent_part if lent is chunk else None
+            writer.free_slots(writer.due(timestep), timestep)
             if lent is not None:  # whoever still has it must not write into what is handed over
                 lent.flags.writeable = False
                 own.lent = None
-            writer.put(timestep, time, data.nbytes, must_notify=must_notify)
+            writer.put(timestep, time, data, filled, must_notify=must_notify)
 
     def slot(self, array_name: str, timestep: int, *, chunk_index: int | None = None) -> np.ndarray:
         """Give out the memory that the next `send` of a chunk will hand over, to compute into directly."""
@@ -273,13 +282,15 @@ class OracleBridge:
                 raise ChunkDtypeError(
                     f"bridge {self._id}, array {array_name!r}: a slot needs the dtype; declare it in arrays_metadata"
                 )
-            if own.writer is not None:
+            part = own.whole_part(timestep)
+            if own.writer is not None and part is not None:
                 self._note_newest(timestep, f"array {array_name!r}")
                 self._channel.advance(timestep)
-                given = own.writer.free_slot(timestep).view()
+                own.writer.free_slots([part], timestep)
+                given = part.slot.view()
                 if lent is not None:  # for a timestep that is over: the memory is the same
                     lent.flags.writeable = False
-                own.lent, own.lent_for = given, timestep
+                own.lent, own.lent_for, own.lent_part = given, timestep, part
                 return given
         # No callback asks for the array, or nobody is there any more: any memory will do.
         return own.scratch()
@@ -358,7 +369,7 @@ class OracleBridge:
         """Drop the slots: their memory is unmapped as soon as nobody else has a view of it."""
         for chunks in self._own.values():
             for own in chunks:
-                own.lent = None
+                own.lent = own.lent_part = None
                 own.writer = None
 
     def lose(self, reason: str) -> None:
@@ -493,19 +504,17 @@ class OracleBridge:
             dtype = shareable(own.array, data.dtype)
         except DescriptionError as exc:
             raise ChunkDtypeError(f"bridge {self._id}, {exc}") from exc
-        if own.writer is not None:
-            if own.writer.dtype is None:
-                writers = [chunk.writer for chunk in self._own[own.array] if chunk.writer is not None]
-                self._channel.declare(own.array, writers, dtype)
-            elif same_values(dtype, own.writer.dtype):
-                dtype = own.writer.dtype
-            else:
-                convert = conversion(sent, data, own.writer.dtype)
+        writers = [chunk.writer for chunk in self._own[own.array] if chunk.writer is not None]
+        if writers:
+            settled = self._channel.declare(own.array, writers, dtype)
+            if not same_values(dtype, settled):
+                convert = conversion(sent, data, settled)
                 raise ChunkDtypeError(
                     f"bridge {self._id}, array {own.array!r}, timestep {timestep}: other bridges declared dtype "
-                    f"{own.writer.dtype}, this one declared none and sends {dtype}"
+                    f"{settled}, this one declared none and sends {dtype}"
                     f"{f'; send {convert}' if convert else ''}"
                 )
+            dtype = settled
         for chunk in self._own[own.array]:
             chunk.dtype = dtype
         return dtype

@@ -7,7 +7,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -44,7 +44,7 @@ from tests.oracle.pages import (
     map_page,
     must_notify,
 )
-from tests.oracle.writer import ArrayState, ChunkWriter, HandOver, SendState
+from tests.oracle.writer import ChunkWriter, HandOver, PartWriter, SendState, StreamState
 
 logger = logging.getLogger("deisa.ray.bridge")
 
@@ -67,9 +67,9 @@ class RankChannel:
         self._connection = Connection(settings)
         self._memory: dict[int, tuple[np.ndarray, ...]] = {}  # slots by region, until their writers are there
         self._started = False
-        self._writers: dict[str, tuple[ChunkWriter, ...]] = {}  # until the bridge has taken them
-        self._arrays: tuple[ArrayState, ...] = ()
-        self._declared: set[str] = set()  # arrays whose dtype the agent has been told
+        self._writers: dict[str, dict[int, ChunkWriter]] = {}  # by index, until the bridge has taken them
+        self._streams: tuple[StreamState, ...] = ()
+        self._declared: dict[str, np.dtype] = {}  # arrays whose dtype the agent has been told
         self.under_way: HandOver | None = None
         self.state = SendState()
         self._counters = memoryview(b"")
@@ -183,8 +183,13 @@ class RankChannel:
         assert self._ring is not None
         return self._ring
 
-    def take_writers(self) -> dict[str, tuple[ChunkWriter, ...]]:
-        """Where chunks are handed over, by array, for those that callbacks ask for; theirs who takes them."""
+    @property
+    def submitted(self) -> int:
+        """Chunks submitted so far."""
+        return self._ring.submitted if self._ring is not None else 0
+
+    def take_writers(self) -> dict[str, dict[int, ChunkWriter]]:
+        """Where chunks are handed over, by array and index, for arrays that callbacks ask for; theirs who takes them."""
         writers, self._writers = self._writers, {}
         return writers
 
@@ -192,10 +197,9 @@ class RankChannel:
         """Bring the states and pages up to date after an exception in the middle of a call."""
         noted = self.under_way
         if noted is not None:
-            if self.ring.submitted == noted.submitted:
+            if self.submitted == noted.submitted:
                 noted.note(self.state)
-                array = noted.writer.state
-                array.entry.count_whole(array.whole)
+                noted.count()
             self.under_way = None
 
     def receive(self) -> None:
@@ -267,12 +271,12 @@ class RankChannel:
                 touch(slot)
             self._memory[spec.region] = slots
 
-    def _provide(self, writers: Iterable[ChunkWriter]) -> bool:
-        """Give writers the slots that have come for them; whether all have theirs."""
-        for writer in writers:
-            if writer.memory is None and writer.region in self._memory:
-                writer.memory = self._memory.pop(writer.region)
-        return all(writer.memory is not None for writer in writers)
+    def _provide(self, parts: Sequence[PartWriter]) -> bool:
+        """Give parts of chunks the slots that have come for them; whether all have theirs."""
+        for part in parts:
+            if part.memory is None and part.region in self._memory:
+                part.memory = self._memory.pop(part.region)
+        return all(part.memory is not None for part in parts)
 
     def _begin(self, start: messages.Start) -> None:
         self._started = True
@@ -287,17 +291,19 @@ class RankChannel:
     def _begin_to_send(self, start: messages.Start) -> None:
         table, self._counters, ring = self._map_pages(start.pages, PAGES)
         self._ring = RingWriter(ring, start.capacity)
-        arrays = []
-        for wanted in start.arrays:
+        streams = []
+        for wanted in start.streams:
             row = SlotTableRow(table, wanted.table_row, wanted.slots)
             entry = CountersEntry(self._counters, wanted.counters_row, wanted.bridges, wanted.entry)
-            array = ArrayState(len(wanted.regions), entry)
-            arrays.append(array)
-            self._writers[wanted.name] = tuple(
-                ChunkWriter(self, wanted.name, region, row, array) for region in wanted.regions
-            )
-            self._provide(self._writers[wanted.name])
-        self._arrays = tuple(arrays)
+            stream = StreamState(len(wanted.parts), wanted.every, row, entry)
+            streams.append(stream)
+            writers = self._writers.setdefault(wanted.array, {})
+            for said in wanted.parts:
+                part = PartWriter(said, stream)
+                self._provide([part])
+                writer = writers.setdefault(said.chunk, ChunkWriter(self, wanted.array, ()))
+                writer.parts = (*writer.parts, part)
+        self._streams = tuple(streams)
 
     def _map_pages(self, sizes: Sequence[int], pages: Sequence[int]) -> list[memoryview]:
         received = self._connection.take(len(pages))
@@ -309,15 +315,17 @@ class RankChannel:
             )
         return [map_page(*page) for page in zip(received, sizes, pages, strict=True)]
 
-    def declare(self, array: str, writers: Sequence[ChunkWriter], dtype: np.dtype) -> None:
-        """Tell the agent the dtype of an array, once, and wait for the slots of its writers here."""
+    def declare(self, array: str, writers: Sequence[ChunkWriter], dtype: np.dtype) -> np.dtype:
+        """Tell the agent the dtype of an array, once, and wait for the slots of its chunks here; returns what was told."""
+        parts = [part for writer in writers for part in writer.parts]
         if array not in self._declared:
-            self._declared.add(array)
+            self._declared[array] = dtype
             self._send(messages.DeclareDtype(array, dtype, own_limits()))
         self._wait(
-            lambda: self._provide(writers),
+            lambda: self._provide(parts),
             lambda: f"waiting for the memory of array {array!r}",
         )
+        return self._declared[array]
 
     def wait_for_slot(self, region: int, row: SlotTableRow, number: int, waiting: str) -> None:
         """Say that a chunk has no slot for its next sequence number, and wait until it has one."""
@@ -365,9 +373,10 @@ class RankChannel:
         last = False
         if self._ring is not None:
             self._ring.move_on(timestep)
-            for array in self._arrays:
-                skipped = state.before is not None and not array.is_whole(state.before)
-                last |= array.entry.move_on(timestep) and skipped
+            for stream in self._streams:
+                before = state.before
+                skipped = before is not None and stream.is_due(before) and not stream.is_whole(before)
+                last |= stream.entry.move_on(timestep) and skipped
         state.moving = False
         return last
 
@@ -439,7 +448,7 @@ class RankChannel:
         self._memory.clear()
         self._started = False
         self._writers = {}
-        self._arrays = ()
+        self._streams = ()
         self._ring = None
         self._feedback = None
         self._counters = memoryview(b"")

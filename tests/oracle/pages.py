@@ -120,18 +120,18 @@ class RingWriter:
         """Chunks submitted so far."""
         return load(self._words, SUBMITTED)
 
-    def submit(self, region: int, timestep: int, time: float | None = None) -> None:
-        """Submit a chunk; the number of entries comes last, for the agent looks at it first."""
+    def submit(self, regions: Sequence[int], timestep: int, time: float | None = None) -> None:
+        """Submit chunks; the number of entries comes last, for the agent looks at it first."""
         words = self._words
         number = load(words, SUBMITTED)
-        entry = self._first + ENTRY_WORDS * (number % self._capacity)
-        words[entry + ENTRY_REGION] = region
-        words[entry + ENTRY_TIMESTEP] = timestep
-        words[entry + ENTRY_ROWS] = 0
-        words[entry + ENTRY_TIME] = (
-            NO_TIME if time is None else struct.unpack("=q", struct.pack("=d", time))[0]
-        )
-        store(words, SUBMITTED, number + 1)
+        bits = NO_TIME if time is None else struct.unpack("=q", struct.pack("=d", time))[0]
+        for further, region in enumerate(regions):
+            entry = self._first + ENTRY_WORDS * ((number + further) % self._capacity)
+            words[entry + ENTRY_REGION] = region
+            words[entry + ENTRY_TIMESTEP] = timestep
+            words[entry + ENTRY_ROWS] = 0
+            words[entry + ENTRY_TIME] = bits
+        store(words, SUBMITTED, number + len(regions))
 
     def move_on(self, timestep: int) -> None:
         """Say that nothing older than a timestep will be submitted."""

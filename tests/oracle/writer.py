@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from deisa.ray._state.layout import Shape
+from deisa.ray._transport.messages import WantedPart
 from tests.oracle.pages import CountersEntry, SlotTableRow
 
 if TYPE_CHECKING:
@@ -26,9 +29,11 @@ class SendState:
         Whether the agent has not been told yet that the rank has left `before`.
     chunks, nbytes : int
         Handed over.
+    left_out : int
+        Bytes that were sent and not handed over.
     """
 
-    __slots__ = ("before", "chunks", "moving", "nbytes", "timestep")
+    __slots__ = ("before", "chunks", "left_out", "moving", "nbytes", "timestep")
 
     def __init__(self) -> None:
         self.timestep: int | None = None
@@ -36,35 +41,78 @@ class SendState:
         self.moving = False
         self.chunks = 0
         self.nbytes = 0
+        self.left_out = 0
 
 
-class ArrayState:
-    """What a bridge has handed over of an array.
+class StreamState:
+    """What a bridge has handed over of a stream.
 
     Attributes
     ----------
-    chunks : int
-        That this bridge has of the array.
+    parts : int
+        Of this bridge's chunks.
+    every : int
+        Only timesteps that are multiples of it are handed over.
     timestep : int or None
-        The newest timestep that a chunk was handed over for.
+        The newest timestep that a part was handed over for.
     submitted : int
-        Chunks handed over for that timestep.
+        Parts handed over for that timestep.
     whole : int
         Timesteps handed over whole.
     """
 
-    __slots__ = ("chunks", "entry", "submitted", "timestep", "whole")
+    __slots__ = ("entry", "every", "parts", "row", "submitted", "timestep", "whole")
 
-    def __init__(self, chunks: int, entry: CountersEntry) -> None:
-        self.chunks = chunks
+    def __init__(self, parts: int, every: int, row: SlotTableRow, entry: CountersEntry) -> None:
+        self.parts = parts
+        self.every = every
+        self.row = row
         self.entry = entry
         self.timestep: int | None = None
         self.submitted = 0
         self.whole = 0
 
     def is_whole(self, timestep: int | None) -> bool:
-        """Whether all chunks were handed over for a timestep."""
-        return self.timestep == timestep and self.submitted == self.chunks
+        """Whether all parts were handed over for a timestep."""
+        return self.timestep == timestep and self.submitted == self.parts
+
+    def is_due(self, timestep: int) -> bool:
+        """Whether anything is handed over for a timestep."""
+        return timestep % self.every == 0
+
+
+class PartWriter:
+    """What a stream takes of a chunk.
+
+    Attributes
+    ----------
+    region : int
+    stream : StreamState
+    index : tuple of slice
+        Which elements of the chunk.
+    shape : tuple of int
+    sequence : int
+        The next sequence number, which is the number of timesteps handed over.
+    memory : tuple of numpy.ndarray or None
+        By slot; None until the dtype of the array is known.
+    """
+
+    __slots__ = ("index", "memory", "region", "sequence", "shape", "stream")
+
+    def __init__(self, wanted: WantedPart, stream: StreamState) -> None:
+        self.region = wanted.region
+        self.stream = stream
+        corners = zip(wanted.start, wanted.step, wanted.shape, strict=True)
+        self.index = tuple(slice(start, start + (n - 1) * step + 1, step) for start, step, n in corners)
+        self.shape = wanted.shape
+        self.sequence = 0
+        self.memory: tuple[np.ndarray, ...] | None = None
+
+    @property
+    def slot(self) -> np.ndarray:
+        """The memory for the next timestep, which has a slot."""
+        assert self.memory is not None
+        return self.memory[self.stream.row.slot_of(self.sequence)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,22 +125,32 @@ class HandOver:
 
     submitted: int  # by the bridge, this chunk included
     writer: ChunkWriter
-    sequence: int
     timestep: int
-    of_timestep: int
-    whole: int
+    parts: tuple[tuple[PartWriter, int, int, int], ...]  # sequence; of its stream: submitted, whole
     chunks: int
     nbytes: int
+    left_out: int
 
     def note(self, state: SendState) -> None:
-        self.writer.sequence = self.sequence
         self.writer.newest = self.timestep
-        array = self.writer.state
-        array.timestep = self.timestep
-        array.submitted = self.of_timestep
-        array.whole = self.whole
+        for part, sequence, submitted, whole in self.parts:
+            part.sequence = sequence
+            part.stream.timestep = self.timestep
+            part.stream.submitted = submitted
+            part.stream.whole = whole
         state.chunks = self.chunks
         state.nbytes = self.nbytes
+        state.left_out = self.left_out
+
+    def count(self) -> bool:
+        """Tell the other ranks of the node; whether none of them is behind."""
+        return any(
+            [
+                part.stream.entry.count_whole(part.stream.whole)
+                for part, _, _, _ in self.parts
+                if part.stream.is_whole(self.timestep)
+            ]
+        )
 
 
 class ChunkWriter:
@@ -100,78 +158,91 @@ class ChunkWriter:
 
     Attributes
     ----------
-    region : int
-    sequence : int
-        The next sequence number, which is the number of timesteps handed over.
+    parts : tuple of PartWriter
+        What streams take of it.
     newest : int or None
         The last timestep handed over.
-    state : ArrayState
-        Shared by the chunks of an array.
-    memory : tuple of numpy.ndarray or None
-        By slot; None until the dtype of the array is known.
     """
 
-    def __init__(
-        self, channel: RankChannel, array: str, region: int, row: SlotTableRow, state: ArrayState
-    ) -> None:
+    def __init__(self, channel: RankChannel, array: str, parts: tuple[PartWriter, ...]) -> None:
         self._channel = channel
         self._array = array
-        self._row = row
-        self.region = region
-        self.sequence = 0
+        self.parts = parts
         self.newest: int | None = None
-        self.state = state
-        self.memory: tuple[np.ndarray, ...] | None = None
-
-    @property
-    def dtype(self) -> np.dtype | None:
-        """The dtype of the slots; None before `RankChannel.declare` where no bridge has declared it."""
-        return self.memory[0].dtype if self.memory is not None else None
 
     def has_sent(self, timestep: int) -> bool:
         """Whether this was the last timestep handed over."""
         return self.newest == timestep
 
-    def free_slot(self, timestep: int) -> np.ndarray:
-        """Return the memory for the next chunk, waiting for it if need be; the same until `put`.
+    def due(self, timestep: int) -> list[PartWriter]:
+        """What is handed over at a timestep."""
+        return [part for part in self.parts if part.stream.is_due(timestep)]
+
+    def whole_part(self, shape: Shape, dtype: np.dtype, timestep: int) -> PartWriter | None:
+        """The first part that takes the chunk as it is."""
+        for part in self.due(timestep):
+            if part.shape == shape and part.memory is not None and part.memory[0].dtype == dtype:
+                return part
+        return None
+
+    def free_slots(self, parts: Sequence[PartWriter], timestep: int) -> None:
+        """Wait until parts have slots.
 
         Raises
         ------
         WaitTimeoutError, AnalyticsLostError
         """
-        assert self.memory is not None
-        if not self._row.has_slot(self.sequence):
-            self._channel.wait_for_slot(self.region, self._row, self.sequence, self._describe_wait(timestep))
-        return self.memory[self._row.slot_of(self.sequence)]
+        for part in parts:
+            row = part.stream.row
+            if not row.has_slot(part.sequence):
+                waiting = (
+                    f"all {row.slots} slots of array {self._array!r} are in use: timestep {timestep} waits for"
+                )
+                self._channel.wait_for_slot(part.region, row, part.sequence, waiting)
 
-    def _describe_wait(self, timestep: int) -> str:
-        return (
-            f"all {self._row.slots} slots of array {self._array!r} are in use: timestep {timestep} waits for"
-        )
-
-    def put(self, timestep: int, time: float | None, nbytes: int, *, must_notify: bool) -> None:
-        """Hand the filled slot over; notifies the agent when every rank of its node has done so.
+    def put(
+        self,
+        timestep: int,
+        time: float | None,
+        data: np.ndarray,
+        filled: PartWriter | None,
+        *,
+        must_notify: bool,
+    ) -> None:
+        """Hand a chunk over; notifies the agent when every rank of its node has done so.
 
         Raises
         ------
-        AnalyticsLostError, DeisaError
+        WaitTimeoutError, AnalyticsLostError, DeisaError
             When the agent has gone, or has said that the session is over.
         """
-        channel, array = self._channel, self.state
-        of_timestep = array.submitted + 1 if array.timestep == timestep else 1
-        noted = channel.under_way = HandOver(
-            submitted=channel.ring.submitted + 1,
+        channel, due = self._channel, self.due(timestep)
+        self.free_slots(due, timestep)
+        nbytes = 0
+        for part in due:
+            nbytes += part.slot.nbytes
+            if part is not filled:
+                part.slot[...] = data[part.index]
+        after = []
+        for part in due:
+            stream = part.stream
+            submitted = stream.submitted + 1 if stream.timestep == timestep else 1
+            after.append((part, part.sequence + 1, submitted, stream.whole + (submitted == stream.parts)))
+        state = channel.state
+        noted = HandOver(
+            submitted=channel.submitted + len(due),
             writer=self,
-            sequence=self.sequence + 1,
             timestep=timestep,
-            of_timestep=of_timestep,
-            whole=array.whole + (of_timestep == array.chunks),
-            chunks=channel.state.chunks + 1,
-            nbytes=channel.state.nbytes + nbytes,
+            parts=tuple(after),
+            chunks=state.chunks + bool(due),
+            nbytes=state.nbytes + nbytes,
+            left_out=state.left_out + max(0, data.nbytes - nbytes),
         )
-        channel.ring.submit(self.region, timestep, time)  # from here on it is handed over
-        noted.note(channel.state)
-        is_last = array.is_whole(timestep) and array.entry.count_whole(array.whole)
+        channel.under_way = noted
+        if due:
+            channel.ring.submit([part.region for part in due], timestep, time)  # from here on it is handed over
+        noted.note(state)
+        is_last = noted.count()
         channel.under_way = None
         if is_last or must_notify:
             channel.notify()

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from deisa.ray._state.events import BridgeJoined, Event, StepComplete
-from deisa.ray._state.plan import StartPlan
+from deisa.ray._state.plan import NodePlan, StartPlan
 from deisa.ray._transport.address import agent_address
 from deisa.ray._transport.line import AnalyticsLine
 from deisa.ray._transport.reader import attach
@@ -25,6 +25,7 @@ from deisa.ray.config import Settings
 from deisa.ray.errors import DeisaError
 from tests.oracle.bridge import OracleBridge
 from tests.support.patience import PATIENCE_S
+from tests.unit.parts import number_parts, start_plan
 
 Client = type[Bridge]
 CLIENTS: dict[str, Client] = {"native": Bridge, "oracle": cast("Client", OracleBridge)}
@@ -97,16 +98,27 @@ class Agent:
     def connect(self, *metadata: Mapping[str, Any]) -> list[Future[Bridge]]:
         """Open one bridge for each metadata."""
         opening = [self.open_bridge(number, len(metadata), said) for number, said in enumerate(metadata)]
-        for joined in [self.wait(BridgeJoined) for _ in metadata]:
-            for array, numbers in joined.regions.items():
-                self.regions[array] = sorted([*self.regions.get(array, []), *numbers])
+        for _ in metadata:
+            self.wait(BridgeJoined)
         return opening
 
-    def start(self, slots: Mapping[str, int], **dtypes: Any) -> None:
+    def plan(
+        self, slots: Mapping[str, int], consumers: tuple[str, ...] = (CONSUMER,), **dtypes: Any
+    ) -> tuple[StartPlan, NodePlan]:
+        """What asks for the arrays in `slots`, by default of double precision, of all bridges that have come."""
         known = {name: np.dtype(dtype) if dtype is not None else None for name, dtype in dtypes.items()}
-        self.server.start(
-            StartPlan(slots, {**dict.fromkeys(slots, np.dtype("f8")), **known}, (CONSUMER,)), {}
-        )
+        node = self.server._node
+        shapes = {
+            bridge_id: {described.name: [c.shape for c in described.chunks] for described in node.described(bridge_id)}
+            for bridge_id in node.bridges
+        }
+        parts = number_parts(shapes, slots)
+        self.regions.update((name, [part.region for part in own]) for name, own in parts.items())
+        dtype_of = {**dict.fromkeys(slots, np.dtype("f8")), **known}
+        return start_plan(slots, dtype_of, consumers), NodePlan(parts)
+
+    def start(self, slots: Mapping[str, int], **dtypes: Any) -> None:
+        self.server.start(*self.plan(slots, **dtypes))
 
     def bridges(self, *metadata: Mapping[str, Any], slots: Mapping[str, int], **dtypes: Any) -> list[Bridge]:
         """Connect bridges and start the session."""

@@ -29,29 +29,31 @@ from deisa.ray._state.events import (
     StepTorn,
 )
 from deisa.ray.errors import ProtocolError
+from tests.unit.parts import number_counted
 
 
 def node(
     *chunk_counts: dict[str, int], slots: dict[str, int], consumers: tuple[str, ...] = ("c",)
 ) -> NodeArrivals:
+    return started(dict(enumerate(chunk_counts)), slots, consumers)
+
+
+def started(
+    bridges: dict[int, dict[str, int]], slots: dict[str, int], consumers: tuple[str, ...] = ("c",)
+) -> NodeArrivals:
     arrivals = NodeArrivals()
-    for bridge_id, counts in enumerate(chunk_counts):
-        arrivals.join(bridge_id, counts)
-    arrivals.subscribe(slots, consumers)
+    for bridge_id in bridges:
+        arrivals.join(bridge_id)
+    arrivals.subscribe(slots, number_counted(bridges, slots), consumers)
     return arrivals
 
 
-def test_regions_are_numbered_as_bridges_join() -> None:
-    arrivals = NodeArrivals()
-    assert arrivals.join(7, {"a": 2, "b": 1}) == {"a": (0, 1), "b": (2,)}
-    assert arrivals.join(3, {"a": 1, "c": 0}) == {"a": (3,), "c": ()}
-    arrivals.leave(7)
-    assert arrivals.join(7, {"a": 1}) == {"a": (4,)}  # a number is never used again
-    arrivals.subscribe({"a": 2}, ["c"])
-    arrivals.put(7, 4, 0)
-    arrivals.put(3, 3, 0)
+def test_what_was_numbered_at_the_start_arrives() -> None:
+    arrivals = started({7: {"a": 2, "b": 1}, 3: {"a": 1, "c": 0}}, {"a": 2})
+    for bridge_id, region in ((7, 0), (3, 3), (7, 1)):
+        arrivals.put(bridge_id, region, 0)
     assert StepComplete("a", 0, 0) in arrivals.take_events()
-    assert arrivals.regions_of(3) == {"a": (3,), "c": ()}
+    assert arrivals.regions_of(3) == {"a": (3,)}
     assert arrivals.array_of(3) == "a"
 
 
@@ -180,11 +182,7 @@ def test_a_lost_bridge_reports_its_last_timestep() -> None:
 )
 @pytest.mark.parametrize("complete", [False, True], ids=["arriving", "complete"])
 def test_a_broken_account_is_refused_and_changes_nothing(put: Any, message: str, complete: bool) -> None:
-    arrivals = NodeArrivals()
-    arrivals.join(0, {"a": 1})
-    arrivals.join(1, {"a": 1})
-    arrivals.join(2, {"unwanted": 1})
-    arrivals.subscribe({"a": 2}, ["c"])
+    arrivals = node({"a": 1}, {"a": 1}, {"unwanted": 1}, slots={"a": 2})
     arrivals.put(0, 0, 5)
     if complete:
         arrivals.put(1, 1, 5)
@@ -254,15 +252,14 @@ class Histories(RuleBasedStateMachine):
         consumers=st.integers(1, 2),
     )
     def start(self, counts: list[dict[str, int]], slots: dict[str, int], consumers: int) -> None:
-        self.arrivals = NodeArrivals()
-        self.owner: dict[int, tuple[int, str]] = {}
-        for bridge, chunks in enumerate(counts):
-            for array, regions in self.arrivals.join(bridge, chunks).items():
-                assert len(regions) == chunks[array]
-                self.owner |= {region: (bridge, array) for region in regions}
+        bridges = dict(enumerate(counts))
+        everything = number_counted(bridges, {"a": None, "b": None})
+        self.owner: dict[int, tuple[int, str]] = {
+            part.region: (part.bridge_id, array) for array, parts in everything.items() for part in parts
+        }
         self.slots = slots
         self.consumers = [f"c{i}" for i in range(consumers)]
-        self.arrivals.subscribe(slots, self.consumers)
+        self.arrivals = started(bridges, slots, tuple(self.consumers))
         self.wanted = [r for r, (_, array) in self.owner.items() if array in slots]
         self.regions = {array: sorted(r for r in self.wanted if self.owner[r][1] == array) for array in slots}
         self.at: list[float] = [-math.inf] * len(counts)

@@ -88,7 +88,7 @@ class Hostile:
         self.socket = raw(agent)
         self.descriptors: list[int] = []
         self.pages: list[memoryview] = []
-        self.wanted: dict[str, messages.WantedArray] = {}
+        self.wanted: dict[str, messages.WantedStream] = {}
         arrays = describe_arrays({"h": whole((4,)), "open": whole((4,), dtype=None)})
         self.say(encode(messages.Hello(messages.PROTOCOL_VERSION, SESSION, HOSTILE, WORLD_SIZE, arrays, ())))
 
@@ -110,7 +110,7 @@ class Hostile:
                     sizes += message.sizes
                 elif isinstance(message, messages.Start):
                     sizes += (*message.pages, *message.feedback)
-                    self.wanted = {array.name: array for array in message.arrays}
+                    self.wanted = {stream.array: stream for stream in message.streams}
         for number, (descriptor, nbytes) in enumerate(zip(self.descriptors, sizes, strict=True)):
             self.pages.append(map_words(os.dup(descriptor), nbytes, writable=number not in (TABLE, FEEDBACK)))
         self.ring = RingWriter(self.pages[RING], SLOTS["h"] + SLOTS["open"])
@@ -376,9 +376,9 @@ def test_nobody_follows_an_agent_by_an_empty_name() -> None:
 def test_a_rank_that_was_blocked_and_has_closed_does_not_wait_any_more() -> None:
     """Another analytics that takes the session over asks who waits."""
     with scene() as here:
-        region = here.hostile.wanted["h"].regions[0]
+        region = here.hostile.wanted["h"].parts[0].region
         for timestep in range(SLOTS["h"]):
-            here.hostile.ring.submit(region, timestep)
+            here.hostile.ring.submit([region], timestep)
         here.hostile.ring.block(region)
         here.agent.wait(SendersBlocked)
         here.hostile.say(encode(messages.Close(BridgeStats())))
@@ -519,7 +519,7 @@ def test_no_rank_changes_the_size_or_the_seals_of_memory_or_writes_to_the_slot_t
 def test_a_reader_survives_a_rank_that_gives_its_memory_back() -> None:
     """The chunk reads as zeros: the memory keeps its size, so that no reader is killed by a bus error."""
     with scene() as here:
-        region = here.hostile.wanted["h"].regions[0]
+        region = here.hostile.wanted["h"].parts[0].region
         np.frombuffer(here.hostile.pages[SLOT], "f8")[:4] = [1, 2, 3, 4]
         here.hostile.ring.submit(region, 0)
         step = here.agent.wait(StepComplete)

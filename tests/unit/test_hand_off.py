@@ -31,7 +31,6 @@ from deisa.ray._state.events import (
     StepComplete,
 )
 from deisa.ray._state.layout import describe_arrays
-from deisa.ray._state.plan import StartPlan
 from deisa.ray._transport import memory, messages, reader
 from deisa.ray._transport import store as chunk_store
 from deisa.ray._transport.address import agent_address, check_same_user, shown
@@ -295,7 +294,7 @@ def test_an_array_that_nobody_asks_for_is_not_copied(agent: Agent) -> None:
     assert agent.server._store.segments[0].nbytes == memory.PAGE_BYTES
     for t in range(100):
         bridge.send("unwanted", np.zeros(2**20), t)
-    assert bridge.stats == BridgeStats()
+    assert bridge.stats == BridgeStats(bytes_left_out=100 * 8 * 2**20)
     while agent.wait(OwnersPassed) != OwnersPassed("a", 99):
         pass
     bridge.send("a", np.zeros(2), 100)
@@ -417,7 +416,7 @@ def test_waiting_for_a_slot_ends(agent: Agent, caplog: pytest.LogCaptureFixture)
 
 def test_leases_of_several_consumers(agent: Agent) -> None:
     opening = agent.connect({"a": whole((4,))})
-    agent.server.start(StartPlan({"a": 1}, {"a": np.dtype("f8")}, ("one", "two")), {})
+    agent.server.start(*agent.plan({"a": 1}, ("one", "two")))
     (bridge,) = [future.result(PATIENCE_S) for future in opening]
     bridge.send("a", np.zeros(4), 0)
     late = agent.in_thread(bridge.send, "a", np.ones(4), 1)
@@ -563,11 +562,11 @@ def test_socket_path(tmp_path: Path, left_behind: bool) -> None:
 
 def test_the_bound_on_memory(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
     agent.connect({"a": whole((1024, 1024)), "open": whole((4,), dtype=None)})
-    plan = StartPlan({"a": 3, "open": 2}, {"a": np.dtype("f8"), "open": None}, ("c",))
-    assert agent.server.bound_bytes(plan, {}) == 3 * 8 * 2**20
+    plan = agent.plan({"a": 3, "open": 2}, open=None)
+    assert agent.server.bound_bytes(*plan) == 3 * 8 * 2**20
     monkeypatch.setattr(memory, "available_bytes", lambda: 20 * 2**20)
     with pytest.raises(MemoryBoundError, match=r"needs 24\.0 MiB of chunk memory, but only 16\.0 MiB"):
-        agent.server.bound_bytes(plan, {})
+        agent.server.bound_bytes(*plan)
     assert not agent.server._store.segments
 
 
@@ -796,30 +795,30 @@ def open_one_after_the_other(agent: Agent, *said: dict[str, Any]) -> list[Bridge
 
 
 def submit_foreign_region(ring: RingWriter) -> None:
-    ring.submit(2, 0)
+    ring.submit([2], 0)
 
 
 def submit_what_nobody_asks_for(ring: RingWriter) -> None:
-    ring.submit(1, 0)
+    ring.submit([1], 0)
 
 
 def submit_unknown_region(ring: RingWriter) -> None:
-    ring.submit(77, 0)
+    ring.submit([77], 0)
 
 
 def submit_too_much(ring: RingWriter) -> None:
     for timestep in range(3):
-        ring.submit(0, timestep)
+        ring.submit([0], timestep)
 
 
 def submit_twice(ring: RingWriter) -> None:
     for _ in range(2):
-        ring.submit(0, 0)
+        ring.submit([0], 0)
 
 
 def submit_older(ring: RingWriter) -> None:
     for timestep in (1, 0):
-        ring.submit(0, timestep)
+        ring.submit([0], timestep)
 
 
 def take_back(ring: RingWriter) -> None:
@@ -1027,7 +1026,7 @@ def test_a_message_that_cannot_be_sent_at_once_is_not_lost(
 def test_a_dtype_is_told_once_though_the_answer_is_late(agent: Agent) -> None:
     impatient = settings_with(agent, start_timeout_s=2)
     opening = agent.open_bridge(0, 1, {"a": whole((4,), dtype=None)}, impatient)
-    agent.regions["a"] = list(agent.wait(BridgeJoined).regions["a"])
+    agent.wait(BridgeJoined)
     agent.start({"a": 1}, a=None)
     bridge = opening.result(PATIENCE_S)
     with (

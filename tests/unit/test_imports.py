@@ -158,7 +158,8 @@ def test_one_module_alone_names_what_dask_does_not_document(name: str) -> None:
 RANK = """
 import sys, threading
 from deisa.ray import Bridge
-from deisa.ray._state.plan import StartPlan
+from deisa.ray._state.plan import NodePlan, StartPlan
+from deisa.ray._state.streams import Part, Stream
 from deisa.ray._transport.server import AgentServer
 from deisa.ray._state.events import BridgeJoined, StepComplete
 from deisa.ray.config import Settings
@@ -170,7 +171,8 @@ server = AgentServer(settings, "run", "node")
 def analytics():
     while not any(isinstance(e, BridgeJoined) for e in server.poll(10)):
         pass
-    server.start(StartPlan({"a": 1}, {"a": np.dtype("f8")}, ("c",)), {})
+    plan = StartPlan({"a": Stream("a", "a")}, {"a": 1}, {"a": np.dtype("f8")}, ("c",))
+    server.start(plan, NodePlan({"a": [Part(0, 0, 0, (0,), (1,), (4,))]}))
 
 thread = threading.Thread(target=analytics)
 thread.start()

@@ -129,7 +129,6 @@ EVENTS = st.one_of(
         INTEGER,
         INTEGER,
         st.lists(described_arrays(), max_size=2).map(tuple),
-        st.dictionaries(TEXT, BRIDGES, max_size=2),
         INTEGER,
         TEXT,
     ),
@@ -180,9 +179,11 @@ def strategy(cls: type[Message]) -> st.SearchStrategy[Message]:
     if cls is messages.Slots:
         fields["regions"] = st.lists(regions(), max_size=3).map(tuple)
     if cls is messages.Start:
-        wanted = st.builds(messages.WantedArray, TEXT, NATURALS, *[NATURAL] * 5)
+        part = st.builds(messages.WantedPart, NATURAL, NATURAL, NATURALS, NATURALS, NATURALS)
+        parts = st.lists(part, max_size=3).map(tuple)
+        wanted = st.builds(messages.WantedStream, TEXT, NATURAL, parts, *[NATURAL] * 5)
         fields["pages"] = fields["feedback"] = NATURALS
-        fields["arrays"] = st.lists(wanted, max_size=3).map(tuple)
+        fields["streams"] = st.lists(wanted, max_size=3).map(tuple)
     if cls is messages.Release:
         released = st.builds(messages.ReleasedStep, TEXT, INTEGER)
         fields["steps"] = st.lists(released, max_size=3).map(tuple)
@@ -315,7 +316,7 @@ def test_the_plain_hello_is_fine() -> None:
         messages.DeclareDtype("a", np.dtype("f8"), (LIMIT,) * 65),
         messages.Start((-1,), 0, ()),
         messages.Start((), -1, ()),
-        messages.Start((), 0, (messages.WantedArray("a", (1,), 1, -8, 8, 1, 8),)),
+        messages.Start((), 0, (messages.WantedStream("a", 1, (), 1, -8, 8, 1, 8),)),
         messages.Slots((), (dataclasses.replace(REGION, strides=(8,)),)),
         messages.Slots((), (dataclasses.replace(REGION, itemsize=4),)),
         messages.Slots((), (dataclasses.replace(REGION, base=-1),)),
@@ -404,8 +405,8 @@ def test_fields_that_a_later_version_has_added_are_skipped(message: Message, mor
 
 
 def test_fields_that_a_later_version_has_added_to_a_structure_are_skipped() -> None:
-    stats = struct.pack("<qqd", 3, 96, 0.5) + b"more"
-    assert decode(raw(4, struct.pack("<I", len(stats)), stats)) == messages.Close(BridgeStats(3, 96, 0.5))
+    stats = struct.pack("<qqdq", 3, 96, 0.5, 7) + b"more"
+    assert decode(raw(4, struct.pack("<I", len(stats)), stats)) == messages.Close(BridgeStats(3, 96, 0.5, 7))
 
 
 def test_what_was_whole_before_the_garbage_is_still_delivered() -> None:

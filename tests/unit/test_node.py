@@ -43,6 +43,7 @@ from deisa.ray._state.plan import StartPlan
 from deisa.ray._state.presence import DRIVER_QUIET_S, HOLD_S, Presence
 from deisa.ray._state.subscriber import EventLog, Subscriber
 from deisa.ray.errors import AnalyticsLostError, HoleError, ProtocolError
+from tests.unit.parts import number_counted, start_plan
 
 F8 = np.dtype("f8")
 TIMEOUT_S = 60.0
@@ -62,13 +63,19 @@ def newcomer(peer: int, bridge_id: int, world_size: int = 3, **chunks: int) -> N
     return Newcomer(peer, 100 + peer, bridge_id, world_size, arrays)
 
 
+def start(node: Node, plan: StartPlan) -> None:
+    """Start with everything that the bridges which have come own of the arrays of the plan."""
+    counts = {b: {a.name: len(a.chunks) for a in node.described(b)} for b in node.bridges}
+    node.start(plan, number_counted(counts, plan.slots))
+
+
 def node(*chunks: dict[str, int], slots: dict[str, int] | None = None, **dtypes: Any) -> Node:
     """A node whose bridges are peers of the same numbers; started if there are slots."""
     made = Node("s", "h", [subscriber()], TIMEOUT_S)
     for bridge_id, counts in enumerate(chunks):
         made.hello(newcomer(bridge_id, bridge_id, **counts), 0.0)
     if slots is not None:
-        made.start(StartPlan(slots, {**dict.fromkeys(slots, F8), **dtypes}, ("analytics",)))
+        start(made, start_plan(slots, {**dict.fromkeys(slots, F8), **dtypes}, ("analytics",)))
     made.hear(made.subscribers[0])
     made.take_effects()
     return made
@@ -85,7 +92,7 @@ def test_a_bridge_joins_and_hears_whom_it_waits_for() -> None:
     here.hello(newcomer(7, 0, a=2), 0.0)
     assert here.take_effects() == [TellProgress(7, "waiting for bridge 1 of 3")]
     (joined,) = news(here)
-    assert isinstance(joined, BridgeJoined) and joined.regions == {"a": (0, 1)}
+    assert isinstance(joined, BridgeJoined) and len(joined.arrays[0].chunks) == 2
     here.report_progress("waiting for bridge 2 of 3", 0.0)
     assert here.take_effects() == [TellProgress(7, "waiting for bridge 2 of 3")]
     for peer, arrays in ((7, {}), (8, {"a": 1})):
@@ -102,7 +109,7 @@ def test_an_id_that_is_taken() -> None:
     here.answer_newcomers(HOLD_S + 1)  # the one before does not go: the analytics hears of both
     assert [type(event) for event in news(here)] == [BridgeJoined]
     assert here.sender(5) is None
-    here.start(StartPlan({"a": 1}, {"a": F8}, ("analytics",)))
+    start(here, start_plan({"a": 1}, {"a": F8}, ("analytics",)))
     refused = here.take_effects()[-1]
     assert isinstance(refused, Refuse) and refused.peer == 5
     here.check()
@@ -112,7 +119,7 @@ def test_a_rank_that_cannot_join_is_lost_and_never_counts_as_one_that_has_come()
     here = node({"a": 1})
     here.cannot_join(1, "DescriptionError: no shape")
     assert news(here) == [BridgeLost(1, None, "DescriptionError: no shape")]
-    here.start(StartPlan({"a": 1}, {"a": F8}, ("analytics",)))
+    start(here, start_plan({"a": 1}, {"a": F8}, ("analytics",)))
     here.cannot_join(0, "it belongs to no run of this session")
     assert news(here) == [] and here.sender(0) == 0
     here.check()
@@ -154,7 +161,7 @@ def test_a_dtype_is_declared_once() -> None:
     here = node({"a": 1}, {"a": 1}, slots={"a": 1}, a=None)
     assert here.check_declaration(0, "a") == [0, 1]
     here.declare(0, "a", F8)
-    assert here.take_effects() == [CreateMemory(0, "a", F8)]
+    assert here.take_effects() == [CreateMemory(0, {"a": F8})]
     assert news(here) == [DtypeDeclared(0, "a", F8)]
     assert here.check_declaration(1, "a") == [1]
     for bridge, array in ((0, "a"), (1, "b")):
@@ -265,7 +272,7 @@ def test_each_subscriber_hears_everything_once() -> None:
     one, two = subscriber("one"), subscriber("two")
     here = Node("s", "h", [one, two], TIMEOUT_S)
     here.hello(newcomer(0, 0, a=1), 0.0)
-    here.start(StartPlan({"a": 1}, {"a": F8}, ("one", "two")))
+    start(here, start_plan({"a": 1}, {"a": F8}, ("one", "two")))
     assert len(here.hear(one)) == 1
     here.submitted(0, [Entry(0, 5)], 5, None, 0.0)
     here.look_over(0.0)

@@ -76,7 +76,7 @@ def test_a_ring_gives_every_entry_once_and_in_order(capacity: int, actions: list
     for number, action in enumerate(actions):
         if isinstance(action, int) and len(under_way) < capacity:
             time = None if action % 3 == 0 else action / 7
-            writer.submit(number, action, time)
+            writer.submit([number], action, time)
             under_way.append(Entry(number, action, 0, time))
         elif action == "look":
             assert reader.look() == Submitted(tuple(under_way), None, None)

@@ -119,7 +119,7 @@ def killed_at_the_end(pid: int) -> Iterator[None]:
 def one_rank(agent: Agent, lines: str, client: str = "native") -> Iterator[Program]:
     """A rank that owns the array "a", in a session that starts as soon as it has joined."""
     with program(lines, agent.settings.session, client) as rank:
-        agent.regions["a"] = list(agent.wait(BridgeJoined).regions["a"])
+        agent.wait(BridgeJoined)
         agent.start({"a": 8})
         yield rank
 
@@ -151,11 +151,10 @@ input()
     monkeypatch.setattr(store, "check_descriptors", lambda needed, bridges: counted.append(needed))
     with program(lines, agent.settings.session):
         agent.wait(BridgeJoined)
-        dtypes = {"a": np.dtype("f8"), "b": np.dtype("i4"), "late": None, "later": None}
-        plan = StartPlan(dict.fromkeys(dtypes, 1), dtypes, ("test",))
+        plan = agent.plan({"a": 1, "b": 1, "late": 1, "later": 1}, b="i4", late=None, later=None)
         before = descriptors()
-        agent.server.bound_bytes(plan, {})
-        agent.server.start(plan, {})
+        agent.server.bound_bytes(*plan)
+        agent.server.start(*plan)
         while agent.wait(OwnersPassed).timestep != 1:
             pass
         table_and_counters = 2 * DESCRIPTORS_PER_PAGE

@@ -9,8 +9,8 @@ import pytest
 
 from deisa.ray._session.predecessor import Predecessor
 from deisa.ray._session.registration import Bridges
-from deisa.ray._session.start import announce, boxes_by_node, count_slots, make_plan
-from deisa.ray._session.tiling import PlacedArray, place_array
+from deisa.ray._session.start import announce, count_slots, make_plan, plan_nodes
+from deisa.ray._session.tiling import PlacedArray, place_stream
 from deisa.ray._state.events import (
     AgentLost,
     BridgeClosed,
@@ -25,6 +25,7 @@ from deisa.ray._state.events import (
 from deisa.ray._state.journal import Handled
 from deisa.ray._state.layout import describe_arrays
 from deisa.ray._state.plan import SharedBox, StartPlan
+from deisa.ray._state.streams import Part, whole
 from deisa.ray._state.takeover import HeldArray, NodeSnapshot
 from deisa.ray._state.timeline import Subscription
 from deisa.ray.errors import (
@@ -34,15 +35,16 @@ from deisa.ray.errors import (
     WindowError,
     WorldSizeError,
 )
+from tests.unit.parts import start_plan
 
 F8 = np.dtype("f8")
 
 
 def joined(bridge_id: int, world_size: int = 4) -> BridgeJoined:
-    """A bridge that owns two rows of `x`; its region is 7."""
+    """A bridge that owns two rows of `x`."""
     rows = {"chunk_shape": (2, 3), "global_shape": (8, 3), "offset": (2 * bridge_id, 0), "dtype": "f8"}
     arrays = describe_arrays({"x": rows})
-    return BridgeJoined(bridge_id, world_size, arrays, {"x": (7,)}, pid=100 + bridge_id, host="h")
+    return BridgeJoined(bridge_id, world_size, arrays, pid=100 + bridge_id, host="h")
 
 
 def four_bridges() -> Bridges:
@@ -57,7 +59,8 @@ def place(bridges: Bridges, merge_chunks_beyond: int, plan: StartPlan | None = N
     def cpus() -> Mapping[str, int]:
         return {"a": 1, "b": 1}
 
-    return place_array(bridges.layouts()["x"], bridges, plan, merge_chunks_beyond, cpus)
+    layout = bridges.layouts()["x"]
+    return place_stream(whole(layout), layout, (0, 1, 0, 1), bridges, plan, merge_chunks_beyond, cpus)
 
 
 # Registration.
@@ -127,7 +130,7 @@ def test_the_largest_window_counts() -> None:
 
 
 def test_slots_that_are_there_already_must_suffice() -> None:
-    plan = StartPlan({"x": 3, "y": 2}, {}, ())
+    plan = start_plan({"x": 3, "y": 2}, {}, ())
     assert count_slots([Subscription((("x", 2),), "AND")], 9, plan).slots == {"x": 3, "y": 2}
     with pytest.raises(WindowError, match=r"a window of 3 timesteps of array 'x'.* 3 slots .*have 2 at most"):
         count_slots([Subscription((("x", 3),), "AND")], 9, plan)
@@ -139,8 +142,11 @@ def test_few_chunks_have_memory_of_their_own(capsys: pytest.CaptureFixture[str])
     array = place(four_bridges(), merge_chunks_beyond=4)
     assert not array.is_merged
     assert array.owners() == {"a": (0, 1), "b": (2, 3)}
-    assert boxes_by_node({"x": array}) == {}
-    assert make_plan({"x": array}, {"x": 2}) == StartPlan({"x": 2}, {"x": F8}, ("analytics",), {})
+    nodes = plan_nodes({"x": array})
+    assert not nodes["a"].boxes and not nodes["b"].boxes
+    assert nodes["b"].parts["x"] == [Part(b, 0, b - 2, (0, 0), (1, 1), (2, 3)) for b in (2, 3)]
+    streams = {"x": whole(array.layout)}
+    assert make_plan({"x": array}, {"x": 2}) == StartPlan(streams, {"x": 2}, {"x": F8}, ("analytics",), {})
     announce({"x": array}, {"x": 2}, {"a": 0})
     assert (
         capsys.readouterr().err == "deisa-ray: array 'x' (8, 3), 192 B a timestep, 4 chunks, 2 slots each\n"
@@ -149,8 +155,11 @@ def test_few_chunks_have_memory_of_their_own(capsys: pytest.CaptureFixture[str])
 
 def test_many_chunks_share_memory(capsys: pytest.CaptureFixture[str]) -> None:
     array = place(four_bridges(), merge_chunks_beyond=3)
-    box = SharedBox((4, 3), ((7, (0, 0)), (7, (2, 0))))
-    assert boxes_by_node({"x": array}) == {"a": {"x": [box]}, "b": {"x": [box]}}
+    box = SharedBox((4, 3), ((0, (0, 0)), (1, (2, 0))))
+    assert {node: here.boxes for node, here in plan_nodes({"x": array}).items()} == {
+        "a": {"x": [box]},
+        "b": {"x": [box]},
+    }
     plan = make_plan({"x": array}, {"x": 2})
     assert plan.merged == {"x": array.tiling}
     announce({"x": array}, {"x": 2}, {"a": 4096, "b": 8192})
@@ -166,7 +175,7 @@ def test_many_chunks_share_memory(capsys: pytest.CaptureFixture[str]) -> None:
 def snapshot(
     bridges: Sequence[int], *since: Event, held: Mapping[str, HeldArray] | None = None, started: bool = True
 ) -> NodeSnapshot:
-    plan = StartPlan({"x": 3}, {"x": F8}, ("analytics",)) if started else None
+    plan = start_plan({"x": 3}, {"x": F8}, ("analytics",)) if started else None
     return NodeSnapshot(
         "run:node", plan, tuple(joined(b) for b in bridges), dict(held or {}), since, (Handled(4),)
     )

@@ -20,7 +20,6 @@ from deisa.ray._state.events import (
     StepComplete,
 )
 from deisa.ray._state.journal import Handled
-from deisa.ray._state.plan import StartPlan
 from deisa.ray._state.takeover import (
     HeldArray,
     NodeSnapshot,
@@ -31,6 +30,7 @@ from deisa.ray._state.takeover import (
 )
 from deisa.ray._state.timeline import Subscription, Timeline
 from deisa.ray.errors import IncompleteTimestepError
+from tests.unit.parts import number_counted, start_plan
 
 
 def held(newest: float, *timesteps: int, passed: float | None = None) -> HeldArray:
@@ -86,9 +86,10 @@ def test_a_callback_does_not_run_again_for_what_it_has_handled() -> None:
 
 def test_the_node_tells_of_bridges_that_have_gone_however_often_it_is_asked() -> None:
     arrivals = NodeArrivals()
-    for bridge in range(2):
-        arrivals.join(bridge, {"x": 1})
-    arrivals.subscribe({"x": 2}, ["analytics"])
+    bridges = {bridge: {"x": 1} for bridge in range(2)}
+    for bridge in bridges:
+        arrivals.join(bridge)
+    arrivals.subscribe({"x": 2}, number_counted(bridges, {"x": 2}), ["analytics"])
     arrivals.put(0, 0, 1)
     arrivals.put(1, 1, 1)
     arrivals.close(0, BridgeStats())
@@ -138,8 +139,8 @@ def test_nothing_is_lost_and_nothing_comes_twice(
 def snapshot(
     *since: Event, bridges: Sequence[int] = (0,), of: int = 1, started: bool = True, **held_arrays: HeldArray
 ) -> NodeSnapshot:
-    joined = tuple(BridgeJoined(b, of, (), {}) for b in bridges)
-    plan = StartPlan({"x": 3}, {"x": None}, ("c",)) if started else None
+    joined = tuple(BridgeJoined(b, of, ()) for b in bridges)
+    plan = start_plan({"x": 3}, {"x": None}, ("c",)) if started else None
     return NodeSnapshot("run:node", plan, joined, held_arrays, since, (Handled(4),))
 
 

@@ -15,6 +15,7 @@ from deisa.ray._state.arrivals import NodeArrivals
 from deisa.ray._state.events import BridgeClosed, BridgeStats, OwnersPassed, StepComplete, StepTorn
 from deisa.ray._state.timeline import CompleteStep, Firing, Subscription, Timeline, When
 from deisa.ray.errors import IncompleteTimestepError
+from tests.unit.parts import number_counted
 
 
 def on(*windows: tuple[str, int], when: When = "AND") -> Subscription:
@@ -379,13 +380,19 @@ class Replay:
         self.nodes = sorted({*simulation.node_of})
         self.arrivals = {node: NodeArrivals() for node in self.nodes}
         self.region: dict[tuple[int, str], int] = {}
-        for bridge, node in enumerate(simulation.node_of):
-            counts = {name: 1 for name, owners in simulation.owners.items() if bridge in owners}
-            regions = self.arrivals[node].join(bridge, counts)
-            self.region |= {(bridge, name): numbers[0] for name, numbers in regions.items()}
         names = {name for s in simulation.subscriptions for name, _ in s.windows}
-        for arrivals in self.arrivals.values():
-            arrivals.subscribe(dict.fromkeys(names, 100), ["c"])
+        for here, arrivals in self.arrivals.items():
+            bridges = {
+                bridge: {name: 1 for name, owners in simulation.owners.items() if bridge in owners}
+                for bridge, node in enumerate(simulation.node_of)
+                if node == here
+            }
+            for bridge in bridges:
+                arrivals.join(bridge)
+            parts = number_counted(bridges, simulation.owners)
+            self.region |= {(p.bridge_id, name): p.region for name, own in parts.items() for p in own}
+            wanted = {name: own for name, own in parts.items() if name in names}
+            arrivals.subscribe(dict.fromkeys(names, 100), wanted, ["c"])
         self.timeline = Timeline(
             {
                 name: {

@@ -64,7 +64,7 @@ class Communicator(Protocol):
 class _OwnChunk:
     """One chunk that this bridge owns, and where it is handed over."""
 
-    __slots__ = ("_scratch", "_views", "array", "described", "dtype", "index", "lent_for", "native")
+    __slots__ = ("_scratch", "_views", "array", "described", "dtype", "index", "lent_for", "native", "own_memory")
 
     def __init__(self, array: str, index: int, described: ChunkDescription, native: _native.Chunk) -> None:
         self.array = array
@@ -74,6 +74,7 @@ class _OwnChunk:
         self.dtype: np.dtype | None = None
         self.lent_for: int | None = None  # the timestep that the slot was asked for which is given out
         self._views: dict[int, np.ndarray] = {}
+        self.own_memory: np.ndarray | None = None  # with a halo around it, what `_scratch` is the chunk of
         self._scratch: np.ndarray | None = None
 
     def settle(self, dtype: np.dtype) -> None:
@@ -97,14 +98,16 @@ class _OwnChunk:
             lent.flags.writeable = False
 
     def scratch(self) -> np.ndarray:
-        """Return memory to compute into where nothing is handed over, the same every time."""
+        """Return memory to compute into where no slot takes the chunk as it is, the same every time."""
         if self._scratch is None:
-            self._scratch = np.empty(self.described.shape, self.dtype)
+            shape, halo = self.described.shape, self.described.halo
+            self.own_memory = np.empty(local_shape(shape, halo), self.dtype)
+            self._scratch = self.own_memory if halo is None else self.own_memory[halo.inside(shape)]
         return self._scratch
 
-    def is_given(self, chunk: Any) -> bool:
-        """Whether a chunk is what `slot` has given out, which has no halo."""
-        return chunk is not None and (chunk is self.native.lent or chunk is self._scratch)
+    def given_instead(self, chunk: Any) -> np.ndarray | None:
+        """Return the local array where a chunk is what `slot` has given out in place of one; else None."""
+        return self.own_memory if chunk is self._scratch else None
 
     def let_go(self) -> None:
         """Drop the slots: their memory is unmapped as soon as nobody else has a view of it."""
@@ -316,8 +319,12 @@ class Bridge:
         step = self._check_timestep(timestep, f"array {array_name!r}")
         own.native.check(step)
         time = physical_time(time, f"bridge {self._id}, array {array_name!r}, timestep {step}")
-        if own.is_given(chunk):
+        if chunk is not None and chunk is own.native.lent:
             own.native.commit(step, time)
+            return
+        instead = own.given_instead(chunk)
+        if instead is not None:
+            own.native.put(instead, step, time)
             return
         data = chunk if type(chunk) is np.ndarray else _on_host(array_name, chunk)
         shape, halo = own.described.shape, own.described.halo
@@ -369,7 +376,7 @@ class Bridge:
         given = own.native.slot(step)
         own.take_back()  # where it was asked for another timestep, which is over: the memory is the same
         own.lent_for = step
-        # Where no callback asks for the array, or nobody is there any more, any memory will do.
+        # Where no callback asks for the chunk as it is, or nobody is there any more, any memory will do.
         return own.scratch() if given is None else own.slot_at(*given)
 
     def advance(self, timestep: int) -> None:

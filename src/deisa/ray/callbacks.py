@@ -14,6 +14,7 @@ from types import FunctionType
 from typing import Any
 
 from deisa.ray._state.layout import ArrayLayout
+from deisa.ray._state.streams import Stream
 from deisa.ray._state.timeline import Subscription, When
 from deisa.ray.errors import RegistrationError, WindowError, cause_chain
 from deisa.ray.functions import Binding, check_has_run, check_runs, check_takes_one, name_of, values_of
@@ -94,10 +95,19 @@ class Registration:
         """The function itself."""
         return self.binding.function
 
-    @property
-    def subscription(self) -> Subscription:
-        """What the timeline needs to know."""
-        return Subscription(tuple((w.name, w.window_size) for w in self.windows), self.when)
+    def subscription(self, stream_of: Callable[[WindowSpec], Stream]) -> Subscription:
+        """What the timeline needs to know; `stream_of` finds what a window asks for.
+
+        Raises
+        ------
+        WindowError
+            Naming the callback.
+        """
+        try:
+            return Subscription(tuple((stream_of(w).name, w.window_size) for w in self.windows), self.when)
+        except WindowError as error:
+            error.add_note(f"asked for by callback {self.name!r}")
+            raise
 
     def can_run(self, layouts: Mapping[str, ArrayLayout]) -> bool:
         """Whether there are all its arrays; says which is missing."""

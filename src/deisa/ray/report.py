@@ -214,6 +214,11 @@ class Report:
         return {name: array.bytes_handed_over for name, array in self.arrays.items()}
 
     @property
+    def bytes_left_out(self) -> int:
+        """Bytes that bridges sent and did not hand over, because no window asked for them."""
+        return sum(stats.bytes_left_out for stats in self.bridges.values())
+
+    @property
     def held_up_s(self) -> dict[int, float]:
         """Time each bridge spent in ``send`` waiting for a slot (seconds), by bridge id."""
         return {bridge_id: stats.held_up_s for bridge_id, stats in self.bridges.items()}
@@ -264,6 +269,8 @@ class Report:
         times = (
             f"{_seconds(self.wall_s)}: {_seconds(inside)} in callbacks, {_seconds(outside)} outside of them"
         )
+        if self.bytes_left_out:
+            times += f"; {human_bytes(self.bytes_left_out)} that no window asked for were not copied"
         failures = failures_of(self.callbacks)
         return f"{failures}; {times}" if failures else times
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, SupportsIndex, TypeAlias, overload
 
 import numpy as np
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class WindowSpec:
-    """The last `window_size` timesteps of an array.
+    """The last `window_size` timesteps of an array, or of a part of it.
+
+    What no window asks for is not handed over: ranks copy only the elements and timesteps that are selected.
 
     Parameters
     ----------
@@ -31,27 +33,52 @@ class WindowSpec:
         The array's name in the bridges' ``arrays_metadata``.
     window_size : int or None, default 1
         Timesteps, at least 1. None is the latest one only, which is 1.
+    every : int, default 1
+        Take only timesteps that are multiples of it; the window holds the last of those.
+    select : tuple, slice, int, Ellipsis or mapping, optional
+        Which elements. As an index in the order of the dimensions: slices, whose steps are positive, and integers, which drop
+        their dimension, count elements of the whole array. As a mapping from dimensions: as in ``xarray.DataArray.sel``,
+        labels where the dimension has a coordinate, else positions.
+    astype : dtype_like, optional
+        Hand elements over as this dtype: a floating-point or complex one, or a wider integer.
 
     Raises
     ------
     WindowError
+
+    Examples
+    --------
+    >>> WindowSpec("temperature", every=10, select=(0, slice(None, None, 4)), astype="f4")
+    WindowSpec(name='temperature', window_size=1, every=10, select=(0, slice(None, None, 4)), astype=dtype('float32'))
     """
 
     name: str
     window_size: int = 1
+    _: KW_ONLY
+    every: int = 1
+    select: Any = field(default=None, hash=False)
+    astype: Any = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise WindowError(f"a window needs the name of an array, got {self.name!r}")
+        size = 1 if self.window_size is None else self.window_size
+        object.__setattr__(self, "window_size", self._at_least_one("size", size))
+        object.__setattr__(self, "every", self._at_least_one("every", self.every))
+        if self.astype is not None:
+            try:
+                object.__setattr__(self, "astype", np.dtype(self.astype))
+            except TypeError as exc:
+                raise WindowError(f"window of {self.name!r}: {self.astype!r} is not a NumPy dtype") from exc
+
+    def _at_least_one(self, what: str, value: Any) -> int:
         try:
-            size = 1 if self.window_size is None else operator.index(self.window_size)
+            number = operator.index(value)
         except TypeError as exc:
-            raise WindowError(
-                f"window of {self.name!r}: size must be an integer, got {self.window_size!r}"
-            ) from exc
-        if size < 1:
-            raise WindowError(f"window of {self.name!r}: size is {size}, it must be at least 1")
-        object.__setattr__(self, "window_size", size)
+            raise WindowError(f"window of {self.name!r}: {what} must be an integer, got {value!r}") from exc
+        if number < 1:
+            raise WindowError(f"window of {self.name!r}: {what} is {number}, it must be at least 1")
+        return number
 
 
 class Window(NamedTuple):

@@ -24,6 +24,7 @@ from deisa.ray._replay.recorder import RecordRequest, place_of
 from deisa.ray._replay.replay import Replay
 from deisa.ray._session.engine import Engine
 from deisa.ray._session.run import Windows
+from deisa.ray._session.selection import Streams
 from deisa.ray._session.session import Session
 from deisa.ray._session.watchdog import Watchdog
 from deisa.ray._state.timeline import Firing, When
@@ -551,7 +552,9 @@ class Deisa:
         if layouts is None:  # `close` was called
             return
         runnable = [calls for calls in run.callbacks if calls.registration.can_run(layouts)]
-        self._session.start([calls.registration.subscription for calls in runnable])
+        streams = Streams(layouts)
+        subscriptions = [calls.registration.subscription(streams.of) for calls in runnable]
+        self._session.start(subscriptions, streams.by_name)
         for number, calls in enumerate(runnable):
             calls.resume(self._session.following(number))
         started = time.monotonic()

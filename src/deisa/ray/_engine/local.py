@@ -18,7 +18,7 @@ from deisa.ray._graph.scheduler import BundleStats
 from deisa.ray._graph.work import PackedWork, Work, independent, pack_work
 from deisa.ray._state.events import Event
 from deisa.ray._state.feedback import Proposal, Verdict
-from deisa.ray._state.plan import Boxes, StartPlan
+from deisa.ray._state.plan import NodePlan, StartPlan
 from deisa.ray._state.takeover import NodeSnapshot, Wreck
 from deisa.ray._transport.address import agent_address, this_process
 from deisa.ray._transport.server import AgentServer
@@ -85,13 +85,13 @@ class LocalAgents:
         """Threads that a bundle here uses."""
         return {NODE_ID: self._settings.threads_per_bundle or 1}
 
-    def bound_bytes(self, plan: StartPlan, boxes: Mapping[str, Boxes]) -> Mapping[str, int]:
+    def bound_bytes(self, plan: StartPlan, nodes: Mapping[str, NodePlan]) -> Mapping[str, int]:
         """Chunk memory needed."""
-        return {NODE_ID: self._agent.bound_bytes(plan, boxes.get(NODE_ID, {}))}
+        return {NODE_ID: self._agent.bound_bytes(plan, nodes.get(NODE_ID, NodePlan()))}
 
-    def start(self, plan: StartPlan, boxes: Mapping[str, Boxes]) -> None:
+    def start(self, plan: StartPlan, nodes: Mapping[str, NodePlan]) -> None:
         """Create the slots and let the ranks go."""
-        self._agent.start(plan, boxes.get(NODE_ID, {}))
+        self._agent.start(plan, nodes.get(NODE_ID, NodePlan()))
 
     def release(self, consumer: str, steps: Mapping[str, Sequence[tuple[str, int]]]) -> None:
         """End leases."""

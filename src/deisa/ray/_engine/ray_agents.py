@@ -30,7 +30,7 @@ from deisa.ray._graph.leaves import AgentAddress
 from deisa.ray._state.events import AgentLost, Event
 from deisa.ray._state.feedback import Proposal, Verdict
 from deisa.ray._state.journal import Journal
-from deisa.ray._state.plan import Boxes, StartPlan
+from deisa.ray._state.plan import NodePlan, StartPlan
 from deisa.ray._state.presence import in_use, judge_presence
 from deisa.ray._state.takeover import NodeSnapshot, Wreck, find_wreck
 from deisa.ray._transport.address import agent_address, this_process
@@ -306,21 +306,21 @@ class RayAgents:
         """CPUs of every node that Ray may use, at least one."""
         return {node_id: max(1, cpus) for node_id, cpus in self._nodes().items()}
 
-    def bound_bytes(self, plan: StartPlan, boxes: Mapping[str, Boxes]) -> Mapping[str, int]:
+    def bound_bytes(self, plan: StartPlan, nodes: Mapping[str, NodePlan]) -> Mapping[str, int]:
         """Chunk memory that each node needs."""
-        return self._call_all("bound_bytes", plan, boxes)
+        return self._call_all("bound_bytes", plan, nodes)
 
-    def start(self, plan: StartPlan, boxes: Mapping[str, Boxes]) -> None:
+    def start(self, plan: StartPlan, nodes: Mapping[str, NodePlan]) -> None:
         """Create the slots and let the ranks go."""
         self._started = True
         self._polls.expect_releases(plan.slots)
-        self._call_all("start", plan, boxes)
+        self._call_all("start", plan, nodes)
 
-    def _call_all(self, method: str, plan: StartPlan, boxes: Mapping[str, Boxes]) -> dict[str, Any]:
+    def _call_all(self, method: str, plan: StartPlan, nodes: Mapping[str, NodePlan]) -> dict[str, Any]:
         kept = ray.put(plan)  # the same for all
         return self._ask(
             list(self._actors),
-            lambda node_id, actor: actor.call.remote(self._driver_id, method, kept, boxes.get(node_id, {})),
+            lambda node_id, actor: actor.call.remote(self._driver_id, method, kept, nodes.get(node_id, NodePlan())),
             OPEN_TIMEOUT_S,
         )
 

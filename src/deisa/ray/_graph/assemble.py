@@ -7,7 +7,7 @@ import math
 import uuid
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import dask.array as da
 import numpy as np
@@ -28,6 +28,7 @@ from deisa.ray._state.boxes import Tiling
 from deisa.ray._state.layout import Shape
 
 Key = Hashable
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +43,8 @@ class ArrayHome:
     tiling : Tiling
     homes : sequence of (AgentAddress, int)
         For each box of the tiling, the agent, and the region under which its readers find the box.
+    dropped : tuple of int
+        Dimensions of one element that readers do not see.
     """
 
     name: str
@@ -49,13 +52,20 @@ class ArrayHome:
     dtype: np.dtype
     tiling: Tiling
     homes: Sequence[tuple[AgentAddress, int]]
+    dropped: tuple[int, ...] = ()
     uid: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def assemble(self, step: StepSlots) -> da.Array:
         """Build the whole array at one timestep; its cost does not depend on the number of chunks."""
         name = f"{self.name}-{uuid.uuid4().hex}"  # no timestep in it: names are alike but for their tokens
         graph = HighLevelGraph({name: StepLayer(name, self, step)}, {name: set()})
-        return da.Array(graph, name, self.tiling.cuts, dtype=self.dtype, shape=self.shape)
+        return da.Array(
+            graph, name, self._seen(self.tiling.cuts), dtype=self.dtype, shape=self._seen(self.shape)
+        )
+
+    def _seen(self, by_dimension: Sequence[T]) -> tuple[T, ...]:
+        """Leave out the dimensions that readers do not see."""
+        return tuple(value for d, value in enumerate(by_dimension) if d not in self.dropped)
 
     @property
     def places(self) -> Mapping[tuple[int, ...], ChunkPlace]:
@@ -74,12 +84,18 @@ class ArrayHome:
             box = self.tiling.boxes[number]
             shape = tuple(sizes[i] for sizes, i in zip(cuts, position, strict=True))
             within = None
-            if shape != box.shape:
+            if shape != box.shape or self.dropped:
                 corner = [at[i] - o for at, i, o in zip(starts, position, box.offset, strict=True)]
                 within = tuple(slice(start, start + n) for start, n in zip(corner, shape, strict=True))
             agent, region = self.homes[number]
             nbytes = math.prod(shape) * self.dtype.itemsize
-            yield position, ChunkPlace(agent, region, nbytes, within, shape)
+            place = ChunkPlace(agent, region, nbytes, within, self.dropped, self._seen(shape))
+            yield self._seen(position), place
+
+    @property
+    def grid(self) -> Shape:
+        """How many cells readers see along each dimension."""
+        return self._seen(self.tiling.cells.shape)
 
 
 def tiling_of(array: da.Array) -> Tiling | None:
@@ -130,7 +146,7 @@ class StepLayer(Layer):
 
     def get_output_keys(self) -> set[Key]:
         """The keys of the leaves; their slots are nobody else's."""
-        return {(self.name, *position) for position in np.ndindex(self.home.tiling.cells.shape)}
+        return {(self.name, *position) for position in np.ndindex(self.home.grid)}
 
     def clone(self, keys: set[Key], seed: Hashable, bind_to: Key | None = None) -> tuple[Layer, bool]:
         """Rename the leaves among `keys`; with `bind_to` they are handed on only once that is there.

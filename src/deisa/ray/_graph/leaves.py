@@ -73,6 +73,8 @@ class ChunkPlace:
     nbytes : int
     within : tuple of slice or None
         Cuts out the part; None is the whole box.
+    dropped : tuple of int
+        Dimensions of one element that the chunk does not have.
     shape : tuple of int or None
         Elements along each dimension, for whoever places tasks; it is not pickled.
     """
@@ -81,17 +83,23 @@ class ChunkPlace:
     box: int
     nbytes: int
     within: tuple[slice, ...] | None
+    dropped: tuple[int, ...] = ()
     shape: Shape | None = field(default=None, compare=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
         bounds = None if self.within is None else tuple((s.start, s.stop) for s in self.within)
-        return (_restore_place, (self.agent, self.box, self.nbytes, bounds))
+        return (_restore_place, (self.agent, self.box, self.nbytes, bounds, self.dropped))
 
 
 def _restore_place(
-    agent: AgentAddress, box: int, nbytes: int, bounds: tuple[tuple[int, int], ...] | None
+    agent: AgentAddress,
+    box: int,
+    nbytes: int,
+    bounds: tuple[tuple[int, int], ...] | None,
+    dropped: tuple[int, ...],
 ) -> ChunkPlace:
-    return ChunkPlace(agent, box, nbytes, None if bounds is None else tuple(slice(*b) for b in bounds))
+    within = None if bounds is None else tuple(slice(*b) for b in bounds)
+    return ChunkPlace(agent, box, nbytes, within, dropped)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +142,8 @@ def read_chunk(place: ChunkPlace, step: StepSlots) -> np.ndarray:
     agent = place.agent
     box = attach(agent.address, agent.agent_id, place.box).chunk(place.box, step.slots[agent.node_id])
     chunk = box if place.within is None else box[place.within]
+    if place.dropped:
+        chunk = chunk.squeeze(axis=place.dropped)
     return chunk if step.lease is None else chunk.copy()
 
 

@@ -290,7 +290,7 @@ static PyObject *Chunk_declare_dtype(ChunkObject *self, PyObject *arg)
 static PyObject *Chunk_get_wanted(ChunkObject *self, void *unused)
 {
     (void)unused;
-    return PyBool_FromLong(self->chunk->array->wanted);
+    return PyBool_FromLong(self->chunk->array->streams != NULL);
 }
 
 static int Chunk_set_dtype(ChunkObject *self, PyObject *dtype, void *unused)
@@ -311,6 +311,7 @@ static int Chunk_set_dtype(ChunkObject *self, PyObject *dtype, void *unused)
         nbytes *= self->chunk->shape[d];
     self->itemsize = itemsize;
     self->nbytes = nbytes;
+    self->chunk->array->itemsize = itemsize;
     Py_XSETREF(self->dtype, Py_NewRef(dtype));
     return 0;
 }

@@ -197,7 +197,8 @@ static PyObject *Client_get_stats(ClientObject *self, void *unused)
 {
     (void)unused;
     handoff_stats stats = handoff_get_stats(self->client);
-    return Py_BuildValue("LLd", (long long)stats.chunks, (long long)stats.bytes_handed_over, stats.held_up_s);
+    return Py_BuildValue("LLdL", (long long)stats.chunks, (long long)stats.bytes_handed_over, stats.held_up_s,
+                         (long long)stats.bytes_left_out);
 }
 
 static PyObject *Client_get_newest(ClientObject *self, void *unused)

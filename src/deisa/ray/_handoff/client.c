@@ -103,12 +103,9 @@ void client_drop_memory(handoff_client *client)
     pthread_mutex_lock(&client->ends);
     for (size_t a = 0; a < client->array_count; a++) {
         handoff_array *array = client->arrays + a;
-        array->wanted = 0;
-        for (size_t c = 0; c < array->chunk_count; c++) {
-            placement_free(array->chunks[c].place);
-            array->chunks[c].place = NULL;
-            array->chunks[c].given_out = 0;
-        }
+        streams_free(array);
+        for (size_t c = 0; c < array->chunk_count; c++)
+            array->chunks[c].given_out = NULL;
     }
     for (placement *next; client->placements != NULL; client->placements = next) {
         next = client->placements->next;
@@ -123,7 +120,7 @@ void client_drop_memory(handoff_client *client)
     client->feedback = client->questions = NULL;
     client->asked = NULL;
     client->ring = client->notified = NULL;
-    client->wanted_count = 0;
+    client->stream_count = 0;
     pthread_mutex_unlock(&client->ends);
 }
 
@@ -175,6 +172,7 @@ static void put_close(wire_out *message, handoff_client *client)
     wire_int(message, stats.chunks);
     wire_int(message, stats.bytes_handed_over);
     wire_float(message, stats.held_up_s);
+    wire_int(message, stats.bytes_left_out);
     wire_close_part(message, part);
 }
 
@@ -215,8 +213,9 @@ static void interrupt(handoff_client *client, const char *reason)
     if (client->agent.fd >= 0)
         shutdown(client->agent.fd, SHUT_RDWR);
     for (size_t a = 0; a < client->array_count; a++)
-        if (client->arrays[a].wanted)
-            word_wake(client->arrays[a].table + TABLE_WAKE);
+        for (const stream *stream = client->arrays[a].streams; stream != NULL; stream = stream->next)
+            if (stream->table != NULL)
+                word_wake(stream->table + TABLE_WAKE);
     if (client->feedback != NULL)
         word_wake((page_word *)client->feedback->base + FEEDBACK_WAKE);
     pthread_mutex_unlock(&client->ends);
@@ -315,6 +314,7 @@ handoff_stats handoff_get_stats(handoff_client *client)
         atomic_load_explicit(&client->chunks, memory_order_relaxed),
         atomic_load_explicit(&client->bytes, memory_order_relaxed),
         1e-9 * (double)atomic_load_explicit(&client->waited_ns, memory_order_relaxed),
+        atomic_load_explicit(&client->bytes_left_out, memory_order_relaxed),
     };
 }
 

@@ -11,6 +11,7 @@
 
 #include "address.h"
 #include "connection.h"
+#include "convert.h"
 #include "handoff.h"
 #include "memory.h"
 #include "pages.h"
@@ -21,7 +22,6 @@
 #include <sys/types.h>
 
 #define PAGES 3 /* that come along with a start: slot table, arrival counters, submission ring */
-#define NOT_WANTED (-1)
 #define ANALYTICS_BUSY "the analytics (slower than the simulation, or keeping arrays alive)"
 
 /* Where the slots of a region lie, as `Slots` has said. */
@@ -35,17 +35,41 @@ typedef struct placement {
     handoff_memory *memory;
 } placement;
 
+/* What callbacks ask for of an array: some of its elements, at timesteps that are multiples of `every`. */
+typedef struct stream {
+    struct stream *next; /* of the array */
+    handoff_array *array;
+    int64_t every, slots, bridges;
+    page_word *table;    /* row of the slot table: granted, wake, slots */
+    page_word *counters; /* row of the arrival counters: whole and passed for each bridge */
+    page_word *entry;    /* there, this bridge's */
+    int64_t parts;       /* of this bridge's chunks */
+    int64_t within;      /* of those, handed over for a timestep that is not whole yet */
+    int64_t whole;       /* the newest timestep that was handed over whole */
+    int whole_any;
+} stream;
+
+/* What a stream takes of a chunk: `shape` elements from `start` on, `step` from one to the next along each dimension. */
+typedef struct part {
+    struct part *next; /* of the chunk */
+    handoff_chunk *chunk;
+    stream *stream;
+    int64_t region;
+    int64_t *start, *step, *shape; /* of one allocation, which starts at `start` */
+    placement *place;              /* NULL until the memory is there */
+    conversion convert;            /* NULL: elements are copied as they are */
+    int64_t sequence;              /* number of the next timestep: so many have been handed over */
+} part;
+
 struct handoff_chunk {
     handoff_array *array;
     int64_t index;
     int64_t *shape, *position, *offset; /* the last two: one is NULL */
     int64_t *local, *before;            /* the shape with the halo; ghost cells before the chunk (NULL: there is no halo) */
-    int64_t region;                     /* NOT_WANTED where no callback asks for the array */
-    placement *place;                   /* NULL until the memory is there */
-    int64_t sequence;                   /* number of the next timestep: so many have been handed over */
+    part *parts;                        /* none where no callback asks for anything of the chunk */
     int64_t sent;                       /* the newest timestep handed over */
     int sent_any;
-    int given_out; /* the next slot */
+    part *given_out;                /* that has its next slot lent to the rank; or NULL */
     _Atomic(handoff_memory *) kept; /* that handoff_slot gave out: it stays until handoff_free */
 };
 
@@ -56,15 +80,9 @@ struct handoff_array {
     int64_t *global_shape, *grid; /* or NULL */
     handoff_chunk *chunks;
     size_t chunk_count;
-    int wanted, declared;  /* asked for by a callback; its dtype told by DeclareDtype */
-    int64_t slots;
-    page_word *table;      /* row of the slot table: granted, wake, slots */
-    page_word *counters;   /* row of the arrival counters: whole and passed for each bridge */
-    page_word *entry;      /* there, this bridge's */
-    int64_t bridges;
-    int64_t within;        /* chunks handed over for a timestep that is not whole yet */
-    int64_t whole;         /* the newest timestep that was handed over whole */
-    int whole_any;
+    int64_t itemsize; /* bytes; 0 where it is not known */
+    stream *streams;  /* none where no callback asks for anything of this bridge's chunks */
+    int declared;     /* its dtype was told by DeclareDtype */
 };
 
 /* What every hand-over reads comes first, together: a rank that has computed for a while finds none of it in the caches. */
@@ -81,8 +99,8 @@ struct handoff_client {
     page_word *ring, *notified;
     int64_t capacity;
     handoff_array *arrays;
-    size_t array_count, wanted_count;
-    _Atomic int64_t chunks, bytes, waited_ns;
+    size_t array_count, stream_count;
+    _Atomic int64_t chunks, bytes, bytes_left_out, waited_ns;
     connection agent;
 
     handoff_options options;
@@ -151,6 +169,18 @@ void client_provide(handoff_client *client); /* give each chunk that waits for i
 /* feedback.c */
 #define FEEDBACK_PAGES 2 /* that come along with a start: feedback page, questions page */
 int client_check_feedback(const handoff_client *client); /* 0 if the pages make sense */
+
+/* streams.c: what callbacks ask for. */
+int client_on_wanted(handoff_client *client, wire_in *in); /* read a WantedStream */
+int client_settle_memory(part *part, placement *place); /* give a part its memory: -1 if that does not fit */
+void streams_free(handoff_array *array);
+page_word *page_words(const handoff_memory *page, int64_t first, int64_t count); /* if there are so many; or NULL */
+part *whole_part(const handoff_chunk *chunk, int64_t timestep); /* that takes the chunk as it is; or NULL */
+
+static inline int is_due(const stream *stream, int64_t timestep)
+{
+    return timestep % stream->every == 0;
+}
 
 /* start.c */
 void put_limits(wire_out *out);

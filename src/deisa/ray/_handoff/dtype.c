@@ -13,8 +13,9 @@ static int has_memory(handoff_client *client, void *subject)
     const handoff_array *array = subject;
     (void)client;
     for (size_t c = 0; c < array->chunk_count; c++)
-        if (array->chunks[c].place == NULL)
-            return 0;
+        for (const part *part = array->chunks[c].parts; part != NULL; part = part->next)
+            if (part->place == NULL)
+                return 0;
     return 1;
 }
 
@@ -32,6 +33,11 @@ static int tell_and_wait(handoff_client *client, handoff_array *array, const cha
                         client_pause_for_message, describe_memory, array};
     if (!array->declared) {
         wire_out message;
+        free(array->dtype);
+        if ((array->dtype = strdup(dtype)) == NULL)
+            return fail(error, "MemoryBoundError", "no memory is left");
+        if (array->itemsize == 0)
+            array->itemsize = itemsize_of(dtype);
         wire_begin(&message, MESSAGE_DECLARE_DTYPE);
         wire_text(&message, array->name);
         wire_text(&message, dtype);
@@ -50,9 +56,9 @@ int client_declare_dtype(handoff_array *array, const char *dtype, char **settled
     if (client_enter(client, error) < 0)
         return -1;
     int result = client_check_open(client, error);
-    if (result == 1 && array->wanted) {
+    if (result == 1 && array->streams != NULL) {
         result = has_memory(client, array) ? 0 : tell_and_wait(client, array, dtype, error);
-        if (result == 0 && array->chunk_count > 0 && (*settled = strdup(array->chunks[0].place->dtype)) == NULL)
+        if (result == 0 && (*settled = strdup(array->dtype)) == NULL)
             result = fail(error, "MemoryBoundError", "no memory is left");
     }
     result = client_settle(client, result, error);

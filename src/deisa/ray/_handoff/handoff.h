@@ -114,6 +114,7 @@ typedef struct handoff_chunk handoff_chunk;
 typedef struct {
     int64_t chunks, bytes_handed_over;
     double held_up_s; /* spent in waiting for free slots */
+    int64_t bytes_left_out; /* of what was sent, what no callback asks for; of dtypes that are known */
 } handoff_stats;
 
 /* Announce a rank and its chunks, and wait until the session has started. Returns NULL for failure. */

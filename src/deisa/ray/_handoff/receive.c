@@ -113,51 +113,6 @@ static int map_pages(handoff_client *client, const expected_page *expected, cons
     return 0;
 }
 
-/* The words of a page from `first` on, if so many are there. */
-static page_word *words_of(const handoff_memory *page, int64_t first, int64_t count)
-{
-    int64_t words = (int64_t)(page->nbytes / sizeof(page_word));
-    if (first < PAGE_HEADER_WORDS || count < 1 || first > words || count > words - first)
-        return NULL;
-    return (page_word *)page->base + first;
-}
-
-static handoff_array *array_of(handoff_client *client, const char *name)
-{
-    for (size_t a = 0; a < client->array_count; a++)
-        if (strcmp(client->arrays[a].name, name) == 0)
-            return client->arrays + a;
-    return NULL;
-}
-
-static int get_wanted(handoff_client *client, wire_in *in)
-{
-    wire_in part = wire_get_part(in);
-    char *name = wire_get_text(&part);
-    handoff_array *array = name != NULL ? array_of(client, name) : NULL;
-    free(name);
-    size_t regions = wire_get_count(&part);
-    if (array == NULL || array->wanted || regions != array->chunk_count || regions == 0)
-        return -1;
-    for (size_t c = 0; c < regions; c++)
-        array->chunks[c].region = wire_get_natural(&part);
-    array->slots = wire_get_natural(&part);
-    int64_t table_row = wire_get_natural(&part), counters_row = wire_get_natural(&part);
-    array->bridges = wire_get_natural(&part);
-    int64_t entry = wire_get_natural(&part);
-    if (part.bad || array->slots < 1 || array->slots > INT32_MAX || array->bridges < 1 || array->bridges > INT32_MAX)
-        return -1;
-    array->table = words_of(client->pages[0], table_row, TABLE_SLOTS + array->slots);
-    array->counters = words_of(client->pages[1], counters_row, ENTRY_WORDS * array->bridges);
-    int64_t own = entry - counters_row;
-    if (array->table == NULL || array->counters == NULL || own < 0 || own >= ENTRY_WORDS * array->bridges)
-        return -1;
-    array->entry = array->counters + own;
-    array->wanted = 1;
-    client->wanted_count++;
-    return 0;
-}
-
 /* The pages for steering, which come last. */
 static int get_feedback(handoff_client *client, wire_in *in, handoff_error *error)
 {
@@ -180,7 +135,7 @@ static int get_feedback(handoff_client *client, wire_in *in, handoff_error *erro
         return 0;
     if (map_pages(client, expected, sizes, count, error) < 0)
         return -1;
-    client->asked = words_of(client->questions, row, ASKED_WORDS * FEEDBACK_MAX_ASKED_KEYS);
+    client->asked = page_words(client->questions, row, ASKED_WORDS * FEEDBACK_MAX_ASKED_KEYS);
     return client->asked != NULL && client_check_feedback(client) == 0 ? 0 : client_malformed("Start", error);
 }
 
@@ -207,11 +162,11 @@ static int on_start(handoff_client *client, wire_in *in, handoff_error *error)
         client->ring = (page_word *)client->pages[2]->base;
         client->notified = (page_word *)client->pages[1]->base + COUNTERS_NOTIFIED;
         if (client->capacity < 1 || client->capacity > INT32_MAX ||
-            words_of(client->pages[2], RING_ENTRIES, RING_ENTRY_WORDS * client->capacity) == NULL)
+            page_words(client->pages[2], RING_ENTRIES, RING_ENTRY_WORDS * client->capacity) == NULL)
             return client_malformed("Start", error);
     }
     for (size_t i = 0; i < wanted; i++)
-        if (get_wanted(client, in) < 0)
+        if (client_on_wanted(client, in) < 0)
             return client_malformed("Start", error);
     if (get_text(in, client->if_lost, sizeof client->if_lost) < 0)
         return client_malformed("Start", error);

@@ -11,11 +11,11 @@
 
 /* Notifying. */
 
-/* Whether no other bridge of the node has a smaller word in its entry of the array's row. */
-static int is_last(const handoff_array *array, int word, int64_t value)
+/* Whether no other bridge of the node has a smaller word in its entry of the stream's row. */
+static int is_last(const stream *stream, int word, int64_t value)
 {
-    for (int64_t bridge = 0; bridge < array->bridges; bridge++)
-        if (word_load(array->counters + ENTRY_WORDS * bridge + word) < value)
+    for (int64_t bridge = 0; bridge < stream->bridges; bridge++)
+        if (word_load(stream->counters + ENTRY_WORDS * bridge + word) < value)
             return 0;
     return 1;
 }
@@ -36,14 +36,13 @@ static int pass(handoff_client *client, const handoff_array *of, int64_t timeste
         return 0;
     if (client->ring != NULL)
         word_publish(client->ring + RING_PASSED, timestep);
-    for (size_t a = 0; client->wanted_count > 0 && a < client->array_count; a++) {
-        handoff_array *array = client->arrays + a;
-        if (!array->wanted)
-            continue;
-        word_store(array->entry + ENTRY_PASSED, timestep);
-        int skipped = client->newest_any && !(array->whole_any && array->whole == client->newest);
-        last |= skipped && is_last(array, ENTRY_PASSED, timestep);
-    }
+    for (size_t a = 0; client->stream_count > 0 && a < client->array_count; a++)
+        for (stream *stream = client->arrays[a].streams; stream != NULL; stream = stream->next) {
+            int whole = stream->whole_any && stream->whole == client->newest;
+            int skipped = client->newest_any && is_due(stream, client->newest) && !whole;
+            word_store(stream->entry + ENTRY_PASSED, timestep);
+            last |= skipped && is_last(stream, ENTRY_PASSED, timestep);
+        }
     client->newest = timestep;
     client->newest_of = of;
     client->newest_any = 1;
@@ -52,50 +51,67 @@ static int pass(handoff_client *client, const handoff_array *of, int64_t timeste
 
 /* Slots. */
 
-static int has_slot(const handoff_chunk *chunk)
+static int has_slot(const part *part)
 {
-    return word_acquire(chunk->array->table + TABLE_GRANTED) > chunk->sequence;
+    return word_acquire(part->stream->table + TABLE_GRANTED) > part->sequence;
+}
+
+/* The first part of a chunk, from one on, that is handed over at a timestep. */
+static part *next_due(part *part, int64_t timestep)
+{
+    while (part != NULL && !is_due(part->stream, timestep))
+        part = part->next;
+    return part;
+}
+
+/* The first part that has no slot for a timestep; NULL: all have one. */
+static part *first_without_slot(const handoff_chunk *chunk, int64_t timestep)
+{
+    part *part = next_due(chunk->parts, timestep);
+    while (part != NULL && has_slot(part))
+        part = next_due(part->next, timestep);
+    return part;
 }
 
 typedef struct {
-    handoff_chunk *chunk;
+    part *part;
     int64_t timestep;
 } slot_wait;
 
 static int slot_is_there(handoff_client *client, void *subject)
 {
     (void)client;
-    return has_slot(((slot_wait *)subject)->chunk);
+    return has_slot(((slot_wait *)subject)->part);
 }
 
 static void pause_for_slot(handoff_client *client, void *subject, double seconds)
 {
-    const handoff_chunk *chunk = ((slot_wait *)subject)->chunk;
-    page_word *wake = chunk->array->table + TABLE_WAKE;
+    const part *part = ((slot_wait *)subject)->part;
+    page_word *wake = part->stream->table + TABLE_WAKE;
     int64_t seen = word_acquire(wake);
-    if (!has_slot(chunk) && !atomic_load(&client->ended_by_thread) && !connection_wait(&client->agent, 0))
+    if (!has_slot(part) && !atomic_load(&client->ended_by_thread) && !connection_wait(&client->agent, 0))
         word_wait(wake, seen, seconds);
 }
 
 static void describe_slot(handoff_client *client, void *subject, char *text, size_t size)
 {
     const slot_wait *wait = subject;
-    const handoff_array *array = wait->chunk->array;
+    const stream *stream = wait->part->stream;
     char name[NAME_BYTES];
-    snprintf(text, size, "all %lld slots of array %s are in use: timestep %lld waits for %s", (long long)array->slots,
-             quoted(array->name, name, sizeof name), (long long)wait->timestep,
+    snprintf(text, size, "all %lld slots of array %s are in use: timestep %lld waits for %s", (long long)stream->slots,
+             quoted(stream->array->name, name, sizeof name), (long long)wait->timestep,
              *client->progress ? client->progress : ANALYTICS_BUSY);
 }
 
-static int wait_for_slot(handoff_chunk *chunk, int64_t timestep, handoff_error *error)
+static int wait_for_slot(part *part, int64_t timestep, handoff_error *error)
 {
-    handoff_client *client = chunk->array->client;
-    slot_wait subject = {chunk, timestep};
+    handoff_client *client = part->chunk->array->client;
+    slot_wait subject = {part, timestep};
     client_wait wait = {client->options.send_timeout_s, "DEISA_RAY_SEND_TIMEOUT_S", slot_is_there, pause_for_slot, describe_slot,
                         &subject};
     double started = seconds_now();
     *client->progress = '\0';
-    word_publish(client->ring + RING_BLOCKED, chunk->region + 1);
+    word_publish(client->ring + RING_BLOCKED, part->region + 1);
     int result = client_wait_for(client, &wait, error);
     if (client->ring != NULL)
         word_publish(client->ring + RING_BLOCKED, 0);
@@ -103,16 +119,25 @@ static int wait_for_slot(handoff_chunk *chunk, int64_t timestep, handoff_error *
     return result;
 }
 
-/* The memory for the chunk's next timestep, which has a slot; NULL where the table makes no sense. */
-static char *slot_of(const handoff_chunk *chunk, handoff_error *error)
+/* Slots do not go again: those that are there stay while others are waited for. */
+static int wait_for_slots(handoff_chunk *chunk, int64_t timestep, handoff_error *error)
 {
-    const handoff_array *array = chunk->array;
-    int64_t slot = word_peek(array->table + TABLE_SLOTS + chunk->sequence % array->slots);
-    if (slot < 0 || slot >= array->slots) {
-        fail(error, "ProtocolError", "the slot table names slot %lld of %lld", (long long)slot, (long long)array->slots);
+    for (part *part; (part = first_without_slot(chunk, timestep)) != NULL;)
+        if (wait_for_slot(part, timestep, error) < 0)
+            return -1;
+    return 0;
+}
+
+/* The memory for a part's next timestep, which has a slot; NULL where the table makes no sense. */
+static char *slot_of(const part *part, handoff_error *error)
+{
+    const stream *stream = part->stream;
+    int64_t slot = word_peek(stream->table + TABLE_SLOTS + part->sequence % stream->slots);
+    if (slot < 0 || slot >= stream->slots) {
+        fail(error, "ProtocolError", "the slot table names slot %lld of %lld", (long long)slot, (long long)stream->slots);
         return NULL;
     }
-    return chunk->place->base + slot * chunk->place->slot_bytes;
+    return part->place->base + slot * part->place->slot_bytes;
 }
 
 static int64_t bits_of(double time)
@@ -122,82 +147,124 @@ static int64_t bits_of(double time)
     return isnan(time) ? PAGE_NO_TIME : bits;
 }
 
-/* Hand over what lies in the slot. Nothing fails between here and `client_hear`: a chunk has been handed over, or it has not. */
-static int submit(handoff_chunk *chunk, int64_t timestep, double time, int should_notify, handoff_error *error)
+/* Hand over what lies in the slots of the parts that are due, all by one store: a chunk has been handed over, or it has not, and
+   nothing fails from there on. Returns whether the agent should be notified. */
+static int submit(handoff_chunk *chunk, int64_t timestep, double time)
+{
+    handoff_client *client = chunk->array->client;
+    part *first = next_due(chunk->parts, timestep);
+    if (first == NULL)
+        return 0;
+    int64_t number = word_peek(client->ring + RING_SUBMITTED);
+    for (const part *part = first; part != NULL; part = next_due(part->next, timestep)) {
+        page_word *entry = client->ring + RING_ENTRIES + RING_ENTRY_WORDS * (number++ % client->capacity);
+        word_note(entry + RING_ENTRY_REGION, part->region);
+        word_note(entry + RING_ENTRY_TIMESTEP, timestep);
+        word_note(entry + RING_ENTRY_ROWS, 0);
+        word_note(entry + RING_ENTRY_TIME, bits_of(time));
+    }
+    word_publish(client->ring + RING_SUBMITTED, number);
+    int last = 0;
+    for (part *part = first; part != NULL; part = next_due(part->next, timestep)) {
+        stream *stream = part->stream;
+        int64_t whole = ++part->sequence; /* all parts of the stream are as far, once it is whole */
+        if (++stream->within < stream->parts)
+            continue;
+        stream->within = 0;
+        stream->whole = timestep;
+        stream->whole_any = 1;
+        word_store(stream->entry + ENTRY_WHOLE, whole);
+        last |= is_last(stream, ENTRY_WHOLE, whole);
+    }
+    return last;
+}
+
+static int64_t bytes_of(const int64_t *shape, int ndim, int64_t itemsize)
+{
+    int64_t nbytes = itemsize;
+    for (int d = 0; d < ndim; d++)
+        nbytes *= shape[d];
+    return nbytes;
+}
+
+/* A chunk has been handed over, as far as anybody wants it. */
+static void count(handoff_chunk *chunk, int64_t timestep)
 {
     handoff_array *array = chunk->array;
     handoff_client *client = array->client;
-    int64_t number = word_peek(client->ring + RING_SUBMITTED);
-    page_word *entry = client->ring + RING_ENTRIES + RING_ENTRY_WORDS * (number % client->capacity);
-    int64_t nbytes = chunk->place->itemsize;
-    for (int d = 0; d < array->ndim; d++)
-        nbytes *= chunk->shape[d];
-    word_note(entry + RING_ENTRY_REGION, chunk->region);
-    word_note(entry + RING_ENTRY_TIMESTEP, timestep);
-    word_note(entry + RING_ENTRY_ROWS, 0);
-    word_note(entry + RING_ENTRY_TIME, bits_of(time));
-    word_publish(client->ring + RING_SUBMITTED, number + 1);
-    chunk->sequence++;
+    int64_t nbytes = 0, all = bytes_of(chunk->shape, array->ndim, array->itemsize);
+    part *first = next_due(chunk->parts, timestep);
+    for (part *part = first; part != NULL; part = next_due(part->next, timestep))
+        nbytes += bytes_of(part->shape, array->ndim, part->place->itemsize);
     chunk->sent = timestep;
     chunk->sent_any = 1;
-    chunk->given_out = 0;
-    atomic_fetch_add_explicit(&client->chunks, 1, memory_order_relaxed);
+    chunk->given_out = NULL;
+    if (first != NULL)
+        atomic_fetch_add_explicit(&client->chunks, 1, memory_order_relaxed);
     atomic_fetch_add_explicit(&client->bytes, nbytes, memory_order_relaxed);
-    if (++array->within == (int64_t)array->chunk_count) {
-        array->within = 0;
-        array->whole = timestep;
-        array->whole_any = 1;
-        int64_t whole = chunk->sequence; /* all chunks of the array are as far */
-        word_store(array->entry + ENTRY_WHOLE, whole);
-        should_notify |= is_last(array, ENTRY_WHOLE, whole);
-    }
-    if (should_notify)
-        notify(client);
-    return client_hear(client, error);
+    if (nbytes < all)
+        atomic_fetch_add_explicit(&client->bytes_left_out, all - nbytes, memory_order_relaxed);
 }
 
-/* Pass over an array that nobody asks for. */
-static int pass_over(handoff_chunk *chunk, int64_t timestep, handoff_error *error)
-{
-    handoff_client *client = chunk->array->client;
-    if (pass(client, chunk->array, timestep))
-        notify(client);
-    chunk->sent = timestep;
-    chunk->sent_any = 1;
-    return client_hear(client, error);
-}
-
-/* A chunk whose array is asked for has its memory, unless its dtype has not been declared. */
+/* A chunk that is asked for has its memory, unless the dtype of its array has not been declared. */
 static int check_memory(const handoff_chunk *chunk, handoff_error *error)
 {
     char name[NAME_BYTES];
-    if (chunk->place != NULL)
-        return 0;
-    return fail(error, "ChunkDtypeError", "bridge %lld, array %s: a slot needs the dtype; declare it in arrays_metadata",
-                (long long)chunk->array->client->options.bridge_id, quoted(chunk->array->name, name, sizeof name));
+    for (const part *part = chunk->parts; part != NULL; part = part->next)
+        if (part->place == NULL)
+            return fail(error, "ChunkDtypeError", "bridge %lld, array %s: a slot needs the dtype; declare it in arrays_metadata",
+                        (long long)chunk->array->client->options.bridge_id, quoted(chunk->array->name, name, sizeof name));
+    return 0;
 }
 
 /* Where the chunk begins in the local array. */
-static const void *interior(const handoff_chunk *chunk, const void *data, const int64_t *strides)
+static const char *interior(const handoff_chunk *chunk, const char *data, const int64_t *strides)
 {
-    const char *at = data;
     for (int d = 0; chunk->before != NULL && d < chunk->array->ndim; d++)
-        at += chunk->before[d] * strides[d];
-    return at;
+        data += chunk->before[d] * strides[d];
+    return data;
 }
 
-static int copy_into(char *slot, const handoff_chunk *chunk, const void *data, const int64_t *strides, handoff_error *error)
+/* Copy what a part takes of a chunk. */
+static int copy_into(char *slot, const part *part, const char *data, const int64_t *strides, handoff_error *error)
 {
-    const placement *place = chunk->place;
-    int64_t contiguous[HANDOFF_MAX_DIMENSIONS];
-    if (strides == NULL) {
-        contiguous_strides(contiguous, chunk->local, place->ndim, place->itemsize);
-        strides = contiguous;
+    const placement *place = part->place;
+    int64_t steps[HANDOFF_MAX_DIMENSIONS];
+    for (int d = 0; d < place->ndim; d++) {
+        data += part->start[d] * strides[d];
+        steps[d] = part->step[d] * strides[d];
     }
-    data = interior(chunk, data, strides);
-    if (copy_overlapping(slot, place->strides, data, strides, place->shape, place->ndim, place->itemsize) == 0)
-        return 0;
-    return fail(error, "MemoryBoundError", "no memory is left for a copy of what lies in the slot itself");
+    if (part->convert != NULL)
+        convert_strided(slot, place->strides, data, steps, place->shape, place->ndim, part->convert);
+    else if (copy_overlapping(slot, place->strides, data, steps, place->shape, place->ndim, place->itemsize) < 0)
+        return fail(error, "MemoryBoundError", "no memory is left for a copy of what lies in the slot itself");
+    return 0;
+}
+
+/* Fill the slots of all parts that are due. `data` is NULL for a slot that was given out and filled. */
+static int fill(const handoff_chunk *chunk, const char *data, const int64_t *strides, int64_t timestep, handoff_error *error)
+{
+    const handoff_array *array = chunk->array;
+    int64_t contiguous[HANDOFF_MAX_DIMENSIONS];
+    const part *filled = data == NULL ? chunk->given_out : NULL;
+    if (filled != NULL) {
+        data = slot_of(filled, error);
+        strides = filled->place->strides;
+    }
+    else if (chunk->parts != NULL) {
+        if (strides == NULL) {
+            int64_t itemsize = array->itemsize > 0 ? array->itemsize : chunk->parts->place->itemsize;
+            contiguous_strides(contiguous, chunk->local, array->ndim, itemsize);
+            strides = contiguous;
+        }
+        data = interior(chunk, data, strides);
+    }
+    for (part *part = next_due(chunk->parts, timestep); part != NULL; part = next_due(part->next, timestep)) {
+        char *slot = data != NULL ? slot_of(part, error) : NULL;
+        if (slot == NULL || (part != filled && copy_into(slot, part, data, strides, error) < 0))
+            return -1;
+    }
+    return 0;
 }
 
 /* `data` is NULL for a slot that was given out and filled. With `at_once`, returns 0 instead of waiting. */
@@ -205,38 +272,38 @@ static int hand_over(handoff_chunk *chunk, const void *data, const int64_t *stri
                      int at_once, handoff_error *error)
 {
     handoff_array *array = chunk->array;
+    handoff_client *client = array->client;
     char what[NAME_BYTES + 16];
     int ready = client_check_chunk(chunk, timestep, error);
     if (ready != 1)
         return ready < 0 ? -1 : 1;
     if (client_check_time(chunk, timestep, time, error) < 0)
         return -1;
-    if (!array->wanted)
-        return pass_over(chunk, timestep, error) < 0 ? -1 : 1;
-    if (data == NULL && !chunk->given_out)
-        return fail(error, "ContractError", "bridge %lld, %s: no slot was given out",
-                    (long long)array->client->options.bridge_id, what_array(array, what, sizeof what));
+    if (data == NULL && chunk->given_out == NULL && chunk->parts != NULL)
+        return fail(error, "ContractError", "bridge %lld, %s: no slot was given out", (long long)client->options.bridge_id,
+                    what_array(array, what, sizeof what));
     if (check_memory(chunk, error) < 0)
         return -1;
-    if (array->client->failed)
-        return client_receive(array->client, error);
-    int free_now = has_slot(chunk);
+    if (client->failed)
+        return client_receive(client, error);
+    int free_now = first_without_slot(chunk, timestep) == NULL;
     if (at_once && !free_now)
         return 0;
-    int should_notify = pass(array->client, array, timestep);
+    int should_notify = pass(client, array, timestep);
     if (!free_now) {
         if (should_notify)
-            notify(array->client);
+            notify(client);
         should_notify = 0;
-        if (wait_for_slot(chunk, timestep, error) < 0)
+        if (wait_for_slots(chunk, timestep, error) < 0)
             return -1;
     }
-    char *slot = slot_of(chunk, error);
-    if (slot == NULL)
+    if (fill(chunk, data, strides, timestep, error) < 0)
         return -1;
-    if (data != NULL && copy_into(slot, chunk, data, strides, error) < 0)
-        return -1;
-    return submit(chunk, timestep, time, should_notify, error) < 0 ? -1 : 1;
+    should_notify |= submit(chunk, timestep, time);
+    count(chunk, timestep);
+    if (should_notify)
+        notify(client);
+    return client_hear(client, error) < 0 ? -1 : 1;
 }
 
 static int hand_over_in_turn(handoff_chunk *chunk, const void *data, const int64_t *strides, int64_t timestep, double time,
@@ -273,33 +340,38 @@ int client_hand_over_at_once(handoff_chunk *chunk, const void *data, const int64
     return result;
 }
 
+/* Wait for the slot of a part, and lend it to the rank. */
+static int lend(part *part, int64_t timestep, given_slot *given, handoff_error *error)
+{
+    handoff_client *client = part->chunk->array->client;
+    if (pass(client, part->chunk->array, timestep))
+        notify(client);
+    if (client_hear(client, error) < 0 || (!has_slot(part) && wait_for_slot(part, timestep, error) < 0) ||
+        (given->at = slot_of(part, error)) == NULL)
+        return -1;
+    part->chunk->given_out = part;
+    given->memory = memory_retain(part->place->memory);
+    memcpy(given->strides, part->place->strides, (size_t)part->place->ndim * sizeof *given->strides);
+    return 0;
+}
+
 int client_give_slot(handoff_chunk *chunk, int64_t timestep, given_slot *given, handoff_error *error)
 {
     handoff_client *client = chunk->array->client;
-    int given_out = 0;
+    part *part = NULL;
     if (client_enter(client, error) < 0)
         return -1;
     int result = client_check_chunk(chunk, timestep, error);
-    if (result == 1 && chunk->array->wanted) {
+    if (result == 1 && chunk->parts != NULL) {
         result = check_memory(chunk, error);
-        if (result == 0 && pass(client, chunk->array, timestep))
-            notify(client);
-        if (result == 0)
-            result = client_hear(client, error);
-        if (result == 0 && !has_slot(chunk))
-            result = wait_for_slot(chunk, timestep, error);
-        if (result == 0 && (given->at = slot_of(chunk, error)) == NULL)
-            result = -1;
-        given_out = result == 0;
+        if (result == 0 && (part = whole_part(chunk, timestep)) != NULL)
+            result = lend(part, timestep, given, error);
         result = client_settle(client, result, error);
     }
-    if (given_out) {
-        chunk->given_out = 1;
-        given->memory = memory_retain(chunk->place->memory);
-        memcpy(given->strides, chunk->place->strides, (size_t)chunk->place->ndim * sizeof *given->strides);
-    }
+    if (result < 0)
+        part = NULL;
     client_leave(client);
-    return result < 0 ? -1 : given_out;
+    return result < 0 ? -1 : part != NULL;
 }
 
 void *handoff_slot(handoff_chunk *chunk, int64_t timestep, handoff_error *error)

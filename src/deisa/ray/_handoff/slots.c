@@ -74,22 +74,25 @@ static placement *get_placement(wire_in *in, int64_t *segment, int64_t *base)
     return place;
 }
 
-/* Give a chunk that waits for it its memory. */
+/* The part that waits for the memory of a region. */
+static part *waiting_for(handoff_client *client, int64_t region)
+{
+    for (size_t a = 0; a < client->array_count; a++)
+        for (size_t c = 0; c < client->arrays[a].chunk_count; c++)
+            for (part *part = client->arrays[a].chunks[c].parts; part != NULL; part = part->next)
+                if (part->region == region && part->place == NULL)
+                    return part;
+    return NULL;
+}
+
+/* Give parts that wait for it their memory. */
 void client_provide(handoff_client *client)
 {
     for (placement **link = &client->placements; *link != NULL;) {
-        placement *place = *link;
-        handoff_chunk *owner = NULL;
-        for (size_t a = 0; a < client->array_count && owner == NULL; a++)
-            for (size_t c = 0; c < client->arrays[a].chunk_count && client->arrays[a].wanted; c++)
-                if (client->arrays[a].chunks[c].region == place->region && client->arrays[a].chunks[c].place == NULL)
-                    owner = client->arrays[a].chunks + c;
-        int fits = owner != NULL && place->ndim == owner->array->ndim && place->slots == owner->array->slots &&
-                   memcmp(place->shape, owner->shape, (size_t)place->ndim * sizeof *place->shape) == 0;
-        if (fits) {
-            *link = place->next;
-            owner->place = place;
-        }
+        placement *place = *link, *next = place->next;
+        part *owner = waiting_for(client, place->region);
+        if (owner != NULL && client_settle_memory(owner, place) == 0)
+            *link = next;
         else
             link = &place->next;
     }

@@ -50,6 +50,7 @@ static int copy_array(handoff_client *client, handoff_array *array, const handof
     array->chunks = calloc(described->chunk_count + 1, sizeof *array->chunks);
     if (array->name == NULL || array->chunks == NULL || (described->dtype != NULL && (array->dtype = strdup(described->dtype)) == NULL))
         return -1;
+    array->itemsize = itemsize_of(array->dtype);
     if (described->global_shape != NULL && (array->global_shape = calloc(ndim + 1, sizeof(int64_t))) == NULL)
         return -1;
     if (described->grid != NULL && (array->grid = calloc(ndim + 1, sizeof(int64_t))) == NULL)
@@ -64,7 +65,6 @@ static int copy_array(handoff_client *client, handoff_array *array, const handof
         array->chunk_count = c + 1;
         chunk->array = array;
         chunk->index = (int64_t)c;
-        chunk->region = NOT_WANTED;
         chunk->shape = copied(described->chunks[c].shape, (int)ndim, numbers);
         chunk->position = copied(described->chunks[c].position, (int)ndim, numbers + ndim);
         chunk->offset = copied(described->chunks[c].offset, (int)ndim, numbers + 2 * ndim);

@@ -10,7 +10,7 @@ from deisa.ray._graph.scheduler import BundleExecutor
 from deisa.ray._state.events import Event
 from deisa.ray._state.feedback import Proposal, Verdict
 from deisa.ray._state.journal import Journal
-from deisa.ray._state.plan import Boxes, StartPlan
+from deisa.ray._state.plan import NodePlan, StartPlan
 from deisa.ray._state.takeover import NodeSnapshot, Wreck
 from deisa.ray.errors import DeisaError
 
@@ -50,10 +50,10 @@ class AgentGroup(Protocol):
     def cpus(self) -> Mapping[str, int]:
         """CPUs that bundles may use, by node."""
 
-    def bound_bytes(self, plan: StartPlan, boxes: Mapping[str, Boxes]) -> Mapping[str, int]:
-        """Chunk memory that each node needs, with boxes by node; raises `MemoryBoundError` where it does not fit."""
+    def bound_bytes(self, plan: StartPlan, nodes: Mapping[str, NodePlan]) -> Mapping[str, int]:
+        """Chunk memory that each node needs, with the plans of the nodes; raises `MemoryBoundError` where it does not fit."""
 
-    def start(self, plan: StartPlan, boxes: Mapping[str, Boxes]) -> None:
+    def start(self, plan: StartPlan, nodes: Mapping[str, NodePlan]) -> None:
         """Create the slots and let the ranks go."""
 
     def release(self, consumer: str, steps: Mapping[str, Sequence[tuple[str, int]]]) -> None:

@@ -78,10 +78,6 @@ class Bridges:
         """Return the node of a bridge."""
         return self._joined[bridge_id][0]
 
-    def region(self, bridge_id: int, array: str, index: int) -> int:
-        """Return the number that a chunk of a bridge has on its node."""
-        return self._joined[bridge_id][1].regions[array][index]
-
     def layouts(self) -> dict[str, ArrayLayout]:
         """Check that the descriptions of all bridges fit together, and return the arrays.
 

@@ -23,6 +23,7 @@ from deisa.ray._session.engine import AgentGroup
 from deisa.ray._session.feedback import Feedback
 from deisa.ray._session.leases import Leases
 from deisa.ray._session.registration import EVENTS_TIMEOUT_S, Bridges
+from deisa.ray._session.selection import check_conversion
 from deisa.ray._session.stalls import Stalls
 from deisa.ray._session.tiling import PlacedArray
 from deisa.ray._state import events
@@ -94,6 +95,7 @@ class Run:
         self._dtypes: dict[str, np.dtype] = {
             name: array.layout.dtype for name, array in arrays.items() if array.layout.dtype is not None
         }
+        self._declared: dict[str, np.dtype] = {}  # by bridges that had described the array without one
         self._homes: dict[str, ArrayHome] = {}
         self._complete: dict[tuple[str, int], DeisaArray] = {}  # the steps that windows may still need
         self._stats: dict[int, BridgeStats] = {}
@@ -205,11 +207,7 @@ class Run:
             case events.SendersBlocked():
                 self._stalls.wait_for_slots(event)
             case events.DtypeDeclared(bridge_id, array, dtype):
-                known = self._dtypes.setdefault(array, dtype)
-                if known != dtype:
-                    raise DescriptionMismatchError(
-                        f"array {array!r}: bridge {bridge_id} sends dtype {dtype}, others send {known}"
-                    )
+                self._declare(bridge_id, array, dtype)
             case events.StepTorn():
                 raise timeline.step_torn(event)
             case events.TimesDiffer(array, timestep, (one, other), (time, another)):
@@ -222,6 +220,17 @@ class Run:
                 self._feedback.await_on(node_id)
             case events.AgentLost(reason):
                 self._bridges.lose_agent(node_id, reason)
+
+    def _declare(self, bridge_id: int, array: str, dtype: np.dtype) -> None:
+        known = self._declared.setdefault(array, dtype)
+        if known != dtype:
+            raise DescriptionMismatchError(
+                f"array {array!r}: bridge {bridge_id} sends dtype {dtype}, others send {known}"
+            )
+        for name, placed in self._arrays.items():
+            if placed.stream.array == array:
+                wanted = self._dtypes[name] = placed.stream.dtype or dtype
+                check_conversion(array, dtype, wanted)
 
     def _loss(self, node_id: str, bridge_id: int, last_timestep: int | None, reason: str) -> DeisaError:
         last = "before it sent anything" if last_timestep is None else f"after timestep {last_timestep}"

@@ -21,11 +21,12 @@ from deisa.ray._session.predecessor import Predecessor, find_predecessor
 from deisa.ray._session.registration import Bridges, wait_registered
 from deisa.ray._session.run import Run, Windows
 from deisa.ray._session.stalls import Stalls
-from deisa.ray._session.start import CONSUMER, announce, boxes_by_node, count_slots, make_plan
-from deisa.ray._session.tiling import PlacedArray, place_array
+from deisa.ray._session.start import CONSUMER, announce, count_slots, make_plan, plan_nodes
+from deisa.ray._session.tiling import PlacedArray, place_stream
 from deisa.ray._state.events import BridgeStats
 from deisa.ray._state.journal import Handled, Journal
 from deisa.ray._state.layout import ArrayLayout
+from deisa.ray._state.streams import Stream, cut, number_regions
 from deisa.ray._state.timeline import Firing, Subscription, Timeline
 from deisa.ray.config import Settings
 from deisa.ray.errors import DeisaError
@@ -98,8 +99,14 @@ class Session:
         self._layouts = self.bridges.layouts()
         return self._layouts
 
-    def start(self, subscriptions: Sequence[Subscription]) -> None:
+    def start(self, subscriptions: Sequence[Subscription], streams: Mapping[str, Stream]) -> None:
         """Reserve the slots and let the simulation go; or hear again what it has sent, where it is under way.
+
+        Parameters
+        ----------
+        subscriptions : sequence of Subscription
+        streams : mapping of str to Stream
+            Those that the subscriptions name.
 
         Raises
         ------
@@ -110,14 +117,21 @@ class Session:
         """
         started_with = self._predecessor.plan
         counts = count_slots(subscriptions, self._settings.max_simulation_ahead, started_with)
-        arrays = {name: self._place(self._layouts[name]) for name in counts.slots}
+        if started_with is not None:
+            streams = started_with.streams
+        arrays = self._place([streams[name] for name in counts.slots])
         self._owners = {name: array.owners() for name, array in arrays.items()}
         handled = self._predecessor.handled
         self._run = run = Run(
             self._agents,
             self.bridges,
             arrays,
-            Timeline(self._owners, subscriptions, [noted.timestep for noted in handled]),
+            Timeline(
+                self._owners,
+                subscriptions,
+                [noted.timestep for noted in handled],
+                {name: stream.every for name, stream in streams.items()},
+            ),
             Stalls(self._agents, self.leases, counts, self._settings, self._computing),
             self.leases,
             self.feedback,
@@ -132,20 +146,27 @@ class Session:
             run.absorb(resumption.events)
             return
         with self.feedback.starting(self.bridges.nodes) as feedback:
-            plan, boxes = make_plan(arrays, counts.slots, feedback), boxes_by_node(arrays)
-            self.bound_bytes = self._agents.bound_bytes(plan, boxes)
+            plan, nodes = make_plan(arrays, counts.slots, feedback), plan_nodes(arrays)
+            self.bound_bytes = self._agents.bound_bytes(plan, nodes)
             announce(arrays, counts.slots, self.bound_bytes)
-            self._agents.start(plan, boxes)
+            self._agents.start(plan, nodes)
 
-    def _place(self, layout: ArrayLayout) -> PlacedArray:
-        return place_array(
-            layout,
-            self.bridges,
-            self._predecessor.plan,
-            self._settings.merge_chunks_beyond,
-            self._agents.cpus,
-            self._cuts.get(layout.name),
-        )
+    def _place(self, streams: Sequence[Stream]) -> dict[str, PlacedArray]:
+        layouts = {stream.name: cut(self._layouts[stream.array], stream) for stream in streams}
+        regions = number_regions(layouts.values(), self.bridges.node_of)
+        return {
+            stream.name: place_stream(
+                stream,
+                layouts[stream.name],
+                regions[stream.name],
+                self.bridges,
+                self._predecessor.plan,
+                self._settings.merge_chunks_beyond,
+                self._agents.cpus,
+                self._cuts.get(stream.name),
+            )
+            for stream in streams
+        }
 
     def _open_journal(self, callbacks: int, handled: Sequence[Handled]) -> Journal | None:
         journal = self._agents.follow(callbacks)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from deisa.ray._session.tiling import PlacedArray
 from deisa.ray._state.feedback import FeedbackPlan
-from deisa.ray._state.plan import Boxes, SharedBox, StartPlan
+from deisa.ray._state.plan import NodePlan, SharedBox, StartPlan
+from deisa.ray._state.streams import Part
 from deisa.ray._state.timeline import Subscription
 from deisa.ray._transport.limits import human_bytes
 from deisa.ray.errors import WindowError
@@ -76,8 +77,9 @@ def _check_windows(windows: Mapping[str, int], plan: StartPlan) -> None:
 def make_plan(
     arrays: Mapping[str, PlacedArray], slots: Mapping[str, int], feedback: FeedbackPlan = NO_FEEDBACK
 ) -> StartPlan:
-    """Say what all agents are to do for these arrays."""
+    """Say what all agents are to do for these streams."""
     return StartPlan(
+        {name: array.stream for name, array in arrays.items()},
         slots,
         {name: array.layout.dtype for name, array in arrays.items()},
         (CONSUMER,),
@@ -86,13 +88,16 @@ def make_plan(
     )
 
 
-def boxes_by_node(arrays: Mapping[str, PlacedArray]) -> dict[str, Boxes]:
-    """By node, the boxes of each array whose chunks share memory."""
-    found: dict[str, dict[str, Sequence[SharedBox]]] = defaultdict(dict)
+def plan_nodes(arrays: Mapping[str, PlacedArray]) -> dict[str, NodePlan]:
+    """Say what each agent is to do: the chunks of its node, and the boxes that several of them share."""
+    parts: dict[str, dict[str, Sequence[Part]]] = defaultdict(dict)
+    boxes: dict[str, dict[str, Sequence[SharedBox]]] = defaultdict(dict)
     for name, array in arrays.items():
-        for node_id, boxes in array.shared_boxes().items():
-            found[node_id][name] = boxes
-    return dict(found)
+        for node_id, of_node in array.parts().items():
+            parts[node_id][name] = of_node
+        for node_id, shared in array.shared_boxes().items():
+            boxes[node_id][name] = shared
+    return {node_id: NodePlan(of_node, boxes.get(node_id, {})) for node_id, of_node in parts.items()}
 
 
 def announce(

@@ -1,4 +1,4 @@
-"""Where the chunks of an array lie, and which of them share memory."""
+"""Where the chunks of a stream lie, and which of them share memory."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ from deisa.ray._session.registration import Bridges
 from deisa.ray._state.boxes import Tiling, merge, separate
 from deisa.ray._state.layout import ArrayLayout
 from deisa.ray._state.plan import SharedBox, StartPlan
+from deisa.ray._state.streams import Part, Stream
 
 
 @dataclass(frozen=True, slots=True)
 class PlacedArray:
-    """An array whose chunks have their places.
+    """A stream whose chunks have their places.
 
     Attributes
     ----------
+    stream : Stream
     layout : ArrayLayout
+        Of what the stream takes.
     nodes : tuple of str
         The node of each chunk.
     regions : tuple of int
@@ -30,6 +33,7 @@ class PlacedArray:
     tiling : Tiling
     """
 
+    stream: Stream
     layout: ArrayLayout
     nodes: tuple[str, ...]
     regions: tuple[int, ...]
@@ -61,22 +65,40 @@ class PlacedArray:
     def home(self, dtype: np.dtype, address: Callable[[str], AgentAddress]) -> ArrayHome:
         """Say where readers find the array; `address` is that of a node's agent."""
         homes = [(address(box.node_id), self.regions[box.chunks[0]]) for box in self.tiling.boxes]
-        return ArrayHome(self.layout.name, self.layout.shape, dtype, self.tiling, homes)
+        return ArrayHome(
+            self.stream.array, self.layout.shape, dtype, self.tiling, homes, self.stream.dropped
+        )
+
+    def parts(self) -> dict[str, list[Part]]:
+        """By node, what the stream takes of each chunk."""
+        found: dict[str, list[Part]] = defaultdict(list)
+        whole = (0,) * len(self.layout.shape)
+        for chunk, node_id, region in zip(self.layout.chunks, self.nodes, self.regions, strict=True):
+            start = chunk.start if chunk.start is not None else whole
+            part = Part(chunk.bridge_id, chunk.index, region, start, self.stream.step, chunk.shape)
+            found[node_id].append(part)
+        return found
 
 
-def place_array(
+def place_stream(
+    stream: Stream,
     layout: ArrayLayout,
+    regions: tuple[int, ...],
     bridges: Bridges,
     plan: StartPlan | None,
     merge_chunks_beyond: int,
     cpus: Callable[[], Mapping[str, int]],
     cuts: Sequence[Sequence[int]] | None = None,
 ) -> PlacedArray:
-    """Find an array's chunks on their nodes, and decide which of them share memory.
+    """Find a stream's chunks on their nodes, and decide which of them share memory.
 
     Parameters
     ----------
+    stream : Stream
     layout : ArrayLayout
+        Of what the stream takes.
+    regions : tuple of int
+        The number of each chunk on its node.
     bridges : Bridges
     plan : StartPlan or None
         Where the session has been started already: with this plan, which has decided it.
@@ -88,7 +110,6 @@ def place_array(
         Sizes of cells along each dimension, to which chunks that stay separate are cut besides.
     """
     nodes = tuple(bridges.node_of(chunk.bridge_id) for chunk in layout.chunks)
-    regions = tuple(bridges.region(chunk.bridge_id, layout.name, chunk.index) for chunk in layout.chunks)
     if plan is not None:
         tiling = plan.merged.get(layout.name) or separate(layout, nodes)
     elif layout.dtype is None or len(layout.chunks) <= merge_chunks_beyond:
@@ -96,4 +117,4 @@ def place_array(
     else:
         of_node = cpus()
         tiling = merge(layout, nodes, {node_id: of_node.get(node_id, 1) for node_id in set(nodes)})
-    return PlacedArray(layout, nodes, regions, tiling)
+    return PlacedArray(stream, layout, nodes, regions, tiling)

@@ -1,8 +1,8 @@
 """What has arrived on one node, and which slots hold it.
 
-A *region* is one chunk on this node. All regions of an array have K *slots* each and go through them
-in step: the n-th timestep that is submitted of any of them has *sequence number* n, and lies in the slot that the
-agent has granted that number. At first number n has slot n; when every consumer's lease on an (array, timestep) has
+What is called an array here is a *stream*: what windows ask for of an array, which mostly is all of it. A *region* is one
+chunk of a stream on this node. All regions of a stream have K *slots* each and go through them in step: the n-th timestep that is submitted of any of them has *sequence number* n,
+and lies in the slot that the agent has granted that number. At first number n has slot n; when every consumer's lease on an (array, timestep) has
 ended, its slot goes to the next number. A rank that has submitted as many timesteps as numbers are granted is blocked.
 
 ::
@@ -29,6 +29,7 @@ from deisa.ray._state.events import (
     StepTorn,
     TimesDiffer,
 )
+from deisa.ray._state.streams import Parts
 from deisa.ray._state.takeover import HeldArray
 from deisa.ray.errors import ProtocolError
 
@@ -65,7 +66,7 @@ class Grant:
 
 @dataclass(slots=True)
 class _Bridge:
-    regions: dict[str, tuple[int, ...]]
+    regions: dict[str, tuple[int, ...]] = field(default_factory=dict)  # by array
     at: float = NOT_STARTED  # timestep being sent; FINISHED once closed
     last_sent: int | None = None
 
@@ -116,43 +117,39 @@ class NodeArrivals:
         self._arrays: dict[str, _Array] = {}
         self._owner: dict[int, tuple[int, str]] = {}  # region -> bridge, array
         self._consumers: frozenset[str] = frozenset()
-        self._next_region = 0
         self._events: list[Event] = []
         self._lasting: list[Event] = []  # those that another analytics would have to hear again
 
-    def join(self, bridge_id: int, chunk_counts: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
-        """Add a bridge that owns so many chunks of each array; returns its regions by array."""
-        regions: dict[str, tuple[int, ...]] = {}
-        for array, count in chunk_counts.items():
-            regions[array] = tuple(range(self._next_region, self._next_region + count))
-            self._next_region += count
-            for region in regions[array]:
-                self._owner[region] = (bridge_id, array)
-        self._bridges[bridge_id] = _Bridge(regions)
-        return regions
+    def join(self, bridge_id: int) -> None:
+        """Add a bridge."""
+        self._bridges[bridge_id] = _Bridge()
 
     def leave(self, bridge_id: int) -> None:
         """Forget a bridge that went away before the session started."""
-        for regions in self._bridges.pop(bridge_id).regions.values():
-            for region in regions:
-                del self._owner[region]
+        del self._bridges[bridge_id]
         self._lasting.clear()  # that it was lost is no news to an analytics that comes later
 
-    def subscribe(self, slots: Mapping[str, int], consumers: Iterable[str]) -> None:
-        """Start the session: the arrays asked for, how many slots each chunk has, who leases them."""
+    def subscribe(self, slots: Mapping[str, int], parts: Parts, consumers: Iterable[str]) -> None:
+        """Start the session: how many slots each chunk of an array has, the chunks, and who leases the slots.
+
+        Chunks of bridges that are not here any more count as well: the arrays cannot become complete.
+        """
         self._consumers = frozenset(consumers)
-        regions_of: dict[str, list[int]] = {array: [] for array in slots}
-        for region, (_, array) in self._owner.items():
-            if array in regions_of:
-                regions_of[array].append(region)
-        for array, regions in regions_of.items():
-            if regions:
+        for array, of_array in parts.items():
+            by_bridge: dict[int, list[int]] = {}
+            for part in of_array:
+                by_bridge.setdefault(part.bridge_id, []).append(part.region)
+                self._owner[part.region] = (part.bridge_id, array)
+            for bridge_id, regions in by_bridge.items():
+                self._bridges.setdefault(bridge_id, _Bridge()).regions[array] = tuple(regions)
+            numbers = [part.region for part in of_array]
+            if numbers:
                 self._arrays[array] = _Array(
-                    tuple(regions),
-                    tuple(sorted({self._owner[region][0] for region in regions})),
+                    tuple(numbers),
+                    tuple(sorted(by_bridge)),
                     slots[array],
-                    dict.fromkeys(regions, 0),
-                    dict.fromkeys(regions, NOT_STARTED),
+                    dict.fromkeys(numbers, 0),
+                    dict.fromkeys(numbers, NOT_STARTED),
                     list(range(slots[array])),
                     slots[array],
                 )

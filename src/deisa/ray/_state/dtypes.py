@@ -158,3 +158,15 @@ def _check_depth(described: Any, depth: int = 0) -> None:
             _check_depth(item, depth + 1)
     elif not isinstance(described, str | int):
         raise TypeError(f"a dtype is described by texts and numbers, got {described!r:.60}")
+
+
+def converts(own: np.dtype, wanted: np.dtype) -> bool:
+    """Whether elements are converted to another dtype where they are sent: where no value changes beyond rounding."""
+    for dtype in (own, wanted):
+        if dtype.newbyteorder("=") != dtype or dtype.str[1:] not in CONVERTIBLE:
+            return False
+    kinds = own.kind + wanted.kind
+    return np.can_cast(own, wanted, "safe") or wanted.kind == "c" or (wanted.kind == "f" and "c" not in kinds)
+
+
+CONVERTIBLE = frozenset("b1 i1 u1 i2 u2 i4 u4 i8 u8 f4 f8 c8 c16".split())

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,11 +55,10 @@ class GiveUp:
 
 @dataclass(frozen=True, slots=True)
 class CreateMemory:
-    """Create the slots of a bridge's chunks of an array, and send them."""
+    """Create the slots of a bridge's chunks of some arrays, with their dtypes, and send them."""
 
     bridge_id: int
-    array: str
-    dtype: np.dtype
+    dtypes: Mapping[str, np.dtype]
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,21 +20,23 @@ class BridgeStats:
     bytes_handed_over : int
     held_up_s : float
         Time spent in ``send`` waiting for a free slot.
+    bytes_left_out : int
+        Bytes that were sent and not handed over, because no callback asks for them.
     """
 
     chunks: int = 0
     bytes_handed_over: int = 0
     held_up_s: float = 0.0
+    bytes_left_out: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class BridgeJoined:
-    """A bridge has connected. `regions` numbers its chunks on this node, array by array."""
+    """A bridge has connected."""
 
     bridge_id: int
     world_size: int
     arrays: tuple[ArrayDescription, ...]
-    regions: dict[str, tuple[int, ...]]
     pid: int = 0
     host: str = ""
 

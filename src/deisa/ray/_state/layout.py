@@ -97,12 +97,16 @@ class ArrayDescription:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A box of an array, owned by one bridge; `index` counts within that bridge's chunks."""
+    """A box of an array, owned by one bridge; `index` counts within that bridge's chunks.
+
+    Where only a part of the bridge's chunk is meant, `start` says where that begins; None is its first element.
+    """
 
     bridge_id: int
     index: int
     offset: Shape
     shape: Shape
+    start: Shape | None = None
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ from deisa.ray._state.journal import Handled
 from deisa.ray._state.layout import ArrayDescription
 from deisa.ray._state.newcomers import Run, answer_newcomer
 from deisa.ray._state.plan import StartPlan
+from deisa.ray._state.streams import Parts, Stream
 from deisa.ray._state.subscriber import EventLog, Subscriber
 from deisa.ray._state.takeover import NodeSnapshot
 from deisa.ray.errors import AnalyticsLostError, BridgeIdError, DeisaError, ProtocolError
@@ -162,12 +163,12 @@ class Node:
         self._effects.append(TellProgress(peer, self._progress))
         if self._gone is not None:
             self._effects.append(TellAnalytics(peer, self._gone.presence.reason))
-        arrays, regions = newcomer.arrays, {}
+        arrays = newcomer.arrays
         if bridge_id in self._bridges:  # the analytics will find it twice, and tell every rank
             arrays = ()
         else:
-            regions = self.arrivals.join(bridge_id, {a.name: len(a.chunks) for a in arrays})
-        joined = BridgeJoined(bridge_id, newcomer.world_size, arrays, regions, newcomer.pid, self._host)
+            self.arrivals.join(bridge_id)
+        joined = BridgeJoined(bridge_id, newcomer.world_size, arrays, newcomer.pid, self._host)
         self._bridges.setdefault(bridge_id, _Bridge(peer, joined))
         self.log.append(joined)
 
@@ -178,14 +179,14 @@ class Node:
 
     # The start.
 
-    def start(self, plan: StartPlan) -> None:
-        """Let the bridges that have joined send."""
+    def start(self, plan: StartPlan, parts: Parts) -> None:
+        """Let the bridges that have joined send: the parts of their chunks that streams take."""
         self.plan = plan
         self._progress = ""
         for peer, bridge_id in list(self._by_peer.items()):
             if self._bridges[bridge_id].peer != peer:  # too late to be noticed
                 self._effects.append(Refuse(peer, BridgeIdError(f"bridge_id {bridge_id} is taken")))
-        self.arrivals.subscribe(plan.slots, plan.consumers)
+        self.arrivals.subscribe(plan.slots, parts, plan.consumers)
 
     @property
     def bridges(self) -> Mapping[int, int]:
@@ -246,23 +247,31 @@ class Node:
         ------
         ProtocolError
         """
-        plan = self.plan
-        regions = self.arrivals.regions_of(bridge_id).get(array, ())
-        wanted = plan is not None and array in plan.slots and plan.dtypes.get(array) is None
-        if not wanted or not regions or (bridge_id, array) in self._declared:
+        undeclared = {stream.name for stream in self._undeclared(array)}
+
+        def has_still_to(other: int) -> bool:
+            owns = not undeclared.isdisjoint(self.arrivals.regions_of(other))
+            return owns and (other, array) not in self._declared
+
+        if not has_still_to(bridge_id):
             raise ProtocolError(f"bridge {bridge_id} need not tell the dtype of array {array!r:.60}")
-        return [
-            other
-            for other in self._bridges
-            if self.arrivals.regions_of(other).get(array) and (other, array) not in self._declared
-        ]
+        return [other for other in self._bridges if has_still_to(other)]
+
+    def _undeclared(self, array: str) -> list[Stream]:
+        """The streams of an array whose bridges have described it without a dtype."""
+        plan = self.plan
+        return [s for s in plan.streams_of(array) if plan.dtypes[s.name] is None] if plan is not None else []
 
     def declare(self, bridge_id: int, array: str, dtype: np.dtype) -> None:
         """A bridge says which dtype an array has, and gets memory."""
         declared = DtypeDeclared(bridge_id, array, dtype)
         self._declared[bridge_id, array] = declared
         self.log.append(declared)
-        self._effects.append(CreateMemory(bridge_id, array, dtype))
+        self._effects.append(CreateMemory(bridge_id, self.dtypes_of(array, dtype)))
+
+    def dtypes_of(self, array: str, dtype: np.dtype) -> dict[str, np.dtype]:
+        """The dtypes of the streams of an array that is declared to have one."""
+        return {s.name: s.dtype if s.dtype is not None else dtype for s in self._undeclared(array)}
 
     def await_feedback(self) -> None:
         """A bridge waits for what the analytics sets, or has waited before."""

@@ -33,7 +33,7 @@ NEXT_TIMESTEP = "the next timestep"
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
-    """What one callback asked for: ``(array, window size)`` pairs, and AND or OR."""
+    """What one callback asked for: ``(stream, window size)`` pairs, and AND or OR."""
 
     windows: tuple[tuple[str, int], ...]
     when: When
@@ -83,6 +83,8 @@ class Timeline:
         For each array and node, the bridges that own chunks of it there.
     subscriptions : sequence of Subscription
         In the order of registration; only arrays in `owners` may be named.
+    every : mapping of str to int
+        For an array (a stream) that leaves timesteps out: it has those that are multiples of this.
     handled : sequence of float
         For each subscription, the last timestep for which its callback needs no running any more; where the
         sequence ends, none.
@@ -93,8 +95,10 @@ class Timeline:
         owners: Mapping[str, Mapping[str, tuple[int, ...]]],
         subscriptions: Sequence[Subscription],
         handled: Sequence[float] = (),
+        every: Mapping[str, int] | None = None,
     ) -> None:
         self._subscriptions = tuple(subscriptions)
+        self._every = dict(every or {})
         self._handled = [*handled, *[NEVER] * len(self._subscriptions)]
         self._arrays = {
             name: _Array(by_node, dict.fromkeys(by_node, NEVER)) for name, by_node in owners.items()
@@ -193,7 +197,12 @@ class Timeline:
         complete = [_contains(array.complete, timestep) for array in arrays]
         if all(complete):
             return True
-        resolved = [array.resolved >= timestep for array in arrays]
+        behind = [timestep % self._every.get(name, 1) for name, _ in subscription.windows]
+        if subscription.when == "AND" and any(behind):  # one of them never has this timestep
+            return False
+        resolved = [
+            array.resolved >= timestep - steps for array, steps in zip(arrays, behind, strict=True)
+        ]
         if subscription.when == "AND":
             skipped = any(done and not whole for whole, done in zip(complete, resolved, strict=True))
             return False if skipped else None
@@ -288,7 +297,11 @@ class Timeline:
         if undecided is not None:
             timestep, number = undecided
             names = [name for name, _ in self._subscriptions[number].windows]
-            open_ones = [name for name in names if self._arrays[name].resolved < timestep]
+            open_ones = [
+                name
+                for name in names
+                if self._arrays[name].resolved < timestep - timestep % self._every.get(name, 1)
+            ]
             behind = {b for name in open_ones for b in self._behind(name, timestep, positions)}
             if behind and not any(timestep in self._arrays[name].arrived for name in open_ones):
                 others = " and ".join(repr(name) for name in open_ones)

@@ -26,7 +26,8 @@ from deisa.ray._state.effects import (
 from deisa.ray._state.events import AgentLost
 from deisa.ray._state.feedback import Proposal, Setting
 from deisa.ray._state.node import Newcomer, Node
-from deisa.ray._state.plan import Boxes, StartPlan
+from deisa.ray._state.plan import NodePlan, StartPlan
+from deisa.ray._state.streams import Parts, by_bridge
 from deisa.ray._transport import messages
 from deisa.ray._transport.address import agent_address, shown
 from deisa.ray._transport.connections import Connection, Connections, Ready
@@ -76,6 +77,7 @@ class Exchange:
         self._connections = connections
         self._end = end
         self._wake_callers = wake
+        self._parts: Parts = {}  # that streams take of the node's chunks, once it is started
         self._full = False  # no connection could be accepted, for want of descriptors
 
     def serve(self, ready: Iterable[tuple[Ready, Connection | None]]) -> None:
@@ -198,35 +200,31 @@ class Exchange:
                     raise ProtocolError("it does not read what it is sent")
         return True
 
-    def start(self, plan: StartPlan, boxes: Boxes) -> None:
+    def start(self, plan: StartPlan, here: NodePlan) -> None:
         """Create memory and pages, and let the ranks go."""
-        node, store = self._node, self._store
-        node.start(plan)
+        node, store, boxes = self._node, self._store, here.boxes
+        self._parts = here.parts
+        node.start(plan, here.parts)
         self.carry_out()
-        owners = self.owners()
+        owners = self.owners(here.parts)
         for owner in owners:
             for post in store.provide(owner, known_dtypes(plan, without=boxes), plan.slots):
                 self._queue(owner.bridge_id, post)
         for name in boxes:
             for bridge_id, post in store.provide_boxes(owners, name, boxes, plan):
                 self._queue(bridge_id, post)
-        for bridge_id, post in store.create_pages(node.arrivals, list(node.bridges), plan):
+        for bridge_id, post in store.create_pages(here.parts, list(node.bridges), plan):
             self._queue(bridge_id, post)
             connection = self._rank(bridge_id)
             if connection is not None:
                 self._try_to_flush(connection)
 
-    def owners(self, bridges: Iterable[int] | None = None) -> list[Owner]:
-        """The bridges that are connected, of some or of all, with what they have said of themselves."""
-        node = self._node
+    def owners(self, parts: Parts) -> list[Owner]:
+        """The bridges that are connected, with what streams take of their chunks."""
+        own = by_bridge(parts)
         return [
-            Owner(
-                bridge_id,
-                {described.name: described for described in node.described(bridge_id)},
-                node.arrivals.regions_of(bridge_id),
-                connection.limits,
-            )
-            for bridge_id in (node.bridges if bridges is None else bridges)
+            Owner(bridge_id, own.get(bridge_id, {}), connection.limits)
+            for bridge_id in self._node.bridges
             if (connection := self._rank(bridge_id)) is not None
         ]
 
@@ -307,9 +305,11 @@ class Exchange:
         connection, plan = self._rank(bridge_id), self._node.plan
         assert connection is not None and plan is not None
         connection.limits = message.limits
-        owners = {owner.bridge_id: owner for owner in self.owners(waiting)}
-        slots = plan.slots[message.array]
-        self._store.check_declared(owners[bridge_id], owners.values(), message.array, message.dtype, slots)
+        owners = {o.bridge_id: o for o in self.owners(self._parts) if o.bridge_id in waiting}
+        dtypes = self._node.dtypes_of(message.array, message.dtype)
+        self._store.check_declared(
+            owners[bridge_id], owners.values(), message.array, dtypes, plan.slots
+        )
         self._node.declare(bridge_id, message.array, message.dtype)
 
     def _attach(self, connection: Connection, mapped: int) -> None:
@@ -373,10 +373,10 @@ class Exchange:
                     self.refuse(connection, error)
             case GiveUp(peer, reason):
                 self._hang_up(peer, reason)
-            case CreateMemory(bridge_id, array, dtype):
-                (owner,) = self.owners([bridge_id])
+            case CreateMemory(bridge_id, dtypes):
+                (owner,) = (o for o in self.owners(self._parts) if o.bridge_id == bridge_id)
                 assert self._node.plan is not None
-                for post in self._store.provide(owner, {array: dtype}, self._node.plan.slots):
+                for post in self._store.provide(owner, dtypes, self._node.plan.slots):
                     self._say(self._node.bridges[bridge_id], *post)
             case GrantSlot(array, number, slot):
                 if self._store.table is not None:

@@ -81,16 +81,29 @@ class RegionSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class WantedArray:
-    """An array that a callback asks for, and its places on the pages (`pages`), in words.
+class WantedPart:
+    """What is wanted of one chunk: `shape` elements, from `start` on, `step` from one to the next along each dimension."""
+
+    chunk: Natural
+    region: Natural
+    start: tuple[Natural, ...]
+    step: tuple[Natural, ...]
+    shape: tuple[Natural, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WantedStream:
+    """What callbacks ask for of an array, and its places on the pages (`pages`), in words.
 
     Attributes
     ----------
-    name : str
-    regions : tuple of int
-        This bridge's chunks of the array.
+    array : str
+    every : int
+        Only timesteps that are multiples of it.
+    parts : tuple of WantedPart
+        What is wanted of this bridge's chunks; a chunk that is not among them is not wanted.
     slots : int
-        Of each chunk.
+        Of each part.
     table_row : int
         Where its row of the slot table starts.
     counters_row, bridges : int
@@ -99,8 +112,9 @@ class WantedArray:
         Where the entry of this bridge starts.
     """
 
-    name: str
-    regions: tuple[Natural, ...]
+    array: str
+    every: Natural
+    parts: tuple[WantedPart, ...]
     slots: Natural
     table_row: Natural
     counters_row: Natural
@@ -172,7 +186,7 @@ class Ending(Message):
 class CannotJoin(Message):
     """In place of `Hello`: the rank has refused its own description, so that the session cannot start."""
 
-    code: ClassVar[int] = 10
+    code: ClassVar[int] = 13
     version: int
     session: str
     bridge_id: int
@@ -284,7 +298,7 @@ class Start(Message):
         along; empty where no callback asks for any of the bridge's arrays.
     capacity : int
         Entries of the ring.
-    arrays : tuple of WantedArray
+    streams : tuple of WantedStream
     if_lost : str
         What may have happened, besides the end of the analytics, if the agent goes without a word; empty for nothing.
     feedback : tuple of int
@@ -296,7 +310,7 @@ class Start(Message):
     code: ClassVar[int] = 18
     pages: tuple[Natural, ...]
     capacity: Natural
-    arrays: tuple[WantedArray, ...]
+    streams: tuple[WantedStream, ...]
     if_lost: str = ""
     feedback: tuple[Natural, ...] = ()
     questions: Natural = 0
@@ -534,7 +548,7 @@ def _check_limit(limit: MemoryLimit) -> None:
 
 
 def _check_stats(stats: BridgeStats) -> None:
-    if min(stats.chunks, stats.bytes_handed_over) < 0 or not stats.held_up_s >= 0:
+    if min(stats.chunks, stats.bytes_handed_over, stats.bytes_left_out) < 0 or not stats.held_up_s >= 0:
         raise ValueError("a bridge's figures make no sense")
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from deisa.ray._state.events import AgentLost, Event
 from deisa.ray._state.feedback import Proposal, Verdict
 from deisa.ray._state.node import Node
-from deisa.ray._state.plan import Boxes, StartPlan
+from deisa.ray._state.plan import NodePlan, StartPlan
 from deisa.ray._state.presence import Presence, State
 from deisa.ray._state.subscriber import Subscriber
 from deisa.ray._state.takeover import NodeSnapshot
@@ -233,16 +233,16 @@ class AgentServer:
             self._node.dismiss(error)
             self._exchange.carry_out()
 
-    def bound_bytes(self, plan: StartPlan, boxes: Boxes) -> int:
+    def bound_bytes(self, plan: StartPlan, here: NodePlan) -> int:
         """Chunk memory this node needs for `plan`; raises as `Store.bound_bytes` does."""
         with self._lock:
-            owners = self._exchange.owners()
-        return self._store.bound_bytes(owners, plan, boxes)
+            owners = self._exchange.owners(here.parts)
+        return self._store.bound_bytes(owners, plan, here.boxes)
 
-    def start(self, plan: StartPlan, boxes: Boxes) -> None:
+    def start(self, plan: StartPlan, here: NodePlan) -> None:
         """Create the slots and let the ranks go."""
         with self._lock:
-            self._exchange.start(plan, boxes)
+            self._exchange.start(plan, here)
             self._connections.wake()  # from now on the thread looks into the rings
 
     def release(self, consumer: str, steps: Sequence[tuple[str, int]]) -> None:

@@ -9,16 +9,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from deisa.ray._state.arrivals import NodeArrivals
 from deisa.ray._state.feedback import FeedbackState
 from deisa.ray._state.journal import WORDS_EACH, Handled, Journal
-from deisa.ray._state.layout import ArrayDescription, ChunkDescription, Shape
+from deisa.ray._state.layout import Shape
 from deisa.ray._state.plan import Boxes, StartPlan
+from deisa.ray._state.streams import Parts, by_bridge
 from deisa.ray._transport import messages
 from deisa.ray._transport.descriptor_limit import check_descriptors
 from deisa.ray._transport.feedback import FeedbackPages
 from deisa.ray._transport.limits import MemoryLimit, check_limits
-from deisa.ray._transport.memory import check_fits, create_segment, lay_out, slot_size, within
+from deisa.ray._transport.memory import check_fits, create_segment, lay_out, within
 from deisa.ray._transport.messages import Message, RegionSpec
 from deisa.ray._transport.pages import (
     DESCRIPTORS_PER_PAGE,
@@ -44,26 +44,20 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """A bridge, as far as memory is concerned."""
+    """A bridge, as far as memory is concerned: what arrays (streams) take of its chunks, and its memory limits."""
 
     bridge_id: int
-    arrays: Mapping[str, ArrayDescription]
-    regions: Mapping[str, Sequence[int]]
+    parts: Parts
     limits: tuple[MemoryLimit, ...]
-
-    def chunks(self, array: str) -> Iterator[tuple[int, ChunkDescription]]:
-        """Its chunks of an array, with their regions."""
-        if array in self.arrays:
-            yield from zip(self.regions[array], self.arrays[array].chunks, strict=True)
 
     def sized(
         self, dtypes: Mapping[str, np.dtype], slots: Mapping[str, int]
     ) -> list[tuple[int, Shape, np.dtype, int]]:
         """Its chunks of some arrays, as `lay_out` wants them."""
         return [
-            (region, chunk.shape, dtype, slots[name])
+            (part.region, part.shape, dtype, slots[name])
             for name, dtype in dtypes.items()
-            for region, chunk in self.chunks(name)
+            for part in self.parts.get(name, ())
         ]
 
 
@@ -132,7 +126,12 @@ class Store:
         return needed
 
     def check_declared(
-        self, owner: Owner, others: Collection[Owner], array: str, dtype: np.dtype, slots: int
+        self,
+        owner: Owner,
+        others: Collection[Owner],
+        array: str,
+        dtypes: Mapping[str, np.dtype],
+        slots: Mapping[str, int],
     ) -> None:
         """Check that memory for an array can be had whose dtype has come late.
 
@@ -143,8 +142,9 @@ class Store:
         others : collection of Owner
             Those that have it still to do, with this one.
         array : str
-        dtype : numpy.dtype
-        slots : int
+        dtypes : mapping of str to numpy.dtype
+            That of each of its streams.
+        slots : mapping of str to int
 
         Raises
         ------
@@ -152,7 +152,7 @@ class Store:
         """
 
         def needed(bridge: Owner) -> int:
-            return slots * sum(slot_size(chunk.shape, dtype) for _, chunk in bridge.chunks(array))
+            return lay_out(bridge.sized(dtypes, slots))[1]
 
         check_fits(needed(owner), self._fraction, f"array {array!r} of bridge {owner.bridge_id}")
         groups = {limit.group for limit in owner.limits}
@@ -185,7 +185,8 @@ class Store:
             for region, offset in box.chunks
         }
         for owner in owners:
-            own = tuple(within(places[r][0], r, places[r][1], c.shape) for r, c in owner.chunks(array))
+            parts = owner.parts.get(array, ())
+            own = tuple(within(places[p.region][0], p.region, places[p.region][1], p.shape) for p in parts)
             if own:
                 yield owner.bridge_id, (messages.Slots((segment.nbytes,), own), [segment.descriptor])
 
@@ -205,17 +206,11 @@ class Store:
     # Pages.
 
     def create_pages(
-        self, arrivals: NodeArrivals, bridges: Sequence[int], plan: StartPlan
+        self, parts: Parts, bridges: Sequence[int], plan: StartPlan
     ) -> Iterator[tuple[int, Post]]:
         """Create all pages; yields what each bridge has to be sent."""
-        wanted = {
-            b: {n: tuple(r) for n, r in arrivals.regions_of(b).items() if n in plan.slots and r}
-            for b in bridges
-        }
-        owners: dict[str, list[int]] = {}
-        for bridge_id in bridges:
-            for name in wanted[bridge_id]:
-                owners.setdefault(name, []).append(bridge_id)
+        wanted = by_bridge(parts)
+        owners = {name: sorted({part.bridge_id for part in of_array}) for name, of_array in parts.items()}
         self.table = table = SlotTable(f"{self._prefix}-table", plan.slots)
         self.counters = counters = ArrivalCounters(
             f"{self._prefix}-counters", {name: len(bridges) for name, bridges in owners.items()}
@@ -223,27 +218,28 @@ class Store:
         self.feedback = feedback = FeedbackPages(self._prefix, plan.feedback, bridges)
         shared = (feedback.page, feedback.questions)
         for bridge_id in bridges:
-            arrays = tuple(
-                messages.WantedArray(
-                    name,
-                    regions,
+            streams = tuple(
+                messages.WantedStream(
+                    plan.streams[name].array,
+                    plan.streams[name].every,
+                    tuple(messages.WantedPart(p.chunk, p.region, p.start, p.step, p.shape) for p in own),
                     plan.slots[name],
                     table.rows[name],
                     counters.rows[name],
                     len(owners[name]),
                     counters.entry(name, owners[name].index(bridge_id)),
                 )
-                for name, regions in wanted[bridge_id].items()
+                for name, own in wanted.get(bridge_id, {}).items()
             )
-            capacity = sum(len(array.regions) * array.slots for array in arrays)
+            capacity = sum(len(stream.parts) * stream.slots for stream in streams)
             pages: tuple[Page, ...] = ()
-            if arrays:
+            if streams:
                 ring = self.rings[bridge_id] = RingReader(f"{self._prefix}-ring", capacity)
                 pages = (table.page, counters.page, ring.page)
             start = messages.Start(
                 tuple(page.nbytes for page in pages),
                 capacity,
-                arrays,
+                streams,
                 self._if_lost,
                 tuple(page.nbytes for page in shared),
                 feedback.rows[bridge_id],
@@ -311,8 +307,8 @@ def known_dtypes(plan: StartPlan, without: Boxes) -> dict[str, np.dtype]:
 
 def _descriptors_of(owner: Owner, plan: StartPlan, boxes: Boxes) -> int:
     """What will be opened for a bridge: its ring, one segment, and one more for each dtype that comes late."""
-    wanted = [name for name, array in owner.arrays.items() if array.chunks and name in plan.slots]
-    late = sum(plan.dtypes[name] is None for name in wanted)
+    wanted = list(owner.parts)
+    late = len({plan.streams[name].array for name in wanted if plan.dtypes[name] is None})
     at_once = any(plan.dtypes[name] is not None and name not in boxes for name in wanted)
     return (DESCRIPTORS_PER_PAGE if wanted else 0) + at_once + late
 
