@@ -4,6 +4,7 @@
    a slot is handed over without letting go of the interpreter, which would take longer than the copy. */
 
 #include "_native.h"
+#include "hot.h"
 
 #include <structmember.h>
 
@@ -61,7 +62,7 @@ PyType_Spec memory_spec = {
 
 /* Chunk */
 
-static int fits(const ChunkObject *self, PyObject *chunk)
+HOT static int fits(const ChunkObject *self, PyObject *chunk)
 {
     const PyArrayObject *array = (const PyArrayObject *)chunk;
     const handoff_chunk *own = self->chunk;
@@ -84,7 +85,7 @@ static void seal_lent(ChunkObject *self)
 }
 
 /* Hand over an array (NULL: the slot that was given out); 0 or -1 with an exception. */
-static int hand_over(ChunkObject *self, PyObject *array, int64_t timestep, double time)
+HOT static int hand_over(ChunkObject *self, PyObject *array, int64_t timestep, double time)
 {
     handoff_error error;
     const void *data = array != NULL ? PyArray_DATA((PyArrayObject *)array) : NULL;
@@ -126,7 +127,7 @@ static int is_time(PyObject *given, double *time)
 PyDoc_STRVAR(send_doc, "send(chunk, timestep, time, /)\n--\n\n"
                        "Hand a chunk over. False: nothing has been done, because it is not exactly what was described.");
 
-static PyObject *Chunk_send(ChunkObject *self, PyObject *const *args, Py_ssize_t count)
+HOT static PyObject *Chunk_send(ChunkObject *self, PyObject *const *args, Py_ssize_t count)
 {
     int overflow;
     if (count != 3 || !PyLong_CheckExact(args[1]))

@@ -3,6 +3,7 @@
 #define _GNU_SOURCE
 #include "client.h"
 #include "failure.h"
+#include "hot.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -42,7 +43,7 @@ int client_is_own(const handoff_client *client, handoff_error *error)
                 (long long)client->options.bridge_id, (int)client->pid, (int)getpid());
 }
 
-int client_try_enter(handoff_client *client)
+HOT int client_try_enter(handoff_client *client)
 {
     if (!atomic_load_explicit(client->alive, memory_order_relaxed) || pthread_mutex_trylock(&client->lock) != 0)
         return 0;
@@ -82,13 +83,13 @@ int client_enter(handoff_client *client, handoff_error *error)
     return 0;
 }
 
-void client_leave(handoff_client *client)
+HOT void client_leave(handoff_client *client)
 {
     atomic_store_explicit(&client->owner, (pthread_t)0, memory_order_relaxed);
     pthread_mutex_unlock(&client->lock);
 }
 
-int client_check_open(handoff_client *client, handoff_error *error)
+HOT int client_check_open(handoff_client *client, handoff_error *error)
 {
     if (client->closed)
         return fail(error, "ClosedError", "bridge %lld is closed; nothing can be sent after close()",

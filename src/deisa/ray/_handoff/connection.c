@@ -2,6 +2,7 @@
 #include "connection.h"
 
 #include "failure.h"
+#include "hot.h"
 #include "protocol.h"
 
 #include <errno.h>
@@ -96,7 +97,7 @@ int connection_send(connection *peer, const wire_out *message, size_t *sent)
     return 1;
 }
 
-void connection_send_now(connection *peer, const wire_out *message)
+HOT void connection_send_now(connection *peer, const wire_out *message)
 {
     if (peer->fd >= 0)
         (void)!send(peer->fd, message->data, message->length, MSG_NOSIGNAL | MSG_DONTWAIT);
@@ -174,6 +175,12 @@ static int wait_for(connection *peer, short event, double seconds)
 int connection_wait(connection *peer, double seconds)
 {
     return wait_for(peer, POLLIN, seconds);
+}
+
+HOT int connection_has_news(const connection *peer)
+{
+    struct pollfd watched = {.fd = peer->fd, .events = POLLIN};
+    return poll(&watched, 1, 0) > 0;
 }
 
 void connection_wait_for_room(connection *peer, double seconds)

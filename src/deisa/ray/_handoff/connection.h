@@ -44,7 +44,10 @@ int connection_receive(connection *peer);
 /* The next whole message, without its header; 1 there is one, 0 not yet, -1 it is too long. */
 int connection_next(connection *peer, uint16_t *code, wire_in *fields);
 
-/* Whether there is something to receive, or the other end has gone; waits so many seconds. */
+/* Whether there is something to receive, or the connection has ended. */
+int connection_has_news(const connection *peer);
+
+/* The same, or the other process has ended; waits so many seconds. */
 int connection_wait(connection *peer, double seconds);
 
 /* Take the next descriptors that have come; -1 if there are fewer. They are closed then. */

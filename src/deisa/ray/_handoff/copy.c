@@ -2,6 +2,7 @@
 #include "copy.h"
 
 #include "handoff.h"
+#include "hot.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -13,13 +14,13 @@ typedef struct {
     int64_t length, to, from; /* elements; bytes from one to the next */
 } axis;
 
-static int64_t distance(int64_t stride)
+HOT static int64_t distance(int64_t stride)
 {
     return stride < 0 ? -stride : stride;
 }
 
 /* Write down the axes longer than 1, the widest steps of the target first; neighbours that make one axis together become one. */
-static int simplify(axis *axes, const int64_t *to, const int64_t *from, const int64_t *shape, int ndim)
+HOT static int simplify(axis *axes, const int64_t *to, const int64_t *from, const int64_t *shape, int ndim)
 {
     int count = 0;
     for (int d = 0; d < ndim; d++) {
@@ -87,7 +88,7 @@ static void tiled(char *to, const char *from, axis rows, axis columns, int64_t i
 }
 
 /* Call for every position along the outer axes; `at` counts them. Returns 0 when all have been visited. */
-static int next_position(const axis *axes, int outer, int64_t *at, char **to, const char **from)
+HOT static int next_position(const axis *axes, int outer, int64_t *at, char **to, const char **from)
 {
     for (int d = outer - 1; d >= 0; d--) {
         *to += axes[d].to;
@@ -101,7 +102,7 @@ static int next_position(const axis *axes, int outer, int64_t *at, char **to, co
     return 0;
 }
 
-void copy_strided(void *target, const int64_t *to_strides, const void *source, const int64_t *from_strides,
+HOT void copy_strided(void *target, const int64_t *to_strides, const void *source, const int64_t *from_strides,
                   const int64_t *shape, int ndim, int64_t itemsize)
 {
     axis axes[HANDOFF_MAX_DIMENSIONS];
@@ -139,7 +140,7 @@ void copy_strided(void *target, const int64_t *to_strides, const void *source, c
     while (next_position(axes, outer, at, &to, &from));
 }
 
-void contiguous_strides(int64_t *strides, const int64_t *shape, int ndim, int64_t itemsize)
+HOT void contiguous_strides(int64_t *strides, const int64_t *shape, int ndim, int64_t itemsize)
 {
     for (int d = ndim - 1; d >= 0; d--) {
         strides[d] = itemsize;
@@ -148,7 +149,7 @@ void contiguous_strides(int64_t *strides, const int64_t *shape, int ndim, int64_
 }
 
 /* Where the bytes of an array start, and where they end. */
-static void extent(const void *array, const int64_t *strides, const int64_t *shape, int ndim, int64_t itemsize,
+HOT static void extent(const void *array, const int64_t *strides, const int64_t *shape, int ndim, int64_t itemsize,
                    uintptr_t *first, uintptr_t *end)
 {
     *first = (uintptr_t)array;
@@ -157,7 +158,7 @@ static void extent(const void *array, const int64_t *strides, const int64_t *sha
         *(strides[d] < 0 ? first : end) += (uintptr_t)((shape[d] - 1) * strides[d]);
 }
 
-int copy_overlapping(void *to, const int64_t *to_strides, const void *from, const int64_t *from_strides,
+HOT int copy_overlapping(void *to, const int64_t *to_strides, const void *from, const int64_t *from_strides,
                      const int64_t *shape, int ndim, int64_t itemsize)
 {
     uintptr_t to_first, to_end, from_first, from_end;

@@ -6,7 +6,7 @@
 #include "handoff.h"
 
 /* Fill in an error (which may be NULL) and return -1. */
-__attribute__((format(printf, 3, 4))) int fail(handoff_error *error, const char *kind, const char *format, ...);
+__attribute__((cold, format(printf, 3, 4))) int fail(handoff_error *error, const char *kind, const char *format, ...);
 
 /* The same for errno, in a system call that should not fail. */
 int fail_errno(handoff_error *error, const char *kind, const char *what);

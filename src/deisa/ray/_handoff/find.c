@@ -3,6 +3,7 @@
 #define _GNU_SOURCE
 #include "client.h"
 #include "failure.h"
+#include "hot.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -79,7 +80,7 @@ handoff_chunk *handoff_find(handoff_client *client, const char *array, int64_t i
     return client_find(client, &(asked_name){array, "NULL"}, &(asked_index){1, index, shown}, error);
 }
 
-int client_check_timestep(const handoff_client *client, const handoff_array *array, int64_t timestep, handoff_error *error)
+HOT int client_check_timestep(const handoff_client *client, const handoff_array *array, int64_t timestep, handoff_error *error)
 {
     char what[NAME_BYTES + 16], before[NAME_BYTES + 16];
     if (timestep < HANDOFF_EARLIEST_TIMESTEP)
@@ -94,7 +95,7 @@ int client_check_timestep(const handoff_client *client, const handoff_array *arr
     return 0;
 }
 
-int client_check_time(const handoff_chunk *chunk, int64_t timestep, double time, handoff_error *error)
+HOT int client_check_time(const handoff_chunk *chunk, int64_t timestep, double time, handoff_error *error)
 {
     char what[NAME_BYTES + 16];
     if (!isinf(time))
@@ -104,7 +105,7 @@ int client_check_time(const handoff_chunk *chunk, int64_t timestep, double time,
                 (long long)timestep, time);
 }
 
-int client_check_chunk(const handoff_chunk *chunk, int64_t timestep, handoff_error *error)
+HOT int client_check_chunk(const handoff_chunk *chunk, int64_t timestep, handoff_error *error)
 {
     handoff_array *array = chunk->array;
     char name[NAME_BYTES];

@@ -3,6 +3,7 @@
 #define _GNU_SOURCE
 #include "client.h"
 #include "failure.h"
+#include "hot.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -231,9 +232,9 @@ int client_receive(handoff_client *client, handoff_error *error)
     }
 }
 
-int client_hear(handoff_client *client, handoff_error *error)
+HOT int client_hear(handoff_client *client, handoff_error *error)
 {
-    if (!client->failed && !connection_wait(&client->agent, 0))
+    if (!client->failed && !connection_has_news(&client->agent))
         return 0;
     return client_receive(client, error);
 }

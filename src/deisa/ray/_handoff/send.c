@@ -4,6 +4,7 @@
 #include "client.h"
 #include "copy.h"
 #include "failure.h"
+#include "hot.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,7 +13,7 @@
 /* Notifying. */
 
 /* Whether no other bridge of the node has a smaller word in its entry of the stream's row. */
-static int is_last(const stream *stream, int word, int64_t value)
+HOT static int is_last(const stream *stream, int word, int64_t value)
 {
     for (int64_t bridge = 0; bridge < stream->bridges; bridge++)
         if (word_load(stream->counters + ENTRY_WORDS * bridge + word) < value)
@@ -21,7 +22,7 @@ static int is_last(const stream *stream, int word, int64_t value)
 }
 
 /* It may get lost where the agent does not read: that looks at all rings after a while anyway. */
-static void notify(handoff_client *client)
+HOT static void notify(handoff_client *client)
 {
     static const unsigned char message[] = {2, 0, 0, 0, MESSAGE_NOTIFY, 0};
     if (word_exchange(client->notified, 1) == 0)
@@ -29,7 +30,7 @@ static void notify(handoff_client *client)
 }
 
 /* Move on to a timestep, of an array or (NULL) of nothing; whether the agent should be notified of that. */
-static int pass(handoff_client *client, const handoff_array *of, int64_t timestep)
+HOT static int pass(handoff_client *client, const handoff_array *of, int64_t timestep)
 {
     int last = 0;
     if (client->newest_any && timestep == client->newest)
@@ -51,13 +52,13 @@ static int pass(handoff_client *client, const handoff_array *of, int64_t timeste
 
 /* Slots. */
 
-static int has_slot(const part *part)
+HOT static int has_slot(const part *part)
 {
     return word_acquire(part->stream->table + TABLE_GRANTED) > part->sequence;
 }
 
 /* The first part of a chunk, from one on, that is handed over at a timestep. */
-static part *next_due(part *part, int64_t timestep)
+HOT static part *next_due(part *part, int64_t timestep)
 {
     while (part != NULL && !is_due(part->stream, timestep))
         part = part->next;
@@ -65,7 +66,7 @@ static part *next_due(part *part, int64_t timestep)
 }
 
 /* The first part that has no slot for a timestep; NULL: all have one. */
-static part *first_without_slot(const handoff_chunk *chunk, int64_t timestep)
+HOT static part *first_without_slot(const handoff_chunk *chunk, int64_t timestep)
 {
     part *part = next_due(chunk->parts, timestep);
     while (part != NULL && has_slot(part))
@@ -129,7 +130,7 @@ static int wait_for_slots(handoff_chunk *chunk, int64_t timestep, handoff_error 
 }
 
 /* The memory for a part's next timestep, which has a slot; NULL where the table makes no sense. */
-static char *slot_of(const part *part, handoff_error *error)
+HOT static char *slot_of(const part *part, handoff_error *error)
 {
     const stream *stream = part->stream;
     int64_t slot = word_peek(stream->table + TABLE_SLOTS + part->sequence % stream->slots);
@@ -140,7 +141,7 @@ static char *slot_of(const part *part, handoff_error *error)
     return part->place->base + slot * part->place->slot_bytes;
 }
 
-static int64_t bits_of(double time)
+HOT static int64_t bits_of(double time)
 {
     int64_t bits;
     memcpy(&bits, &time, sizeof bits);
@@ -149,7 +150,7 @@ static int64_t bits_of(double time)
 
 /* Hand over what lies in the slots of the parts that are due, all by one store: a chunk has been handed over, or it has not, and
    nothing fails from there on. Returns whether the agent should be notified. */
-static int submit(handoff_chunk *chunk, int64_t timestep, double time)
+HOT static int submit(handoff_chunk *chunk, int64_t timestep, double time)
 {
     handoff_client *client = chunk->array->client;
     part *first = next_due(chunk->parts, timestep);
@@ -179,7 +180,7 @@ static int submit(handoff_chunk *chunk, int64_t timestep, double time)
     return last;
 }
 
-static int64_t bytes_of(const int64_t *shape, int ndim, int64_t itemsize)
+HOT static int64_t bytes_of(const int64_t *shape, int ndim, int64_t itemsize)
 {
     int64_t nbytes = itemsize;
     for (int d = 0; d < ndim; d++)
@@ -188,7 +189,7 @@ static int64_t bytes_of(const int64_t *shape, int ndim, int64_t itemsize)
 }
 
 /* A chunk has been handed over, as far as anybody wants it. */
-static void count(handoff_chunk *chunk, int64_t timestep)
+HOT static void count(handoff_chunk *chunk, int64_t timestep)
 {
     handoff_array *array = chunk->array;
     handoff_client *client = array->client;
@@ -207,7 +208,7 @@ static void count(handoff_chunk *chunk, int64_t timestep)
 }
 
 /* A chunk that is asked for has its memory, unless the dtype of its array has not been declared. */
-static int check_memory(const handoff_chunk *chunk, handoff_error *error)
+HOT static int check_memory(const handoff_chunk *chunk, handoff_error *error)
 {
     char name[NAME_BYTES];
     for (const part *part = chunk->parts; part != NULL; part = part->next)
@@ -218,7 +219,7 @@ static int check_memory(const handoff_chunk *chunk, handoff_error *error)
 }
 
 /* Where the chunk begins in the local array. */
-static const char *interior(const handoff_chunk *chunk, const char *data, const int64_t *strides)
+HOT static const char *interior(const handoff_chunk *chunk, const char *data, const int64_t *strides)
 {
     for (int d = 0; chunk->before != NULL && d < chunk->array->ndim; d++)
         data += chunk->before[d] * strides[d];
@@ -226,7 +227,7 @@ static const char *interior(const handoff_chunk *chunk, const char *data, const 
 }
 
 /* Copy what a part takes of a chunk. */
-static int copy_into(char *slot, const part *part, const char *data, const int64_t *strides, handoff_error *error)
+HOT static int copy_into(char *slot, const part *part, const char *data, const int64_t *strides, handoff_error *error)
 {
     const placement *place = part->place;
     int64_t steps[HANDOFF_MAX_DIMENSIONS];
@@ -242,7 +243,7 @@ static int copy_into(char *slot, const part *part, const char *data, const int64
 }
 
 /* Fill the slots of all parts that are due. `data` is NULL for a slot that was given out and filled. */
-static int fill(const handoff_chunk *chunk, const char *data, const int64_t *strides, int64_t timestep, handoff_error *error)
+HOT static int fill(const handoff_chunk *chunk, const char *data, const int64_t *strides, int64_t timestep, handoff_error *error)
 {
     const handoff_array *array = chunk->array;
     int64_t contiguous[HANDOFF_MAX_DIMENSIONS];
@@ -268,7 +269,7 @@ static int fill(const handoff_chunk *chunk, const char *data, const int64_t *str
 }
 
 /* `data` is NULL for a slot that was given out and filled. With `at_once`, returns 0 instead of waiting. */
-static int hand_over(handoff_chunk *chunk, const void *data, const int64_t *strides, int64_t timestep, double time,
+HOT static int hand_over(handoff_chunk *chunk, const void *data, const int64_t *strides, int64_t timestep, double time,
                      int at_once, handoff_error *error)
 {
     handoff_array *array = chunk->array;
@@ -328,7 +329,7 @@ int handoff_commit(handoff_chunk *chunk, int64_t timestep, double time, handoff_
     return hand_over_in_turn(chunk, NULL, NULL, timestep, time, error);
 }
 
-int client_hand_over_at_once(handoff_chunk *chunk, const void *data, const int64_t *strides, int64_t timestep, double time,
+HOT int client_hand_over_at_once(handoff_chunk *chunk, const void *data, const int64_t *strides, int64_t timestep, double time,
                              handoff_error *error)
 {
     handoff_client *client = chunk->array->client;
