@@ -97,7 +97,9 @@ def test_timesteps_that_are_multiples(site: Site) -> None:
 
 
 @pytest.mark.parametrize(("when", "expected"), [("AND", [0, 4]), ("OR", list(range(0, 8)))])
-def test_windows_of_several_arrays_that_take_other_timesteps(site: Site, when: Any, expected: list[int]) -> None:
+def test_windows_of_several_arrays_that_take_other_timesteps(
+    site: Site, when: Any, expected: list[int]
+) -> None:
     """Where one has nothing for a timestep, the other's does not wait for it."""
     deisa = site.deisa()
     seen: list[tuple[int, list[int], list[int]]] = []

@@ -189,7 +189,7 @@ class RankChannel:
         return self._ring.submitted if self._ring is not None else 0
 
     def take_writers(self) -> dict[str, dict[int, ChunkWriter]]:
-        """Where chunks are handed over, by array and index, for arrays that callbacks ask for; theirs who takes them."""
+        """Where chunks are handed over, by array and index, if callbacks ask for them; theirs who takes them."""
         writers, self._writers = self._writers, {}
         return writers
 
@@ -316,8 +316,11 @@ class RankChannel:
         return [map_page(*page) for page in zip(received, sizes, pages, strict=True)]
 
     def declare(self, array: str, writers: Sequence[ChunkWriter], dtype: np.dtype) -> np.dtype:
-        """Tell the agent the dtype of an array, once, and wait for the slots of its chunks here; returns what was told."""
+        """Tell the agent the dtype of an array, once, and wait for the slots here; returns what was declared."""
         parts = [part for writer in writers for part in writer.parts]
+        if array not in self._declared and self._provide(parts):
+            assert parts[0].memory is not None
+            return parts[0].memory[0].dtype
         if array not in self._declared:
             self._declared[array] = dtype
             self._send(messages.DeclareDtype(array, dtype, own_limits()))

@@ -195,9 +195,7 @@ class ChunkWriter:
         for part in parts:
             row = part.stream.row
             if not row.has_slot(part.sequence):
-                waiting = (
-                    f"all {row.slots} slots of array {self._array!r} are in use: timestep {timestep} waits for"
-                )
+                waiting = f"all {row.slots} slots of array {self._array!r} are in use: timestep {timestep} waits for"
                 self._channel.wait_for_slot(part.region, row, part.sequence, waiting)
 
     def put(

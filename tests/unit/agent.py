@@ -109,7 +109,9 @@ class Agent:
         known = {name: np.dtype(dtype) if dtype is not None else None for name, dtype in dtypes.items()}
         node = self.server._node
         shapes = {
-            bridge_id: {described.name: [c.shape for c in described.chunks] for described in node.described(bridge_id)}
+            bridge_id: {
+                described.name: [c.shape for c in described.chunks] for described in node.described(bridge_id)
+            }
             for bridge_id in node.bridges
         }
         parts = number_parts(shapes, slots)

@@ -1,4 +1,4 @@
-"""What the analytics would tell an agent at the start, for tests that have none: of every array asked for, everything."""
+"""What the analytics would tell an agent at the start, for tests that have none: everything of every array."""
 
 from __future__ import annotations
 

@@ -315,7 +315,7 @@ class Histories(RuleBasedStateMachine):
         region = data.draw(st.sampled_from(self.sendable()), label="region")
         bridge, array = self.owner[region]
         t = self.next_step(data, bridge)
-        if region in self.sent[array, t]:
+        if region in self.sent.get((array, t), {}):
             t += 1
         self.arrivals.put(bridge, region, t)
         self.sent[array, t][region] = slot = self.slot_of[array][self.number[region]]
@@ -372,7 +372,7 @@ class Histories(RuleBasedStateMachine):
             and region in self.number
             and self.may_send(region)
             and t >= self.at[bridge]
-            and region not in self.sent[array, t]
+            and region not in self.sent.get((array, t), {})
         )
         if fine:
             return

@@ -427,7 +427,7 @@ def test_whatever_a_rank_writes_the_others_go_on(
                     pages[page][at % len(pages[page])] = value
                 case "submit":
                     with suppress(OverflowError):  # its own count is at the border
-                        here.hostile.ring.submit(at, value)
+                        here.hostile.ring.submit([at], value)
                 case "block":
                     here.hostile.ring.block(min(at, 2**62))
                 case "move on":
@@ -521,7 +521,7 @@ def test_a_reader_survives_a_rank_that_gives_its_memory_back() -> None:
     with scene() as here:
         region = here.hostile.wanted["h"].parts[0].region
         np.frombuffer(here.hostile.pages[SLOT], "f8")[:4] = [1, 2, 3, 4]
-        here.hostile.ring.submit(region, 0)
+        here.hostile.ring.submit([region], 0)
         step = here.agent.wait(StepComplete)
         here.agent.regions["h"] = [region]
         (chunk,) = here.agent.chunks(step)

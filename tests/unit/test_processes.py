@@ -19,7 +19,6 @@ from deisa.ray._state import node
 from deisa.ray._state.events import BridgeClosed, BridgeJoined, BridgeLost, OwnersPassed, StepComplete
 from deisa.ray._transport import store
 from deisa.ray._transport.pages import DESCRIPTORS_PER_PAGE
-from deisa.ray._transport.server import StartPlan
 from deisa.ray.bridge import Bridge
 from deisa.ray.errors import AnalyticsLostError, SessionInUseError
 from tests.support.patience import PATIENCE_S, wait_until

@@ -229,8 +229,8 @@ def test_dictionary() -> None:
             "moved_bytes": 2048,
         },
         "bridges": {
-            "0": {"chunks": 8, "bytes_handed_over": 524_288, "held_up_s": 0.5},
-            "1": {"chunks": 8, "bytes_handed_over": 524_288, "held_up_s": 1.25},
+            "0": {"chunks": 8, "bytes_handed_over": 524_288, "held_up_s": 0.5, "bytes_left_out": 0},
+            "1": {"chunks": 8, "bytes_handed_over": 524_288, "held_up_s": 1.25, "bytes_left_out": 0},
         },
         "bound_bytes": {"a" * 56: 1_048_576, "b" * 56: 2_097_152},
         "feedback": {"values": 0, "too_late": {}},

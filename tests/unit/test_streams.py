@@ -22,7 +22,10 @@ from tests.unit.test_layout import resolve, tilings
 def grid_of(shape: tuple[int, ...], parts: tuple[int, ...]) -> ArrayLayout:
     """An array "a" of equal chunks, each of a bridge of its own."""
     chunk = tuple(n // k for n, k in zip(shape, parts, strict=True))
-    said = [{"chunk_position": p, "chunk_shape": chunk, "global_shape": shape, "dtype": "f8"} for p in np.ndindex(parts)]
+    said = [
+        {"chunk_position": p, "chunk_shape": chunk, "global_shape": shape, "dtype": "f8"}
+        for p in np.ndindex(parts)
+    ]
     return resolve(*said)
 
 
@@ -60,7 +63,10 @@ def test_indices_as_numpy_reads_them(
 
 def test_windows_that_want_the_same_have_one_stream() -> None:
     streams = Streams({"a": grid_of((6, 4), (2, 2))})
-    asked = [WindowSpec("a", 3, select=slice(-2, None), every=2), WindowSpec("a", select={0: slice(4, 6)}, every=2)]
+    asked = [
+        WindowSpec("a", 3, select=slice(-2, None), every=2),
+        WindowSpec("a", select={0: slice(4, 6)}, every=2),
+    ]
     first, second = map(streams.of, asked)
     assert first is second
     streams.of(WindowSpec("a"))
@@ -83,7 +89,10 @@ def test_an_array_that_is_called_like_a_stream() -> None:
         ({"select": (..., ...)}, "has 0 indices"),
         ({"select": 6}, "dimension 0 of 6 elements: there is no element 6"),
         ({"select": (0, -5)}, "dimension 1 of 4 elements: there is no element -5"),
-        ({"select": slice(None, None, -1)}, "the step of slice.* must be positive; reverse the array in the callback"),
+        (
+            {"select": slice(None, None, -1)},
+            "the step of slice.* must be positive; reverse the array in the callback",
+        ),
         ({"select": slice(4, 2)}, "selects nothing"),
         ({"select": [0, 1]}, "expected a slice or an integer, got .*select anything else in the callback"),
         ({"select": 0.5}, "expected a slice or an integer, got 0.5"),
@@ -134,7 +143,7 @@ def test_the_parts_of_chunks_make_the_selection(bridges: list[list[dict]], data:
         start = data.draw(st.integers(0, length - 1))
         chosen: Any = slice(start, data.draw(st.integers(start + 1, length)), data.draw(st.integers(1, 4)))
         index.append(data.draw(st.sampled_from([chosen, start])))
-    field = np.arange(layout.shape and np.prod(layout.shape) or 1).reshape(layout.shape)
+    field = np.arange((layout.shape and np.prod(layout.shape)) or 1).reshape(layout.shape)
     stream = stream_of(layout, select=tuple(index))
     taken = cut(layout, stream)
     by_chunk, by_cell = np.full(stream.shape, -1), taken.cells

@@ -36,9 +36,9 @@ class WindowSpec:
     every : int, default 1
         Take only timesteps that are multiples of it; the window holds the last of those.
     select : tuple, slice, int, Ellipsis or mapping, optional
-        Which elements. As an index in the order of the dimensions: slices, whose steps are positive, and integers, which drop
-        their dimension, count elements of the whole array. As a mapping from dimensions: as in ``xarray.DataArray.sel``,
-        labels where the dimension has a coordinate, else positions.
+        Which elements. As an index in the order of the dimensions: slices, whose steps are positive, and integers,
+        which drop their dimension, count elements of the whole array. As a mapping from dimensions: as in
+        ``xarray.DataArray.sel``, labels where the dimension has a coordinate, else positions.
     astype : dtype_like, optional
         Hand elements over as this dtype: a floating-point or complex one, or a wider integer.
 

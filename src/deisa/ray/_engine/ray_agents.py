@@ -320,7 +320,9 @@ class RayAgents:
         kept = ray.put(plan)  # the same for all
         return self._ask(
             list(self._actors),
-            lambda node_id, actor: actor.call.remote(self._driver_id, method, kept, nodes.get(node_id, NodePlan())),
+            lambda node_id, actor: actor.call.remote(
+                self._driver_id, method, kept, nodes.get(node_id, NodePlan())
+            ),
             OPEN_TIMEOUT_S,
         )
 

@@ -49,6 +49,15 @@ static int tell_and_wait(handoff_client *client, handoff_array *array, const cha
     return client_wait_for(client, &wait, error);
 }
 
+/* What was declared, by this bridge or, where its memory is there already, by others. */
+static const char *settled_dtype(const handoff_array *array)
+{
+    for (size_t c = 0; c < array->chunk_count && array->dtype == NULL; c++)
+        if (array->chunks[c].parts != NULL)
+            return array->chunks[c].parts->place->dtype;
+    return array->dtype;
+}
+
 int client_declare_dtype(handoff_array *array, const char *dtype, char **settled, handoff_error *error)
 {
     handoff_client *client = array->client;
@@ -58,7 +67,7 @@ int client_declare_dtype(handoff_array *array, const char *dtype, char **settled
     int result = client_check_open(client, error);
     if (result == 1 && array->streams != NULL) {
         result = has_memory(client, array) ? 0 : tell_and_wait(client, array, dtype, error);
-        if (result == 0 && (*settled = strdup(array->dtype)) == NULL)
+        if (result == 0 && (*settled = strdup(settled_dtype(array))) == NULL)
             result = fail(error, "MemoryBoundError", "no memory is left");
     }
     result = client_settle(client, result, error);

@@ -51,7 +51,7 @@ class AgentGroup(Protocol):
         """CPUs that bundles may use, by node."""
 
     def bound_bytes(self, plan: StartPlan, nodes: Mapping[str, NodePlan]) -> Mapping[str, int]:
-        """Chunk memory that each node needs, with the plans of the nodes; raises `MemoryBoundError` where it does not fit."""
+        """Chunk memory that each node needs; raises `MemoryBoundError` where it does not fit."""
 
     def start(self, plan: StartPlan, nodes: Mapping[str, NodePlan]) -> None:
         """Create the slots and let the ranks go."""

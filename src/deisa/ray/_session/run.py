@@ -229,7 +229,8 @@ class Run:
             )
         for name, placed in self._arrays.items():
             if placed.stream.array == array:
-                wanted = self._dtypes[name] = placed.stream.dtype or dtype
+                asked = placed.stream.dtype
+                wanted = self._dtypes[name] = asked if asked is not None else dtype
                 check_conversion(array, dtype, wanted)
 
     def _loss(self, node_id: str, bridge_id: int, last_timestep: int | None, reason: str) -> DeisaError:

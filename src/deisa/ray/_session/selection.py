@@ -114,8 +114,8 @@ def check_conversion(array: str, own: np.dtype, wanted: np.dtype) -> None:
     """Raise `WindowError` where elements of an array cannot be handed over as another dtype."""
     if wanted != own and not converts(own, wanted):
         raise WindowError(
-            f"window of {array!r}: elements of dtype {own} are not converted to {wanted} where they are sent: that works "
-            "to floating-point and complex numbers, and to wider integers; use .dask.astype(...) in the callback"
+            f"window of {array!r}: elements of dtype {own} are not converted to {wanted} where they are sent: that "
+            "works to floating-point and complex numbers, and to wider integers; use .dask.astype(...) in the callback"
         )
 
 
@@ -163,8 +163,8 @@ def _dimension(window: WindowSpec, layout: ArrayLayout, name: Any) -> int:
         if -ndim <= d < ndim:
             return d % ndim
     raise WindowError(
-        f"window of {window.name!r}: select={window.select!r} names {name!r}, which is no dimension of the array; it has "
-        f"{ndim} without names, counted from 0"
+        f"window of {window.name!r}: select={window.select!r} names {name!r}, which is no dimension of the array; it "
+        f"has {ndim} without names, counted from 0"
     )
 
 
@@ -184,7 +184,9 @@ def _resolved(window: WindowSpec, layout: ArrayLayout, d: int, index: Any) -> Po
             f"{where}: expected a slice or an integer, got {index!r}; select anything else in the callback ({error})"
         ) from error
     if step < 0:
-        raise WindowError(f"{where}: the step of {index!r} must be positive; reverse the array in the callback")
+        raise WindowError(
+            f"{where}: the step of {index!r} must be positive; reverse the array in the callback"
+        )
     if start >= stop:
         raise WindowError(f"{where}: {index!r} selects nothing")
     return slice(start, stop, step)

@@ -65,9 +65,7 @@ class PlacedArray:
     def home(self, dtype: np.dtype, address: Callable[[str], AgentAddress]) -> ArrayHome:
         """Say where readers find the array; `address` is that of a node's agent."""
         homes = [(address(box.node_id), self.regions[box.chunks[0]]) for box in self.tiling.boxes]
-        return ArrayHome(
-            self.stream.array, self.layout.shape, dtype, self.tiling, homes, self.stream.dropped
-        )
+        return ArrayHome(self.stream.array, self.layout.shape, dtype, self.tiling, homes, self.stream.dropped)
 
     def parts(self) -> dict[str, list[Part]]:
         """By node, what the stream takes of each chunk."""

@@ -1,9 +1,10 @@
 """What has arrived on one node, and which slots hold it.
 
-What is called an array here is a *stream*: what windows ask for of an array, which mostly is all of it. A *region* is one
-chunk of a stream on this node. All regions of a stream have K *slots* each and go through them in step: the n-th timestep that is submitted of any of them has *sequence number* n,
-and lies in the slot that the agent has granted that number. At first number n has slot n; when every consumer's lease on an (array, timestep) has
-ended, its slot goes to the next number. A rank that has submitted as many timesteps as numbers are granted is blocked.
+What is called an array here is a *stream*: what windows ask for of an array, which mostly is all of it. A *region* is
+one chunk of a stream on this node. All regions of a stream have K *slots* each and go through them in step: the n-th
+timestep that is submitted of any of them has *sequence number* n, and lies in the slot that the agent has granted that
+number. At first number n has slot n; when every consumer's lease on an (array, timestep) has ended, its slot goes to
+the next number. A rank that has submitted as many timesteps as numbers are granted is blocked.
 
 ::
 

@@ -169,4 +169,4 @@ def converts(own: np.dtype, wanted: np.dtype) -> bool:
     return np.can_cast(own, wanted, "safe") or wanted.kind == "c" or (wanted.kind == "f" and "c" not in kinds)
 
 
-CONVERTIBLE = frozenset("b1 i1 u1 i2 u2 i4 u4 i8 u8 f4 f8 c8 c16".split())
+CONVERTIBLE = frozenset({"b1", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8", "c8", "c16"})

@@ -104,7 +104,8 @@ def cut(layout: ArrayLayout, stream: Stream) -> ArrayLayout:
     kept: dict[int, int] = {}  # from the array's chunks to those of the stream
     for number, chunk in enumerate(layout.chunks):
         ranges = [
-            _taken(o, o + n, stream, d) for d, (o, n) in enumerate(zip(chunk.offset, chunk.shape, strict=True))
+            _taken(o, o + n, stream, d)
+            for d, (o, n) in enumerate(zip(chunk.offset, chunk.shape, strict=True))
         ]
         if all(first < end for first, end in ranges):
             kept[number] = len(chunks)
@@ -123,7 +124,9 @@ def cut(layout: ArrayLayout, stream: Stream) -> ArrayLayout:
     numbers = layout.cells[np.ix_(*positions)] if positions else layout.cells
     translated = np.full(len(layout.chunks), -1, dtype=np.int32)
     translated[list(kept)] = list(kept.values())
-    return ArrayLayout(stream.name, dtype, stream.shape, tuple(chunks), tuple(cuts), np.asarray(translated[numbers]))
+    return ArrayLayout(
+        stream.name, dtype, stream.shape, tuple(chunks), tuple(cuts), np.asarray(translated[numbers])
+    )
 
 
 def _taken(start: int, stop: int, stream: Stream, d: int) -> tuple[int, int]:
@@ -148,5 +151,3 @@ def number_regions(
             next_on[node_id] += 1
         regions[layout.name] = tuple(numbers)
     return regions
-
-

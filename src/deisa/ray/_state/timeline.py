@@ -200,9 +200,7 @@ class Timeline:
         behind = [timestep % self._every.get(name, 1) for name, _ in subscription.windows]
         if subscription.when == "AND" and any(behind):  # one of them never has this timestep
             return False
-        resolved = [
-            array.resolved >= timestep - steps for array, steps in zip(arrays, behind, strict=True)
-        ]
+        resolved = [array.resolved >= timestep - steps for array, steps in zip(arrays, behind, strict=True)]
         if subscription.when == "AND":
             skipped = any(done and not whole for whole, done in zip(complete, resolved, strict=True))
             return False if skipped else None

@@ -307,9 +307,7 @@ class Exchange:
         connection.limits = message.limits
         owners = {o.bridge_id: o for o in self.owners(self._parts) if o.bridge_id in waiting}
         dtypes = self._node.dtypes_of(message.array, message.dtype)
-        self._store.check_declared(
-            owners[bridge_id], owners.values(), message.array, dtypes, plan.slots
-        )
+        self._store.check_declared(owners[bridge_id], owners.values(), message.array, dtypes, plan.slots)
         self._node.declare(bridge_id, message.array, message.dtype)
 
     def _attach(self, connection: Connection, mapped: int) -> None:

@@ -82,7 +82,7 @@ class RegionSpec:
 
 @dataclass(frozen=True, slots=True)
 class WantedPart:
-    """What is wanted of one chunk: `shape` elements, from `start` on, `step` from one to the next along each dimension."""
+    """What is wanted of one chunk: `shape` elements from `start` on, `step` from one to the next along each axis."""
 
     chunk: Natural
     region: Natural
