@@ -205,3 +205,30 @@ def test_a_rank_outside_of_every_selection_does_not_wait(site: Site) -> None:
     with ranks(lambda: rank(0), lambda: rank(1)):
         deisa.execute_callbacks()
     assert done.is_set()
+
+
+def test_a_selection_by_labels_has_the_labels_of_its_part(site: Site) -> None:
+    deisa = site.deisa()
+    seen: list[Any] = []
+    select = {"x": slice(1.0, 2.0), "y": 30}
+    deisa.register_callback(lambda w: seen.append(w[-1].xarray.compute()), WindowSpec("x", select=select))
+
+    def rank(number: int) -> None:
+        said = {
+            "chunk_shape": (4, 3),
+            "global_shape": (8, 3),
+            "offset": (4 * number, 0),
+            "dims": ("x", "y"),
+            "coords": {"x": np.arange(8) / 2, "y": np.array([10, 20, 30])},
+            "attrs": {"units": "K"},
+            "dtype": float,
+        }
+        with site.bridge(number, 2, {"x": said}) as bridge:
+            bridge.send("x", values((8, 3), 0)[4 * number : 4 * number + 4], 0)
+
+    with ranks(lambda: rank(0), lambda: rank(1)):
+        deisa.execute_callbacks()
+    (array,) = seen
+    assert array.name == "x" and array.dims == ("x",) and array.attrs == {"units": "K"}
+    assert array.x.values.tolist() == [1.0, 1.5, 2.0] and array.y == 30
+    np.testing.assert_array_equal(array, values((8, 3), 0)[2:5, 2])

@@ -238,7 +238,9 @@ class ChunkWriter:
         )
         channel.under_way = noted
         if due:
-            channel.ring.submit([part.region for part in due], timestep, time)  # from here on it is handed over
+            channel.ring.submit(
+                [part.region for part in due], timestep, time
+            )  # from here on it is handed over
         noted.note(state)
         is_last = noted.count()
         channel.under_way = None

@@ -707,7 +707,7 @@ def test_a_rank_that_refuses_its_own_description_only_says_why(
     assert isinstance(lost, BridgeLost) and lost.bridge_id == 1
     error = opening.exception(PATIENCE_S)
     assert isinstance(error, DescriptionError)
-    assert lost.reason == f"DescriptionError: {error}"
+    assert lost.reason == f"{type(error).__name__}: {error}"
 
 
 # Peers that do not behave.

@@ -109,6 +109,51 @@ def test_what_cannot_be_selected(asked: dict[str, Any], message: str) -> None:
     assert "window of 'a'" in str(caught.value)
 
 
+LABELLED = {
+    "chunk_shape": (6, 4),
+    "global_shape": (6, 4),
+    "offset": (0, 0),
+    "dims": ("x", "y"),
+    "coords": {"x": np.linspace(0, 1, 6), "name": ("y", np.array(["a", "b", "c", "d"]))},
+    "dtype": "f8",
+}
+
+
+@pytest.mark.parametrize(
+    ("select", "index"),
+    [
+        ({"x": slice(0.2, 0.8)}, (slice(1, 5), slice(0, 4))),  # labels, both ends included
+        ({"x": 0.4, "y": slice(1, 3)}, (2, slice(1, 3))),  # `y` has no coordinate of its own
+        ({"x": slice(None, None, 2), "y": -1}, (slice(0, 5, 2), 3)),
+        ({0: slice(2, 4)}, (slice(2, 4), slice(0, 4))),  # by number: positions
+    ],
+)
+def test_labels_as_xarray_reads_them(select: Any, index: tuple[Any, ...]) -> None:
+    layout = resolve(LABELLED)
+    stream = stream_of(layout, select=select)
+    field = np.arange(24).reshape(6, 4)
+    np.testing.assert_array_equal(field[stream.index], field[index])
+    labels = cut(layout, stream).labels
+    assert labels.dims == tuple(d for d, i in zip("xy", index, strict=True) if isinstance(i, slice))
+    x, name = labels.coords
+    np.testing.assert_array_equal(x.values, np.linspace(0, 1, 6)[index[0]])
+    np.testing.assert_array_equal(name.values, np.array(["a", "b", "c", "d"])[index[1]])
+
+
+@pytest.mark.parametrize(
+    ("select", "message"),
+    [
+        ({"x": 0.5}, r"0\.5 is not found along 'x', whose labels go from 0\.0 to 1\.0 \(KeyError"),
+        ({"x": slice(2.0, 3.0)}, "along 'x' selects nothing"),
+        ({"x": [0.0, 0.2, 1.0]}, "along 'x' selects positions that no slice with a positive step has"),
+        ({"z": 0}, "names 'z', which is no dimension of the array; it has 'x', 'y'"),
+    ],
+)
+def test_labels_that_are_not_there(select: Any, message: str) -> None:
+    with pytest.raises(WindowError, match=message):
+        stream_of(resolve(LABELLED), select=select)
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [

@@ -64,7 +64,17 @@ class Communicator(Protocol):
 class _OwnChunk:
     """One chunk that this bridge owns, and where it is handed over."""
 
-    __slots__ = ("_scratch", "_views", "array", "described", "dtype", "index", "lent_for", "native", "own_memory")
+    __slots__ = (
+        "_scratch",
+        "_views",
+        "array",
+        "described",
+        "dtype",
+        "index",
+        "lent_for",
+        "native",
+        "own_memory",
+    )
 
     def __init__(self, array: str, index: int, described: ChunkDescription, native: _native.Chunk) -> None:
         self.array = array

@@ -68,7 +68,10 @@ def _coords(labels: Labels, more: Mapping[str, Any]) -> Any:
     xr = import_xarray()
     own = _coords_of.get(labels)
     if own is None:
-        given = {c.name: (c.dim, _indexable(c.values), deepcopy(dict(c.attrs))) for c in labels.coords}
+        given = {
+            c.name: (c.dim if c.dim is not None else (), _indexable(c.values), deepcopy(dict(c.attrs)))
+            for c in labels.coords
+        }
         own = _coords_of[labels] = xr.Coordinates(given)
     return xr.Coordinates({**own.variables, **more}, indexes=own.xindexes)
 

@@ -248,7 +248,7 @@ class Run:
         if name not in self._homes:
             self._homes[name] = self._arrays[name].home(self._dtypes[name], self._agents.address)
         slots = StepSlots(step.slots, self._leases.grant(name, timestep))
-        about = About(name, step.time, self._arrays[name].layout.labels)
+        about = About(self._arrays[name].stream.array, step.time, self._arrays[name].layout.labels)
         self._complete[name, timestep] = DeisaArray(self._homes[name].assemble(slots), timestep, about=about)
 
     # The end.

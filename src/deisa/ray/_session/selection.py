@@ -12,6 +12,7 @@ from deisa.ray._state.dtypes import converts
 from deisa.ray._state.layout import ArrayLayout
 from deisa.ray._state.streams import Stream, whole
 from deisa.ray.errors import WindowError
+from deisa.ray.labels import import_xarray
 from deisa.ray.types import WindowSpec
 
 Positions = int | slice  # along one dimension; of a slice, start, stop and step are numbers
@@ -149,12 +150,40 @@ def _by_name(window: WindowSpec, layout: ArrayLayout, select: Mapping[Any, Any])
     """Read a selection as xarray's ``sel`` does: labels along dimensions that have a coordinate, else positions."""
     chosen: list[Any] = [slice(None)] * len(layout.shape)
     for name, index in select.items():
-        chosen[_dimension(window, layout, name)] = index
+        d = _dimension(window, layout, name)
+        labels = next((c.values for c in layout.labels.coords if c.name == c.dim == name), None)
+        chosen[d] = index if labels is None else _labelled(window, name, labels, index)
     return chosen
 
 
+def _labelled(window: WindowSpec, name: str, labels: np.ndarray, index: Any) -> Positions:
+    """Find the positions of labels along a dimension."""
+    positions = import_xarray().DataArray(np.arange(len(labels)), {name: labels}, [name])
+    where = f"window of {window.name!r}: select={window.select!r}"
+    try:
+        found = positions.sel({name: index}).values
+    except (KeyError, ValueError, TypeError, IndexError) as error:
+        raise WindowError(
+            f"{where}: {index!r} is not found along {name!r}, whose labels go from {labels[0]} to {labels[-1]} "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    if found.ndim == 0:
+        return int(found)
+    steps = set(np.diff(found).tolist())
+    if not found.size or len(steps) > 1 or min(steps, default=1) < 1:
+        what = (
+            "selects nothing"
+            if not found.size
+            else "selects positions that no slice with a positive step has"
+        )
+        raise WindowError(f"{where}: {index!r} along {name!r} {what}; select anything else in the callback")
+    return slice(int(found[0]), int(found[-1]) + 1, min(steps, default=1))
+
+
 def _dimension(window: WindowSpec, layout: ArrayLayout, name: Any) -> int:
-    ndim = len(layout.shape)
+    ndim, dims = len(layout.shape), layout.labels.dims
+    if dims is not None and name in dims:
+        return dims.index(name)
     if not isinstance(name, str):
         try:
             d = operator.index(name)
@@ -162,9 +191,10 @@ def _dimension(window: WindowSpec, layout: ArrayLayout, name: Any) -> int:
             d = ndim
         if -ndim <= d < ndim:
             return d % ndim
+    there = ", ".join(map(repr, dims)) if dims is not None else f"{ndim} without names, counted from 0"
     raise WindowError(
         f"window of {window.name!r}: select={window.select!r} names {name!r}, which is no dimension of the array; it "
-        f"has {ndim} without names, counted from 0"
+        f"has {there}"
     )
 
 

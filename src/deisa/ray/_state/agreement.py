@@ -20,14 +20,16 @@ class LabelledCoordinate:
 
     Attributes
     ----------
-    name, dim : str
+    name : str
+    dim : str or None
+        None where it is of one position, whose dimension the array does not have any more.
     values : numpy.ndarray
         One for each position along the dimension.
     attrs : mapping of str to object
     """
 
     name: str
-    dim: str
+    dim: str | None
     values: np.ndarray
     attrs: Mapping[str, Any] = field(default_factory=dict)
 
@@ -48,15 +50,17 @@ class Labels:
     coords: tuple[LabelledCoordinate, ...] = ()
     attrs: Mapping[str, Any] = field(default_factory=dict)
 
-    def part(self, index: Sequence[slice]) -> Labels:
-        """Return the labels of a part of the array: a slice for each dimension."""
+    def part(self, index: Sequence[slice | int]) -> Labels:
+        """Return the labels of a part of the array: for each dimension a slice, or the position that is left of it."""
         if self.dims is None:
             return self
         along = dict(zip(self.dims, index, strict=True))
-        coords = tuple(
-            LabelledCoordinate(c.name, c.dim, c.values[along[c.dim]], c.attrs) for c in self.coords
-        )
-        return Labels(self.dims, coords, self.attrs)
+        kept = tuple(dim for dim in self.dims if isinstance(along[dim], slice))
+        coords = []
+        for c in self.coords:
+            values = c.values if c.dim is None else np.asarray(c.values[along[c.dim]])
+            coords.append(LabelledCoordinate(c.name, c.dim if c.dim in kept else None, values, c.attrs))
+        return Labels(kept, tuple(coords), self.attrs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,9 +49,11 @@ class Stream:
         return timestep % self.every == 0
 
     @property
-    def kept(self) -> tuple[int, ...]:
-        """The dimensions that the windows have."""
-        return tuple(d for d in range(len(self.shape)) if d not in self.dropped)
+    def index(self) -> tuple[slice | int, ...]:
+        """Which elements of the array the windows have, as NumPy takes it."""
+        along = zip(self.start, self.step, self.shape, strict=True)
+        slices = [slice(start, start + (n - 1) * step + 1, step) for start, step, n in along]
+        return tuple(s.start if d in self.dropped else s for d, s in enumerate(slices))
 
 
 def whole(layout: ArrayLayout) -> Stream:
@@ -124,9 +126,9 @@ def cut(layout: ArrayLayout, stream: Stream) -> ArrayLayout:
     numbers = layout.cells[np.ix_(*positions)] if positions else layout.cells
     translated = np.full(len(layout.chunks), -1, dtype=np.int32)
     translated[list(kept)] = list(kept.values())
-    return ArrayLayout(
-        stream.name, dtype, stream.shape, tuple(chunks), tuple(cuts), np.asarray(translated[numbers])
-    )
+    cells = np.asarray(translated[numbers])
+    labels = layout.labels.part(stream.index)
+    return ArrayLayout(stream.name, dtype, stream.shape, tuple(chunks), tuple(cuts), cells, labels)
 
 
 def _taken(start: int, stop: int, stream: Stream, d: int) -> tuple[int, int]:
