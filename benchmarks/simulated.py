@@ -34,9 +34,10 @@ from deisa.ray._graph.execute import pick, run_bundle
 from deisa.ray._graph.leaves import Handle, StepSlots, chunk_of
 from deisa.ray._graph.work import Ended, PackedWork, Work, pack_work
 from deisa.ray._state.arrivals import NodeArrivals
-from deisa.ray._state.events import BridgeJoined, BridgeStats, Event
-from deisa.ray._state.layout import ArrayDescription, describe_arrays
+from deisa.ray._state.descriptions import ArrayDescription, describe_arrays
+from deisa.ray._state.events import BridgeJoined, Event
 from deisa.ray._state.plan import Boxes, StartPlan
+from deisa.ray._state.stats import BridgeStats
 from deisa.ray._transport.memory import slot_size
 from deisa.ray.config import Settings
 from deisa.ray.errors import DeisaError

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from deisa.ray import Bridge, Deisa, Settings
-from deisa.ray._state.events import BridgeStats
+from deisa.ray._state.stats import BridgeStats
 from deisa.ray.report import ArrayFigures, CallbackFigures, ComputationFigures, Report
 from tests.docs.pages import DOCS, ROOT, Block, named_block, patched, python_blocks, replaced
 from tests.docs.running import RANKS, Communicator, output_of, ranks_in_threads, started

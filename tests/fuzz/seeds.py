@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from deisa.ray._state import events
-from deisa.ray._state.events import BridgeStats
-from deisa.ray._state.layout import describe_arrays
+from deisa.ray._state.descriptions import describe_arrays
+from deisa.ray._state.stats import BridgeStats
 from deisa.ray._transport import messages
 from deisa.ray._transport.limits import MemoryLimit
 from deisa.ray._transport.messages import Message

@@ -12,8 +12,8 @@ from contextlib import suppress
 
 import numpy as np
 
-from deisa.ray._state.events import BridgeStats
-from deisa.ray._state.layout import ArrayDescription
+from deisa.ray._state.descriptions import ArrayDescription
+from deisa.ray._state.stats import BridgeStats
 from deisa.ray._transport import messages
 from deisa.ray._transport.address import shown
 from deisa.ray._transport.limits import MemoryLimit

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deisa.ray._state.layout import Shape
+from deisa.ray._state.descriptions import Shape
 from deisa.ray._transport.messages import WantedPart
 from tests.oracle.pages import CountersEntry, SlotTableRow
 

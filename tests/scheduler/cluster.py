@@ -16,7 +16,8 @@ from deisa.ray._graph.bundles import Bundle
 from deisa.ray._graph.execute import Picks, pick, run_bundle
 from deisa.ray._graph.leaves import AgentAddress, Handle, Lease, StepSlots, chunk_of
 from deisa.ray._state.boxes import separate
-from deisa.ray._state.layout import describe_arrays, resolve_layout
+from deisa.ray._state.descriptions import describe_arrays
+from deisa.ray._state.layout import resolve_layout
 from deisa.ray._transport import reader
 
 

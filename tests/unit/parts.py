@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from deisa.ray._state.layout import Shape
+from deisa.ray._state.descriptions import Shape
 from deisa.ray._state.plan import StartPlan
 from deisa.ray._state.streams import Part, Stream
 

@@ -20,14 +20,8 @@ from hypothesis.stateful import (
 )
 
 from deisa.ray._state.arrivals import Grant, NodeArrivals
-from deisa.ray._state.events import (
-    BridgeClosed,
-    BridgeLost,
-    BridgeStats,
-    OwnersPassed,
-    StepComplete,
-    StepTorn,
-)
+from deisa.ray._state.events import BridgeClosed, BridgeLost, OwnersPassed, StepComplete, StepTorn
+from deisa.ray._state.stats import BridgeStats
 from deisa.ray.errors import ProtocolError
 from tests.unit.parts import number_counted
 

@@ -31,19 +31,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deisa.ray import _transport
+from deisa.ray._state.descriptions import ArrayDescription, ChunkDescription, describe_arrays
 from deisa.ray._state.events import (
     AgentLost,
     BridgeClosed,
     BridgeJoined,
     BridgeLost,
-    BridgeStats,
     Event,
     SendersBlocked,
     StepComplete,
     StepTorn,
 )
-from deisa.ray._state.layout import ArrayDescription, ChunkDescription, describe_arrays
 from deisa.ray._state.naming import missing_bridges
+from deisa.ray._state.stats import BridgeStats
 from deisa.ray._transport import exchange, messages
 from deisa.ray._transport.address import agent_address
 from deisa.ray._transport.descriptors import receive_with_descriptors

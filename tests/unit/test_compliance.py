@@ -15,7 +15,7 @@ import pytest
 import deisa.core
 from deisa.core import IBridge, ICommunicator, IDeisa, validate_arrays_metadata
 from deisa.ray import Bridge, Deisa, DeisaArray, Settings, Timestep, Window, WindowSpec
-from deisa.ray._state.layout import describe_arrays
+from deisa.ray._state.descriptions import describe_arrays
 from deisa.ray.config import check_scheduling_variable
 from deisa.ray.errors import (
     ChunkShapeError,

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deisa.ray._state.descriptions import describe_arrays
 from deisa.ray._state.dtypes import conversion, packed, same_values, shareable
 from deisa.ray._state.events import StepComplete
-from deisa.ray._state.layout import describe_arrays
 from deisa.ray.errors import ChunkDtypeError, DescriptionError
 from tests.unit.agent import PATIENCE_S, running, whole
 

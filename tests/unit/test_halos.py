@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deisa.ray._state.descriptions import describe_arrays
 from deisa.ray._state.events import StepComplete
 from deisa.ray._state.halos import Halo, read_halo
-from deisa.ray._state.layout import describe_arrays
 from deisa.ray.errors import ChunkShapeError, DescriptionError
 from tests.unit.agent import Agent, running, whole
 

@@ -24,13 +24,13 @@ from deisa.ray._state.events import (
     BridgeClosed,
     BridgeJoined,
     BridgeLost,
-    BridgeStats,
     DtypeDeclared,
     OwnersPassed,
     SendersBlocked,
     StepComplete,
 )
-from deisa.ray._state.layout import describe_arrays
+from deisa.ray._state.descriptions import describe_arrays
+from deisa.ray._state.stats import BridgeStats
 from deisa.ray._transport import memory, messages, reader
 from deisa.ray._transport import store as chunk_store
 from deisa.ray._transport.address import agent_address, check_same_user, shown

@@ -14,7 +14,8 @@ import pytest
 import xarray as xr
 
 from deisa.ray import to_dataset
-from deisa.ray._state.layout import describe_arrays, resolve_layout
+from deisa.ray._state.descriptions import describe_arrays
+from deisa.ray._state.layout import resolve_layout
 from deisa.ray.errors import LabelError, MissingPackageError
 from deisa.ray.labels import About
 from deisa.ray.types import DeisaArray, Timesteps

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deisa.ray._state.agreement import Labels
+from deisa.ray._state.descriptions import describe_arrays
 from deisa.ray._state.labels import MAX_ATTRS_BYTES, even_values
-from deisa.ray._state.layout import describe_arrays, resolve_layout
+from deisa.ray._state.layout import resolve_layout
 from deisa.ray._state.values import decode_value
 from deisa.ray.errors import DescriptionError, DescriptionMismatchError
 

@@ -12,14 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deisa.ray._state.layout import (
-    ArrayDescription,
-    ArrayLayout,
-    ChunkDescription,
-    check_bridge_ids,
-    describe_arrays,
-    resolve_layout,
-)
+from deisa.ray._state.descriptions import ArrayDescription, ChunkDescription, describe_arrays
+from deisa.ray._state.layout import ArrayLayout, check_bridge_ids, resolve_layout
 from deisa.ray._state.naming import missing_bridges, name_bridges
 from deisa.ray.errors import (
     BridgeIdError,

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from deisa.ray._state import events
-from deisa.ray._state.events import BridgeStats
+from deisa.ray._state.descriptions import ArrayDescription, ChunkDescription, describe_arrays
 from deisa.ray._state.labels import Coordinate
-from deisa.ray._state.layout import ArrayDescription, ChunkDescription, describe_arrays
+from deisa.ray._state.stats import BridgeStats
 from deisa.ray._state.values import encode_value
 from deisa.ray._transport import messages
 from deisa.ray._transport.limits import MemoryLimit

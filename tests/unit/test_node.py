@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from deisa.ray._state.arrivals import Entry
 from deisa.ray._state.blocked import BLOCKED_S, PROGRESS_S
+from deisa.ray._state.descriptions import ArrayDescription, ChunkDescription
 from deisa.ray._state.effects import (
     CreateMemory,
     Effect,
@@ -29,7 +30,6 @@ from deisa.ray._state.events import (
     BridgeClosed,
     BridgeJoined,
     BridgeLost,
-    BridgeStats,
     DtypeDeclared,
     Event,
     OwnersPassed,
@@ -37,10 +37,10 @@ from deisa.ray._state.events import (
     StepComplete,
     StepTorn,
 )
-from deisa.ray._state.layout import ArrayDescription, ChunkDescription
 from deisa.ray._state.node import ENDING_S, Newcomer, Node
 from deisa.ray._state.plan import StartPlan
 from deisa.ray._state.presence import DRIVER_QUIET_S, HOLD_S, Presence
+from deisa.ray._state.stats import BridgeStats
 from deisa.ray._state.subscriber import EventLog, Subscriber
 from deisa.ray.errors import AnalyticsLostError, HoleError, ProtocolError
 from tests.unit.parts import number_counted, start_plan

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from deisa.ray._state.events import BridgeStats
+from deisa.ray._state.stats import BridgeStats
 from deisa.ray.report import (
     ArrayFigures,
     CallbackFigures,

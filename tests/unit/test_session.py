@@ -11,20 +11,20 @@ from deisa.ray._session.predecessor import Predecessor
 from deisa.ray._session.registration import Bridges
 from deisa.ray._session.start import announce, count_slots, make_plan, plan_nodes
 from deisa.ray._session.tiling import PlacedArray, place_stream
+from deisa.ray._state.descriptions import describe_arrays
 from deisa.ray._state.events import (
     AgentLost,
     BridgeClosed,
     BridgeJoined,
     BridgeLost,
-    BridgeStats,
     DtypeDeclared,
     Event,
     StepComplete,
     StepTorn,
 )
 from deisa.ray._state.journal import Handled
-from deisa.ray._state.layout import describe_arrays
 from deisa.ray._state.plan import SharedBox, StartPlan
+from deisa.ray._state.stats import BridgeStats
 from deisa.ray._state.streams import Part, whole
 from deisa.ray._state.takeover import HeldArray, NodeSnapshot
 from deisa.ray._state.timeline import Subscription

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from deisa.ray._session.selection import Streams
 from deisa.ray._state.boxes import merge, separate
+from deisa.ray._state.descriptions import describe_arrays
 from deisa.ray._state.dtypes import CONVERTIBLE, converts
-from deisa.ray._state.layout import ArrayLayout, describe_arrays, resolve_layout
+from deisa.ray._state.layout import ArrayLayout, resolve_layout
 from deisa.ray._state.streams import Stream, cut, number_regions, whole
 from deisa.ray.errors import WindowError
 from deisa.ray.types import WindowSpec

@@ -10,16 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deisa.ray._state.arrivals import NodeArrivals
-from deisa.ray._state.events import (
-    BridgeClosed,
-    BridgeJoined,
-    BridgeLost,
-    BridgeStats,
-    Event,
-    OwnersPassed,
-    StepComplete,
-)
+from deisa.ray._state.events import BridgeClosed, BridgeJoined, BridgeLost, Event, OwnersPassed, StepComplete
 from deisa.ray._state.journal import Handled
+from deisa.ray._state.stats import BridgeStats
 from deisa.ray._state.takeover import (
     HeldArray,
     NodeSnapshot,

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deisa.ray._state.arrivals import NodeArrivals
-from deisa.ray._state.events import BridgeClosed, BridgeStats, OwnersPassed, StepComplete, StepTorn
+from deisa.ray._state.events import BridgeClosed, OwnersPassed, StepComplete, StepTorn
+from deisa.ray._state.stats import BridgeStats
 from deisa.ray._state.timeline import CompleteStep, Firing, Subscription, Timeline, When
 from deisa.ray.errors import IncompleteTimestepError
 from tests.unit.parts import number_counted

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from html import escape
 from typing import Any
 
-from deisa.ray._state.events import BridgeStats
+from deisa.ray._state.stats import BridgeStats
 from deisa.ray._transport.limits import human_bytes
 
 SHOWN_ROWS = 8  # of the bridges, and of the nodes, in text and HTML

@@ -25,7 +25,7 @@ from deisa.ray._graph._dask import (
 )
 from deisa.ray._graph.leaves import AgentAddress, ChunkPlace, Leaf, StepSlots, read_chunk
 from deisa.ray._state.boxes import Tiling
-from deisa.ray._state.layout import Shape
+from deisa.ray._state.descriptions import Shape
 
 Key = Hashable
 T = TypeVar("T")

@@ -25,7 +25,7 @@ from typing import TypeGuard
 
 from deisa.ray._graph._dask import Alias, GraphNode, Task, getitem
 from deisa.ray._graph.leaves import chunk_of
-from deisa.ray._state.layout import Shape
+from deisa.ray._state.descriptions import Shape
 
 Key = Hashable
 ANYWHERE: str | None = None

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from deisa.ray._graph._dask import DataNode, GraphNode, Task
-from deisa.ray._state.layout import Shape
+from deisa.ray._state.descriptions import Shape
 from deisa.ray._transport.reader import attach
 
 

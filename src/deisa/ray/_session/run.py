@@ -27,8 +27,9 @@ from deisa.ray._session.selection import check_conversion
 from deisa.ray._session.stalls import Stalls
 from deisa.ray._session.tiling import PlacedArray
 from deisa.ray._state import events
-from deisa.ray._state.events import BridgeStats, Event
+from deisa.ray._state.events import Event
 from deisa.ray._state.journal import Handled, Journal
+from deisa.ray._state.stats import BridgeStats
 from deisa.ray._state.timeline import CompleteStep, Firing, Timeline
 from deisa.ray._state.times import times_differ
 from deisa.ray.config import Settings

@@ -23,9 +23,9 @@ from deisa.ray._session.run import Run, Windows
 from deisa.ray._session.stalls import Stalls
 from deisa.ray._session.start import CONSUMER, announce, count_slots, make_plan, plan_nodes
 from deisa.ray._session.tiling import PlacedArray, place_stream
-from deisa.ray._state.events import BridgeStats
 from deisa.ray._state.journal import Handled, Journal
 from deisa.ray._state.layout import ArrayLayout
+from deisa.ray._state.stats import BridgeStats
 from deisa.ray._state.streams import Stream, cut, number_regions
 from deisa.ray._state.timeline import Firing, Subscription, Timeline
 from deisa.ray.config import Settings

@@ -23,13 +23,13 @@ from deisa.ray._state.events import (
     LASTING,
     BridgeClosed,
     BridgeLost,
-    BridgeStats,
     Event,
     OwnersPassed,
     StepComplete,
     StepTorn,
     TimesDiffer,
 )
+from deisa.ray._state.stats import BridgeStats
 from deisa.ray._state.streams import Parts
 from deisa.ray._state.takeover import HeldArray
 from deisa.ray.errors import ProtocolError

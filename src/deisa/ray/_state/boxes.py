@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deisa.ray._state.layout import MAX_CELLS, ArrayLayout, Shape, tile
+from deisa.ray._state.descriptions import Shape
+from deisa.ray._state.layout import MAX_CELLS, ArrayLayout, tile
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ import numpy as np
 
 from deisa.ray._state.arrivals import FINISHED, Entry, NodeArrivals
 from deisa.ray._state.blocked import BlockedBridges
+from deisa.ray._state.descriptions import ArrayDescription
 from deisa.ray._state.effects import (
     CreateMemory,
     Effect,
@@ -33,16 +34,15 @@ from deisa.ray._state.events import (
     AgentLost,
     BridgeJoined,
     BridgeLost,
-    BridgeStats,
     DtypeDeclared,
     Event,
     FeedbackAwaited,
 )
 from deisa.ray._state.feedback import FeedbackState
 from deisa.ray._state.journal import Handled
-from deisa.ray._state.layout import ArrayDescription
 from deisa.ray._state.newcomers import Run, answer_newcomer
 from deisa.ray._state.plan import StartPlan
+from deisa.ray._state.stats import BridgeStats
 from deisa.ray._state.streams import Parts, Stream
 from deisa.ray._state.subscriber import EventLog, Subscriber
 from deisa.ray._state.takeover import NodeSnapshot

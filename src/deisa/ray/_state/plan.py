@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from deisa.ray._state.boxes import Tiling
+from deisa.ray._state.descriptions import Shape
 from deisa.ray._state.feedback import FeedbackPlan
-from deisa.ray._state.layout import Shape
 from deisa.ray._state.streams import Parts, Stream
 
 

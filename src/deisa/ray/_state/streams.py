@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from deisa.ray._state.layout import ArrayLayout, Chunk, Shape
+from deisa.ray._state.descriptions import Shape
+from deisa.ray._state.layout import ArrayLayout, Chunk
 
 
 @dataclass(frozen=True, slots=True)

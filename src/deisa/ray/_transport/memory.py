@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from deisa.ray._state.layout import Shape
+from deisa.ray._state.descriptions import Shape
 from deisa.ray._transport.limits import human_bytes
 from deisa.ray._transport.messages import RegionSpec
 from deisa.ray.errors import MemoryBoundError, ProtocolError

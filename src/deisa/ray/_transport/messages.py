@@ -39,9 +39,10 @@ from typing import Annotated, ClassVar
 import numpy as np
 
 from deisa.ray._state import events
-from deisa.ray._state.events import BridgeStats, Event
+from deisa.ray._state.descriptions import MAX_DIMENSIONS, ArrayDescription, Shape, check_place
+from deisa.ray._state.events import Event
 from deisa.ray._state.labels import check_labels
-from deisa.ray._state.layout import MAX_DIMENSIONS, ArrayDescription, Shape, check_place
+from deisa.ray._state.stats import BridgeStats
 from deisa.ray._transport.codec import (
     Natural,
     Numbers,

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from deisa.ray._state.descriptions import Shape
 from deisa.ray._state.feedback import FeedbackState
 from deisa.ray._state.journal import WORDS_EACH, Handled, Journal
-from deisa.ray._state.layout import Shape
 from deisa.ray._state.plan import Boxes, StartPlan
 from deisa.ray._state.streams import Parts, by_bridge
 from deisa.ray._transport import messages
