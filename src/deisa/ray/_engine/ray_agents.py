@@ -40,6 +40,8 @@ from deisa.ray.errors import AgentLostError, BridgeLostError, DeisaError, Protoc
 
 logger = logging.getLogger("deisa.ray")
 
+FEW_AGENTS = 8  # that each get a plan of their own
+
 CHECK_HOLDER_S = 0.25  # how often it is asked whether the analytics that has the session has gone
 CLOSE_TIMEOUT_S = 15.0
 POSITIONS_TIMEOUT_S = 5.0
@@ -317,7 +319,8 @@ class RayAgents:
         self._call_all("start", plan, nodes)
 
     def _call_all(self, method: str, plan: StartPlan, nodes: Mapping[str, NodePlan]) -> dict[str, Any]:
-        kept = ray.put(plan)  # the same for all
+        # An object of Ray's store takes milliseconds to come; what is sent to many agents is one.
+        kept = ray.put(plan) if len(self._actors) > FEW_AGENTS else plan
         return self._ask(
             list(self._actors),
             lambda node_id, actor: actor.call.remote(
