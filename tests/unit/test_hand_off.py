@@ -19,6 +19,7 @@ import pytest
 
 from deisa.ray._handoff import _native
 from deisa.ray._handoff._native import store
+from deisa.ray._state.descriptions import describe_arrays
 from deisa.ray._state.events import (
     AgentLost,
     BridgeClosed,
@@ -29,7 +30,6 @@ from deisa.ray._state.events import (
     SendersBlocked,
     StepComplete,
 )
-from deisa.ray._state.descriptions import describe_arrays
 from deisa.ray._state.stats import BridgeStats
 from deisa.ray._transport import memory, messages, reader
 from deisa.ray._transport import store as chunk_store

@@ -18,7 +18,6 @@ import pytest
 from deisa.ray._session.feedback import Feedback
 from deisa.ray._state.events import FeedbackAwaited
 from deisa.ray._state.feedback import FeedbackPlan, Proposal, Setting, Verdict
-from deisa.ray._state.plan import StartPlan
 from deisa.ray._state.values import encode_value
 from deisa.ray._transport.feedback import FeedbackPages
 from deisa.ray.bridge import Bridge
@@ -33,7 +32,7 @@ from deisa.ray.errors import (
     WaitTimeoutError,
 )
 from tests.support.patience import PATIENCE_S, wait_until
-from tests.unit.agent import CLIENTS, CONSUMER, Agent, new_settings, running, use_client, whole
+from tests.unit.agent import CLIENTS, Agent, new_settings, running, use_client, whole
 
 METADATA = {"a": whole((2,))}
 
@@ -53,8 +52,8 @@ class Nodes:
         with self.feedback.starting(list(self.agents)) as plan:
             for agent in self.agents.values():
                 opening += agent.connect(*[METADATA if n == 0 else {} for n in range(bridges)])
-                dtypes = {"a": np.dtype("f8")}
-                agent.server.start(StartPlan({"a": 3}, dtypes, (CONSUMER,), feedback=plan), {})
+                everything, here = agent.plan({"a": 3})
+                agent.server.start(replace(everything, feedback=plan), here)
         self.bridges = [bridge.result(PATIENCE_S) for bridge in opening]
 
     def propose(self, proposal: Proposal, nodes: Collection[str]) -> Mapping[str, Verdict]:
