@@ -299,7 +299,7 @@ def test_a_rank_that_is_refused_says_so_to_all(
     with pytest.raises(DeisaError) as caught:
         deisa.execute_callbacks()
     (error,) = wrong.errors()
-    assert type(error) is expected and text in str(error)
+    assert isinstance(error, expected) and text in str(error)
     assert text in str(caught.value)
     (heard,) = waits.errors()
     assert (type(heard), str(heard)) == (type(caught.value), str(caught.value))

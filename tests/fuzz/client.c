@@ -69,10 +69,15 @@ static handoff_client *new_client(int *other_end)
 static void hand_over(handoff_chunk *chunk, int64_t timestep)
 {
     handoff_error error;
-    int64_t nbytes = chunk->place != NULL ? chunk->place->itemsize : 0;
+    int64_t nbytes = 16; /* the largest element that is converted */
+    for (const part *part = chunk->parts; part != NULL; part = part->next) {
+        if (part->place == NULL)
+            return;
+        nbytes = part->place->itemsize > nbytes ? part->place->itemsize : nbytes;
+    }
     for (int d = 0; d < chunk->array->ndim; d++)
         nbytes *= chunk->local[d];
-    if (chunk->place == NULL || nbytes > MOST_CHUNK_BYTES)
+    if (chunk->parts == NULL || nbytes > MOST_CHUNK_BYTES)
         return;
     void *data = calloc(1, (size_t)nbytes);
     require(data != NULL);

@@ -244,16 +244,17 @@ handoff_client *rank_open(const agent *agent, int rank, handoff_on_lost on_lost,
 
 int64_t *agent_slot(const handoff_chunk *chunk, int64_t sequence)
 {
-    const handoff_array *array = chunk->array;
-    int64_t slot = word_peek(array->table + TABLE_SLOTS + sequence % array->slots);
-    return (int64_t *)(chunk->place->base + slot * chunk->place->slot_bytes);
+    const part *whole = chunk->parts;
+    int64_t slot = word_peek(whole->stream->table + TABLE_SLOTS + sequence % whole->stream->slots);
+    return (int64_t *)(whole->place->base + slot * whole->place->slot_bytes);
 }
 
 void agent_grant(handoff_array *array, int64_t slot)
 {
-    int64_t granted = word_peek(array->table + TABLE_GRANTED);
-    word_note(array->table + TABLE_SLOTS + granted % array->slots, slot);
-    word_publish(array->table + TABLE_GRANTED, granted + 1);
-    word_publish(array->table + TABLE_WAKE, (uint32_t)(word_peek(array->table + TABLE_WAKE) + 1));
-    word_wake(array->table + TABLE_WAKE);
+    const stream *stream = array->streams;
+    int64_t granted = word_peek(stream->table + TABLE_GRANTED);
+    word_note(stream->table + TABLE_SLOTS + granted % stream->slots, slot);
+    word_publish(stream->table + TABLE_GRANTED, granted + 1);
+    word_publish(stream->table + TABLE_WAKE, (uint32_t)(word_peek(stream->table + TABLE_WAKE) + 1));
+    word_wake(stream->table + TABLE_WAKE);
 }

@@ -128,7 +128,7 @@ static void test_chunks_arrive_whole_while_slots_are_used_again(void)
         for (int64_t row = 0; row < ROWS; row++)
             for (int64_t column = 0; column < COLUMNS; column++)
                 CHECK(slot[row * COLUMNS + column] == expected(seen, row, column));
-        agent_grant(chunk->array, word_peek(chunk->array->table + TABLE_SLOTS + seen % 3));
+        agent_grant(chunk->array, word_peek(chunk->array->streams->table + TABLE_SLOTS + seen % 3));
     }
     CHECK(finished(rank) == NULL && finished(other) == NULL);
     CHECK(handoff_get_stats(client).bytes_handed_over == 8 * ROWS * COLUMNS * ROUNDS);
@@ -172,7 +172,7 @@ static void test_ghost_cells_stay_in_the_rank(void)
         fill_local(to, halo, steps, t);
         CHECK(handoff_send(chunk, to, t == 0 ? NULL : steps, t, HANDOFF_NO_TIME, &error) == 0);
         check_slot(agent_slot(chunk, t), t);
-        agent_grant(chunk->array, word_peek(chunk->array->table + TABLE_SLOTS + t % 2));
+        agent_grant(chunk->array, word_peek(chunk->array->streams->table + TABLE_SLOTS + t % 2));
         free(cells);
     }
     char *slot = handoff_slot(chunk, 8, &error);

@@ -14,13 +14,15 @@ from deisa.ray._state.takeover import resume
 from deisa.ray._state.timeline import CompleteStep, Subscription, Timeline
 from deisa.ray._state.times import physical_time
 from deisa.ray.errors import PhysicalTimeError, ProtocolError
+from tests.unit.parts import number_counted
 
 
 def arrivals_of(bridges: int) -> NodeArrivals:
     arrivals = NodeArrivals()
     for bridge in range(bridges):
-        arrivals.join(bridge, {"a": 1})
-    arrivals.subscribe({"a": 2}, ["c"])
+        arrivals.join(bridge)
+    parts = number_counted({bridge: {"a": 1} for bridge in range(bridges)}, {"a": None})
+    arrivals.subscribe({"a": 2}, parts, ["c"])
     return arrivals
 
 

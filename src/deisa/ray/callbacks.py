@@ -134,6 +134,10 @@ class Registrations:
     def __len__(self) -> int:
         return len(self._all)
 
+    def __contains__(self, registration: object) -> bool:
+        """Whether it is one of them: itself, since a callback may be equal to another, or say nothing of it."""
+        return any(own is registration for own in self._all)
+
     def __iter__(self) -> Iterator[Registration]:
         return iter(self._all)
 

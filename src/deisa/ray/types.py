@@ -57,7 +57,8 @@ class WindowSpec:
     _: KW_ONLY
     every: int = 1
     select: Any = field(default=None, hash=False)
-    astype: Any = None
+    astype: Any = field(default=None, compare=False)
+    _astype: str = field(default="", init=False, repr=False)  # to NumPy, None is equal to double precision
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -68,6 +69,7 @@ class WindowSpec:
         if self.astype is not None:
             try:
                 object.__setattr__(self, "astype", np.dtype(self.astype))
+                object.__setattr__(self, "_astype", self.astype.str)
             except TypeError as exc:
                 raise WindowError(f"window of {self.name!r}: {self.astype!r} is not a NumPy dtype") from exc
 

@@ -25,7 +25,7 @@
 /* Codes of messages. */
 enum {
     MESSAGE_HELLO = 1,
-    MESSAGE_CANNOT_JOIN = 10,
+    MESSAGE_CANNOT_JOIN = 13,
     MESSAGE_DECLARE_DTYPE = 2,
     MESSAGE_NOTIFY = 3,
     MESSAGE_CLOSE = 4,

@@ -66,7 +66,8 @@ def _stream(window: WindowSpec, layout: ArrayLayout) -> Stream:
     stream = Stream(
         layout.name, layout.name, window.every, tuple(start), tuple(step), tuple(shape), tuple(dropped), dtype
     )
-    return stream if stream == everything else _renamed(stream, _name(stream, layout))
+    is_whole = dtype is None and stream == everything
+    return stream if is_whole else _renamed(stream, _name(stream, layout))
 
 
 def _renamed(stream: Stream, name: str) -> Stream:
@@ -104,10 +105,11 @@ def _index(stream: Stream, d: int) -> str:
 
 def _dtype(window: WindowSpec, layout: ArrayLayout) -> np.dtype | None:
     wanted = window.astype
-    if wanted is None or wanted == layout.dtype:
+    own = layout.dtype
+    if wanted is None or (own is not None and wanted == own):  # to NumPy, None is double precision
         return None
-    if layout.dtype is not None:
-        check_conversion(window.name, layout.dtype, wanted)
+    if own is not None:
+        check_conversion(window.name, own, wanted)
     return wanted
 
 
