@@ -23,8 +23,8 @@ from deisa.ray._handoff.ending import forget, is_orderly_end, program_has_left, 
 from deisa.ray._handoff.fork import OwnProcess
 from deisa.ray._state.descriptions import ArrayDescription, ChunkDescription
 from deisa.ray._state.dtypes import conversion, same_values, shareable
-from deisa.ray._state.feedback import check_key, check_timestep, check_wait
 from deisa.ray._state.halos import local_shape, wrong_shape
+from deisa.ray._state.questions import check_key, check_timestep, check_wait
 from deisa.ray._state.stats import BridgeStats
 from deisa.ray._state.times import physical_time
 from deisa.ray._state.values import decode_value

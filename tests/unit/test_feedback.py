@@ -19,12 +19,10 @@ from deisa.ray._state.feedback import (
     Setting,
     Verdict,
     accepted,
-    check_key,
-    check_timestep,
-    check_wait,
     settlement,
 )
 from deisa.ray._state.feedback_log import FeedbackLog
+from deisa.ray._state.questions import check_key, check_timestep, check_wait
 from deisa.ray.errors import FeedbackError, FeedbackTypeError
 
 Question = tuple[str, int]

@@ -23,9 +23,9 @@ from deisa.ray._handoff.ending import forget, is_orderly_end, program_has_left, 
 from deisa.ray._handoff.fork import OwnProcess, close_in_children
 from deisa.ray._state.descriptions import ArrayDescription, ChunkDescription, Shape, describe_arrays
 from deisa.ray._state.dtypes import conversion, dtype_of, dtype_text, same_values, shareable
-from deisa.ray._state.feedback import check_key, check_timestep, check_wait
 from deisa.ray._state.halos import local_shape, wrong_shape
 from deisa.ray._state.labels import plain_coordinate
+from deisa.ray._state.questions import check_key, check_timestep, check_wait
 from deisa.ray._state.stats import BridgeStats
 from deisa.ray._state.times import physical_time
 from deisa.ray._state.values import decode_value

@@ -15,7 +15,6 @@ from typing import Any
 
 from deisa.ray._session.engine import AgentGroup
 from deisa.ray._state.feedback import (
-    FINISHED,
     MAX_KEYS,
     FeedbackPlan,
     FeedbackState,
@@ -23,10 +22,9 @@ from deisa.ray._state.feedback import (
     Setting,
     Verdict,
     accepted,
-    check_key,
-    check_timestep,
     settlement,
 )
+from deisa.ray._state.questions import FINISHED, check_key, check_timestep
 from deisa.ray._state.values import encode_value
 from deisa.ray._transport.limits import human_bytes
 from deisa.ray.config import Settings

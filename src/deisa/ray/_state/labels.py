@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -58,8 +58,7 @@ def plain_coordinate(said: Coordinate) -> tuple[Any, ...]:
     return said.name, said.dimension, *place, said.values, tuple(said.attrs.items())
 
 
-@dataclass(frozen=True, slots=True)
-class Described:
+class Described(NamedTuple):
     """The labels that a bridge gives beside one chunk."""
 
     dims: tuple[str, ...] | None
@@ -86,8 +85,7 @@ class Described:
         return Described(self.dims or other.dims, {**self.attrs, **other.attrs}, ())
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """What a bridge knows of where a chunk lies along one dimension.
 
     Attributes

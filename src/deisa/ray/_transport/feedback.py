@@ -15,11 +15,8 @@ from contextlib import contextmanager
 
 from deisa.ray._handoff._native import fence, load, store, wake
 from deisa.ray._state.feedback import (
-    FINISHED,
     MAX_ASKED_KEYS,
-    MAX_KEY_BYTES,
     MAX_KEYS,
-    UNFINISHED,
     Asked,
     FeedbackPlan,
     FeedbackState,
@@ -29,6 +26,7 @@ from deisa.ray._state.feedback import (
     Verdict,
 )
 from deisa.ray._state.feedback_log import FeedbackLog, Queue
+from deisa.ray._state.questions import FINISHED, MAX_KEY_BYTES, UNFINISHED
 from deisa.ray._transport.limits import human_bytes
 from deisa.ray._transport.pages import HEADER_WORDS, Page
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from deisa.ray._state import values
 from deisa.ray._state.descriptions import MAX_DIMENSIONS
-from deisa.ray._state.feedback import MAX_ASKED_KEYS, MAX_KEY_BYTES, MAX_KEYS
+from deisa.ray._state.feedback import MAX_ASKED_KEYS, MAX_KEYS
+from deisa.ray._state.questions import MAX_KEY_BYTES
 from deisa.ray._transport import feedback, messages, pages
 from deisa.ray._transport.codec import MAX_ITEMS
 from deisa.ray._transport.descriptors import MAX_DESCRIPTORS
