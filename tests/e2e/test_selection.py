@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from deisa.ray import DeisaArray, WindowSpec
 from deisa.ray.errors import WindowError
@@ -232,3 +234,16 @@ def test_a_selection_by_labels_has_the_labels_of_its_part(site: Site) -> None:
     assert array.name == "x" and array.dims == ("x",) and array.attrs == {"units": "K"}
     assert array.x.values.tolist() == [1.0, 1.5, 2.0] and array.y == 30
     np.testing.assert_array_equal(array, values((8, 3), 0)[2:5, 2])
+
+
+def test_only_timesteps_that_are_saved_are_handed_over(site: Site, tmp_path: Path) -> None:
+    deisa = site.deisa()
+    deisa.save(WindowSpec("x", select=(slice(None), 0), astype="f4"), tmp_path / "out.zarr", every=4)
+    running = simulate(site)
+    report = deisa.execute_callbacks()
+    running.check()
+    saved = xr.open_zarr(tmp_path / "out.zarr")
+    assert saved.timestep.values.tolist() == [-4, 0, 4]
+    for at, timestep in enumerate([-4, 0, 4]):
+        np.testing.assert_array_equal(saved.x.values[at], values(SHAPE, timestep)[:, 0].astype("f4"))
+    assert sum(stats.bytes_handed_over for stats in report.bridges.values()) == 3 * 4 * 12 * 6

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Literal, NoReturn, cast
 
-from deisa.ray._files.callback import Save, save_of
+from deisa.ray._files.callback import Save, at_multiples, save_of
 from deisa.ray._files.formats import Format
 from deisa.ray._graph._dask import check_kind_of_arrays
 from deisa.ray._graph.running import dask_computes_with
@@ -327,7 +327,7 @@ class Deisa:
         path : str, path, or Zarr store
             With ``{timestep}`` in it a file for each timestep, otherwise one that grows. `Writer` says more.
         every : int
-            Only timesteps that are multiples of it.
+            Only timesteps that are multiples of it. What no window asks for besides is not copied.
         format, virtual, encoding
             As `Writer` has them.
         exception_handler, when, trigger, following
@@ -347,7 +347,7 @@ class Deisa:
         --------
         >>> deisa.save("temperature", "out.zarr", every=10)  # doctest: +SKIP
         """
-        specs = window_specs([windows], "save()")
+        specs = at_multiples(window_specs([windows], "save()"), every)
         given = [registration.callback for registration in self._registrations]
         save = save_of(
             [(spec.name, spec.window_size) for spec in specs],

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from deisa.ray._files.fields import why_not_called
 from deisa.ray.errors import RegistrationError, WindowError
 from deisa.ray.files import Writer
+from deisa.ray.types import WindowSpec
 
 
 class Save:
@@ -89,6 +92,19 @@ def save_of(
                 )
             return other
     return save
+
+
+def at_multiples(specs: Sequence[WindowSpec], every: Any) -> tuple[WindowSpec, ...]:
+    """Have windows of one timestep take only those that are to be saved, so that ranks copy no others.
+
+    Raises
+    ------
+    WindowError
+    """
+    number = _every(every)
+    return tuple(
+        replace(spec, every=math.lcm(spec.every, number)) if spec.window_size == 1 else spec for spec in specs
+    )
 
 
 def _every(every: Any) -> int:
