@@ -10,7 +10,7 @@
 /* A value in memory that ends where the value ends. */
 static handoff_answer value_of(const char *bytes, size_t length)
 {
-    handoff_answer value = {malloc(length + !length), length};
+    handoff_answer value = {.bytes = malloc(length + !length), .length = length};
     CHECK(value.bytes != NULL);
     memcpy(value.bytes, bytes, length);
     return value;

@@ -156,8 +156,8 @@ input()
         agent.server.start(*plan)
         while agent.wait(OwnersPassed).timestep != 1:
             pass
-        table_and_counters = 2 * DESCRIPTORS_PER_PAGE
-        assert [descriptors() - before - table_and_counters] == counted
+        of_the_node = 4 * DESCRIPTORS_PER_PAGE  # slot table, arrival counters, and two pages for steering
+        assert [descriptors() - before - of_the_node] == counted
 
 
 def test_a_rank_that_may_not_have_so_much_address_space(agent: Agent) -> None:

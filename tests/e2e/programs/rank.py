@@ -21,9 +21,7 @@ bridge = Bridge(
             "chunk_position": (rank,),
             "dtype": np.float64,
             "dims": ["cell"],
-            "coords": {
-                "cell": ("cell", place, {"units": "m"}),
-            },
+            "coords": {"cell": ("cell", place, {"units": "m"})} if elements <= 10_000 else {},
             "attrs": {"units": "K"} if rank == 0 else {},
         }
     },

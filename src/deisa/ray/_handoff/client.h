@@ -96,6 +96,7 @@ struct handoff_client {
     int newest_any;
     int64_t newest;            /* timestep */
     const handoff_array *newest_of; /* the array that came there first; NULL: handoff_advance did */
+    unsigned heard; /* calls of client_hear */
     page_word *ring, *notified;
     int64_t capacity;
     handoff_array *arrays;
@@ -186,6 +187,7 @@ static inline int is_due(const stream *stream, int64_t timestep)
 void put_limits(wire_out *out);
 
 /* wait.c */
+#define HEARD_WITH_PROCESS 8 /* of so many looks at the connection, one is at the agent's process, too */
 #define PAUSE_S 0.5 /* at most, until interrupts, the end of the agent and other threads are looked at */
 
 double seconds_now(void);

@@ -232,9 +232,13 @@ int client_receive(handoff_client *client, handoff_error *error)
     }
 }
 
+/* The connection tells of the agent's end, unless something that it has started keeps that open: then its process does, which is
+   asked now and then, since a rank that has computed for a while pays for whatever the kernel has to look up. */
 HOT int client_hear(handoff_client *client, handoff_error *error)
 {
-    if (!client->failed && !connection_has_news(&client->agent))
+    int has_news = ++client->heard % HEARD_WITH_PROCESS == 0 ? connection_wait(&client->agent, 0)
+                                                             : connection_has_news(&client->agent);
+    if (!client->failed && !has_news)
         return 0;
     return client_receive(client, error);
 }
