@@ -29,6 +29,15 @@ from deisa.ray._state.descriptions import Shape
 
 Key = Hashable
 T = TypeVar("T")
+_PROCESS, _numbers = (
+    uuid.uuid4().hex[:16],
+    itertools.count(),
+)  # a random token for each would wait for the kernel
+
+
+def _token() -> str:
+    """Return what no other name has, in the form in which Dask writes it."""
+    return f"{_PROCESS}{next(_numbers):016x}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,11 +62,11 @@ class ArrayHome:
     tiling: Tiling
     homes: Sequence[tuple[AgentAddress, int]]
     dropped: tuple[int, ...] = ()
-    uid: str = field(default_factory=lambda: uuid.uuid4().hex)
+    uid: str = field(default_factory=_token)
 
     def assemble(self, step: StepSlots) -> da.Array:
         """Build the whole array at one timestep; its cost does not depend on the number of chunks."""
-        name = f"{self.name}-{uuid.uuid4().hex}"  # no timestep in it: names are alike but for their tokens
+        name = f"{self.name}-{_token()}"  # no timestep in it: names are alike but for their tokens
         graph = HighLevelGraph({name: StepLayer(name, self, step)}, {name: set()})
         return da.Array(
             graph, name, self._seen(self.tiling.cuts), dtype=self.dtype, shape=self._seen(self.shape)

@@ -81,6 +81,7 @@ def is_in(module: str, packages: tuple[str, ...]) -> bool:
     return any(module == package or module.startswith(package + ".") for package in packages)
 
 
+@functools.lru_cache(maxsize=4096)
 def _is_known(module: str | None, name: str) -> bool:
     """Whether the function or class of that name only computes."""
     if module == "builtins":
