@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deisa.ray import Deisa
+from deisa.ray import Deisa, WindowSpec
 from deisa.ray.errors import ClosedError, FeedbackTypeError, UnsupportedValueError
 from tests.e2e.parties import Parties
 from tests.e2e.simulation import Site, ranks, rows
@@ -50,6 +50,25 @@ def test_a_simulation_stops_when_told(site: Site) -> None:
     assert deisa.report is not None
     assert deisa.report.feedback.values == 1
     assert deisa.report.timesteps == {"x": 8}
+
+
+def test_a_rank_that_waits_is_told_of_timesteps_that_no_window_takes(site: Site) -> None:
+    deisa = site.deisa()
+    answers: list[Any] = []
+
+    @deisa.register(WindowSpec("x", every=4))
+    def watch(x: Any) -> None:
+        deisa.set("mean", float(x[-1].dask.mean().compute()), timestep=x[-1].t)
+
+    def simulate() -> None:
+        with site.bridge(0, 1, {"x": rows(0, 1)}) as bridge:
+            for timestep in range(-2, 6):
+                bridge.send("x", np.full(4, float(timestep)), timestep)
+                answers.append(bridge.get("mean", timestep, default=None, wait=PATIENCE_S))
+
+    with ranks(simulate):
+        deisa.execute_callbacks()
+    assert answers == [None, None, 0.0, None, None, None, 4.0, None]
 
 
 def test_a_rank_that_waits_is_told_of_timesteps_that_no_callback_looks_at(site: Site) -> None:

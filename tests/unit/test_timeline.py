@@ -26,8 +26,8 @@ def on(*windows: tuple[str, int], when: When = "AND") -> Subscription:
 class OneNode:
     """A timeline of arrays that all live on one node."""
 
-    def __init__(self, arrays: str, *subscriptions: Subscription) -> None:
-        self.timeline = Timeline({name: {"n": (0,)} for name in arrays}, subscriptions)
+    def __init__(self, arrays: str, *subscriptions: Subscription, **every: int) -> None:
+        self.timeline = Timeline({name: {"n": (0,)} for name in arrays}, subscriptions, every=every)
 
     def complete(self, array: str, timestep: int) -> None:
         assert self.timeline.step_complete("n", StepComplete(array, timestep, (0,))) == CompleteStep(
@@ -522,6 +522,45 @@ def test_a_skipped_chunk_is_always_reported(simulation: Simulation, data: st.Dat
     for number in range(len(simulation.subscriptions)):
         expected = simulation.expected(number)
         assert replay.fired[number] == expected[: len(replay.fired[number])]
+
+
+# Streams that leave timesteps out.
+
+
+def test_with_and_a_timestep_that_one_of_them_leaves_out_is_dropped_at_once() -> None:
+    node = OneNode("ab", on(("a", 1), ("b", 1)), b=4)
+    node.complete("a", 3)
+    assert node.timeline.forget() == [("a", 3)]
+    node.complete("a", 4)
+    assert node.timeline.forget() == []  # `b` may have it
+    node.complete("b", 4)
+    assert node.firings() == [(0, 4, ((4,), (4,)))]
+
+
+def test_with_or_a_timestep_waits_for_the_last_one_that_the_other_takes() -> None:
+    node = OneNode("ab", Subscription((("a", 1), ("b", 1)), "OR"), b=4)
+    node.complete("a", 5)
+    assert node.firings() == []  # `b` may still become complete at 4
+    node.complete("b", 4)
+    assert node.firings() == [(0, 5, ((5,), (4,)))]  # at 4 there was nothing of `a` yet
+    node.complete("a", 7)
+    assert node.firings() == [(0, 7, ((7,), (4,)))]
+    node.complete("a", 8)
+    assert node.firings() == []  # `b` may have it
+
+
+def test_timesteps_that_a_stream_leaves_out_are_finished() -> None:
+    node = OneNode("a", on(("a", 1)), a=4)
+    node.passed("a", -2)  # nothing at -3 or before: so nothing before 0
+    assert node.timeline.finished == -1
+    node.complete("a", 0)
+    assert node.timeline.finished == -1
+    node.firings()
+    assert node.timeline.finished == 3
+    node.passed("a", 4)
+    assert node.timeline.finished == 3
+    node.passed("a", 5)
+    assert node.timeline.finished == 7
 
 
 # With which timesteps the analytics has finished.

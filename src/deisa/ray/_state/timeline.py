@@ -197,14 +197,21 @@ class Timeline:
         complete = [_contains(array.complete, timestep) for array in arrays]
         if all(complete):
             return True
-        behind = [timestep % self._every.get(name, 1) for name, _ in subscription.windows]
-        if subscription.when == "AND" and any(behind):  # one of them never has this timestep
-            return False
-        resolved = [array.resolved >= timestep - steps for array, steps in zip(arrays, behind, strict=True)]
+        names = [name for name, _ in subscription.windows]
+        if subscription.when == "AND" and any(timestep % self._every.get(name, 1) for name in names):
+            return False  # one of them never has this timestep
+        resolved = [self._settled(name) >= timestep for name in names]
         if subscription.when == "AND":
             skipped = any(done and not whole for whole, done in zip(complete, resolved, strict=True))
             return False if skipped else None
         return all(array.first <= timestep for array in arrays) if all(resolved) else None
+
+    def _settled(self, name: str) -> float:
+        """The last timestep up to which nothing more can become complete: the next one that it takes comes after."""
+        resolved, every = self._arrays[name].resolved, self._every.get(name, 1)
+        if every == 1 or math.isinf(resolved):
+            return resolved
+        return (resolved // every + 1) * every - 1
 
     def next_firing(self) -> Firing | None:
         """Take the callback to run now, or None when nothing is ready."""
@@ -240,7 +247,7 @@ class Timeline:
         if subscription.when == "AND":  # it fires next with a timestep of this array that is still to come
             needed = len(array.complete) - (size - 1)
         else:  # it fires next with one of any of its arrays, which may be behind this one
-            settled = min(self._arrays[other].resolved for other, _ in subscription.windows)
+            settled = min(self._settled(other) for other, _ in subscription.windows)
             needed = bisect.bisect_right(array.complete, settled) - size
         waiting = [*self._candidates[number], *(t for t, n in self._ready if n == number)]
         for timestep in waiting:
@@ -254,7 +261,7 @@ class Timeline:
 
     def _finished(self, number: int) -> float:
         subscription = self._subscriptions[number]
-        resolved = [self._arrays[name].resolved for name, _ in subscription.windows]
+        resolved = [self._settled(name) for name, _ in subscription.windows]
         waiting = [*self._candidates[number], *(t for t, n in self._ready if n == number)]
         # With AND, one array that is resolved and not complete decides; one that is complete makes a candidate.
         decided = max(resolved) if subscription.when == "AND" else min(resolved)
@@ -295,11 +302,7 @@ class Timeline:
         if undecided is not None:
             timestep, number = undecided
             names = [name for name, _ in self._subscriptions[number].windows]
-            open_ones = [
-                name
-                for name in names
-                if self._arrays[name].resolved < timestep - timestep % self._every.get(name, 1)
-            ]
+            open_ones = [name for name in names if self._settled(name) < timestep]
             behind = {b for name in open_ones for b in self._behind(name, timestep, positions)}
             if behind and not any(timestep in self._arrays[name].arrived for name in open_ones):
                 others = " and ".join(repr(name) for name in open_ones)
