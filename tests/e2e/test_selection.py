@@ -213,7 +213,13 @@ def test_a_selection_by_labels_has_the_labels_of_its_part(site: Site) -> None:
     deisa = site.deisa()
     seen: list[Any] = []
     select = {"x": slice(1.0, 2.0), "y": 30}
-    deisa.register_callback(lambda w: seen.append(w[-1].xarray.compute()), WindowSpec("x", select=select))
+    shown: list[str] = []
+
+    def look(window: list[DeisaArray]) -> None:
+        seen.append(window[-1].xarray.compute())
+        shown.append(window[-1]._repr_html_())
+
+    deisa.register_callback(look, WindowSpec("x", select=select))
 
     def rank(number: int) -> None:
         said = {
@@ -234,6 +240,7 @@ def test_a_selection_by_labels_has_the_labels_of_its_part(site: Site) -> None:
     assert array.name == "x" and array.dims == ("x",) and array.attrs == {"units": "K"}
     assert array.x.values.tolist() == [1.0, 1.5, 2.0] and array.y == 30
     np.testing.assert_array_equal(array, values((8, 3), 0)[2:5, 2])
+    assert "coordinate y<" in shown[0] and ">30<" in shown[0]
 
 
 def test_only_timesteps_that_are_saved_are_handed_over(site: Site, tmp_path: Path) -> None:

@@ -56,7 +56,8 @@ def test_a_callback_closes(site: Site, policy: str) -> None:
     assert [t for name, t, _ in seen if name == "second"] == list(range(LAST))
     assert [figures.calls for figures in report.callbacks] == [LAST + 1, LAST]
     assert report is deisa.report
-    assert all(steps[: LAST + 1] == list(range(LAST + 1)) for steps in sent)
+    # The send that hands the last chunk of a timestep over may already hear what the callback has done with it.
+    assert all(steps[:LAST] == list(range(LAST)) for steps in sent)
 
 
 def test_ranks_go_on_if_they_are_to(site: Site) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     from deisa.ray._state.agreement import LabelledCoordinate
     from deisa.ray.types import DeisaArray
@@ -44,7 +46,7 @@ def array_html(array: DeisaArray) -> str:
     if array.about.time is not None:
         rows.append(("time", f"{array.about.time:.12g}"))
     rows += _rows(array)
-    return _page(f"DeisaArray {array.about.array or ''}".strip(), _table(rows), array.dask._repr_html_())
+    return _page(f"DeisaArray {array.about.array or ''}".strip(), _table(rows), _picture(array))
 
 
 def window_html(window: Sequence[DeisaArray], name: str) -> str:
@@ -66,7 +68,19 @@ def window_html(window: Sequence[DeisaArray], name: str) -> str:
     titles = "".join(f'<th style="text-align:left">{head}</th>' for head in heads)
     table = f"<table><thead><tr>{titles}</tr></thead><tbody>{steps}</tbody></table>"
     of_each = _table([("timesteps", f"{len(window)}, oldest first"), *_rows(newest)])
-    return _page(title, of_each + table, newest.dask._repr_html_())
+    return _page(title, of_each + table, _picture(newest))
+
+
+def _picture(array: DeisaArray) -> str:
+    """Dask's picture of the chunks, with its table where jinja2, which that needs, is installed."""
+    page: str = array.dask._repr_html_()
+    if "<svg" in page:
+        return page
+    try:
+        picture: str = array.dask.to_svg()
+    except NotImplementedError:  # it draws no array of no dimensions, or without a size
+        return ""
+    return picture
 
 
 def _named(array: DeisaArray) -> str:
@@ -104,14 +118,14 @@ def _rows(array: DeisaArray) -> Iterator[tuple[str, str]]:
     yield "shape", f"{_shape(array)} {array.dtype}"
     yield "chunks", _chunks(array)
     for coordinate in labels.coords:
-        along = f" along {coordinate.dim}" if coordinate.dim != coordinate.name else ""
+        along = f" along {coordinate.dim}" if coordinate.dim not in (coordinate.name, None) else ""
         yield f"coordinate {coordinate.name}{along}", _range(coordinate)
     for name, value in labels.attrs.items():
         yield name, _short(value)
 
 
 def _range(coordinate: LabelledCoordinate) -> str:
-    values = coordinate.values
+    values = np.atleast_1d(coordinate.values)  # one position, where its dimension was dropped
     shown = str(values[0]) if len(values) == 1 else f"{values[0]} ... {values[-1]}"
     units = coordinate.attrs.get("units")
     return f"{shown} {units}" if isinstance(units, str) else shown
