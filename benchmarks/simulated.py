@@ -36,8 +36,9 @@ from deisa.ray._graph.work import Ended, PackedWork, Work, pack_work
 from deisa.ray._state.arrivals import NodeArrivals
 from deisa.ray._state.descriptions import ArrayDescription, describe_arrays
 from deisa.ray._state.events import BridgeJoined, Event
-from deisa.ray._state.plan import Boxes, StartPlan
+from deisa.ray._state.plan import NodePlan, StartPlan
 from deisa.ray._state.stats import BridgeStats
+from deisa.ray._state.streams import Part
 from deisa.ray._transport.memory import slot_size
 from deisa.ray.config import Settings
 from deisa.ray.errors import DeisaError
@@ -96,7 +97,8 @@ class SimulatedNode:
         self._machine = machine
         self._number = number
         self._arrivals = NodeArrivals()
-        self._regions: dict[int, int] = {}  # bridge -> its region
+        self._bridges: list[int] = []
+        self._parts: Sequence[Part] = ()  # of their chunks, once it is started
         self._joined: list[Event] = []
         self._events: list[Event] = []
         self._news = asyncio.Event()
@@ -108,19 +110,19 @@ class SimulatedNode:
         machine = self._machine
         bridge_id = self._number * machine.chunks + rank
         arrays = machine.describe(self._number, rank)
-        regions = self._arrivals.join(bridge_id, {ARRAY: 1})
-        self._regions[bridge_id] = regions[ARRAY][0]
-        self._events.append(BridgeJoined(bridge_id, machine.ranks, arrays, regions))
+        self._arrivals.join(bridge_id)
+        self._bridges.append(bridge_id)
+        self._events.append(BridgeJoined(bridge_id, machine.ranks, arrays))
         self._news.set()
 
     def put(self, timestep: int) -> None:
         """Let every rank put its chunk; nobody hears of it before `show`."""
-        for bridge_id, region in self._regions.items():
-            self._arrivals.put(bridge_id, region, timestep)
+        for part in self._parts:
+            self._arrivals.put(part.bridge_id, part.region, timestep)
 
     def end(self) -> None:
         """Let every rank close."""
-        for bridge_id in self._regions:
+        for bridge_id in self._bridges:
             self._arrivals.close(bridge_id, BridgeStats())
         self.show()
 
@@ -144,13 +146,14 @@ class SimulatedNode:
     def report_progress(self, text: str) -> None:
         """There is no rank to tell it."""
 
-    def bound_bytes(self, plan: StartPlan, boxes: Boxes) -> int:
+    def bound_bytes(self, plan: StartPlan, here: NodePlan) -> int:
         """Chunk memory that this node would need."""
-        return slot_size(CHUNK_SHAPE, DTYPE) * len(self._regions) * plan.slots[ARRAY]
+        return slot_size(CHUNK_SHAPE, DTYPE) * len(self._bridges) * plan.slots[ARRAY]
 
-    def start(self, plan: StartPlan, boxes: Boxes) -> None:
+    def start(self, plan: StartPlan, here: NodePlan) -> None:
         """Let the ranks go."""
-        self._arrivals.subscribe(plan.slots, plan.consumers)
+        self._parts = here.parts[ARRAY]
+        self._arrivals.subscribe(plan.slots, here.parts, plan.consumers)
 
     def release(self, consumer: str, steps: Sequence[tuple[str, int]]) -> None:
         """End leases."""
@@ -295,14 +298,14 @@ class SimulatedAgents(RayAgents):
         self.progress_calls += self._machine.nodes
         super().report_progress(text)
 
-    def bound_bytes(self, plan: StartPlan, boxes: Mapping[str, Boxes]) -> Mapping[str, int]:
+    def bound_bytes(self, plan: StartPlan, nodes: Mapping[str, NodePlan]) -> Mapping[str, int]:
         """Chunk memory of each node."""
         self.laid_out = time.monotonic()
-        return super().bound_bytes(plan, boxes)
+        return super().bound_bytes(plan, nodes)
 
-    def start(self, plan: StartPlan, boxes: Mapping[str, Boxes]) -> None:
+    def start(self, plan: StartPlan, nodes: Mapping[str, NodePlan]) -> None:
         """Let the ranks go."""
-        super().start(plan, boxes)
+        super().start(plan, nodes)
         self.started = time.monotonic()
         self.running.set()
 
