@@ -6,8 +6,6 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 if TYPE_CHECKING:
     from deisa.ray._state.agreement import LabelledCoordinate
     from deisa.ray.types import DeisaArray
@@ -125,7 +123,7 @@ def _rows(array: DeisaArray) -> Iterator[tuple[str, str]]:
 
 
 def _range(coordinate: LabelledCoordinate) -> str:
-    values = np.atleast_1d(coordinate.values)  # one position, where its dimension was dropped
+    values = coordinate.values.reshape(-1)  # one position, where its dimension was dropped
     shown = str(values[0]) if len(values) == 1 else f"{values[0]} ... {values[-1]}"
     units = coordinate.attrs.get("units")
     return f"{shown} {units}" if isinstance(units, str) else shown
